@@ -1,0 +1,57 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer: they create .venv and install what is missing.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench
+
+BIN := .venv/bin
+
+help:
+	@echo "make demo    stream the flights of 2013 through a real Kafka, learn from them, show what happened"
+	@echo "make test    lint, types and all tests"
+	@echo "make lint    lint and types alone"
+	@echo "make bench   measure against Faust + River and Quix Streams + River; writes benchmarks/README.md"
+	@echo "make setup   create .venv with everything that development needs"
+
+setup: .venv/installed-dev
+
+demo: .venv/installed-demo
+	@$(BIN)/headrace demo
+
+test: lint
+	@echo "==> tests (a real Kafka and a real Redis start by themselves)"
+	@$(BIN)/python -m pytest -q
+
+# mypy reads the packages through the links in src/headrace; [tool.mypy] in pyproject.toml names what it checks
+lint: .venv/installed-dev
+	@echo "==> ruff"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "not formatted; run: $(BIN)/ruff format ."; exit 1; }
+	@echo "==> mypy"
+	@$(BIN)/mypy
+
+bench: .venv/installed-bench
+	@echo "==> benchmarks"
+	@$(BIN)/python -m benchmarks.run
+
+# What is installed is as new as its stamp. dev holds all of demo, and bench all of dev.
+.venv/installed-demo: pyproject.toml constraints.txt
+	@$(call install,demo)
+	@touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt
+	@$(call install,dev)
+	@touch .venv/installed-demo $@
+
+.venv/installed-bench: pyproject.toml constraints.txt
+	@$(call install,bench)
+	@touch .venv/installed-demo .venv/installed-dev $@
+
+define install
+echo "==> installing headrace[$(1)] into .venv (about a minute the first time)"; \
+set -e; \
+if ! $(BIN)/python -c "" 2> /dev/null; then \
+    python=$$(sh .ci/find-python); \
+    "$$python" -m venv --clear .venv; \
+fi; \
+$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
+endef

@@ -1,0 +1,290 @@
+"""Events per second from topic to topic: one headrace worker and its peers, over the same events on the same broker.
+
+Each contestant is one process that reads the topic `clicks` from its beginning and writes one prediction per event to a
+topic of its own. The broker stamps predictions as they are appended (LogAppendTime), and the rate is taken from these
+stamps alone, for all alike: predictions appended after a contestant's first tenth, by the time that took. Start-up,
+compiling and the first fetches are so left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from kafka import KafkaConsumer
+from kafka import TopicPartition as PlainTopicPartition
+from kafka.admin import KafkaAdminClient, NewTopic
+
+from headrace.connectors import embedded
+
+HERE = Path(__file__).parent
+PEERS = HERE.parent / "build" / "peers"  # their virtual environments
+TOPIC, PARTITIONS = "clicks", 4
+LIMIT_SECONDS = 300.0  # for one contestant
+QUIET_SECONDS = 4.0  # without a new prediction, after the last that is due
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One who takes part. events: how many it is given, None for all; slow peers get fewer, and the table says so."""
+
+    name: str
+    does: str
+    output: str
+    events: int | None
+    script: str = ""  # of a peer, in benchmarks/peers
+
+
+HEADRACE = Contestant("headrace", "exactly once; 4 numbers, 2 categories; FTRL", "clicks.headrace", None)
+QUIX = Contestant("Quix Streams + River", "at least once; 4 numbers; SGD", "clicks.quix-river", 300_000, "quix_river")
+FAUST = Contestant("Faust + River", "at least once; 4 numbers; SGD", "clicks.faust-river", 60_000, "faust_river")
+CONTESTANTS = (HEADRACE, QUIX, FAUST)
+
+
+class Prediction(msgspec.Struct):
+    key: str
+    prediction: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a contestant did. predictions: read committed; repeats: of keys that were predicted before."""
+
+    contestant: Contestant
+    versions: str
+    predictions: int
+    repeats: int
+    events_per_second: float
+    log_loss: float
+
+
+@dataclass
+class Views:
+    """The events: clicks of a logistic model over 4 numbers and 2 categories, always the same ones."""
+
+    count: int
+    clicked: np.ndarray = field(init=False)  # bool (count,)
+    value_bytes: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        random = np.random.default_rng(7)
+        self.numbers = random.normal(size=(self.count, 4))
+        self.site = random.zipf(1.5, self.count) % 200
+        self.ad = random.zipf(1.3, self.count) % 2_000
+        taste = np.concatenate([random.normal(0, 0.5, 200), random.normal(0, 0.7, 2_000)])
+        score = self.numbers @ (0.8, -0.6, 0.4, 0.0) + taste[self.site] + taste[200 + self.ad] - 1.0
+        self.clicked = random.random(self.count) < 1 / (1 + np.exp(-score))
+
+    def records(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """(partition, key, value) of each event; 4 decimals, about 125 bytes."""
+        age, price, depth, speed = (column.tolist() for column in self.numbers.T)
+        site, ad, clicked = self.site.tolist(), self.ad.tolist(), self.clicked.tolist()
+        for i in range(self.count):
+            value = (
+                f'{{"id":"v{i:08d}","time":{1_700_000_000 + i / 1_000:.3f},"age":{40 + 10 * age[i]:.2f},'
+                f'"price":{9 + 2 * price[i]:.3f},"depth":{depth[i]:.4f},"speed":{speed[i]:.4f},'
+                f'"site":"s{site[i]}","ad":"ad{ad[i]}","clicked":{"true" if clicked[i] else "false"}}}'
+            ).encode()
+            self.value_bytes += len(value)
+            yield i % PARTITIONS, f"v{i:08d}".encode(), value
+
+    def log_loss(self, rows: np.ndarray, prediction: np.ndarray) -> float:
+        p = np.clip(prediction, 1e-9, 1 - 1e-9)
+        return float(-np.mean(np.where(self.clicked[rows], np.log(p), np.log(1 - p))))
+
+    def log_loss_constant(self) -> float:
+        share = float(self.clicked.mean())
+        return -(share * math.log(share) + (1 - share) * math.log(1 - share))
+
+
+def compare(events: int, contestants: tuple[Contestant, ...] = CONTESTANTS) -> tuple[Views, list[Result]]:
+    """Fill the topic and let the contestants run one after another.
+
+    Raises SetupError when a server does not start, RuntimeError when a contestant ends early or takes too long.
+    """
+    for contestant in contestants:
+        if contestant.script:
+            make_environment(contestant.script)
+    views = Views(events)
+    properties = {"log.message.timestamp.type": "CreateTime"}
+    with (
+        embedded.kafka(properties=properties) as broker,
+        embedded.redis() as redis,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        say(f"writing {events:,} events")
+        create_topics(broker.address, contestants)
+        asyncio.run(fill(broker.address, views))
+        say(f"  {views.value_bytes / events:.0f} bytes each, {PARTITIONS} partitions")
+        return views, [run(c, broker.address, redis.url, views, Path(folder)) for c in contestants]
+
+
+def run(contestant: Contestant, broker: str, redis: str, views: Views, folder: Path) -> Result:
+    """Let one contestant work until what is due has been predicted, stop it, and read what it wrote."""
+    due = min(contestant.events or views.count, views.count)
+    say(f"{contestant.name}: {due:,} events")
+    if contestant.script:
+        python, versions = PEERS / contestant.script / "bin" / "python", pinned(contestant.script)
+        worker = ["worker", "-l", "warn", "--without-web"] if contestant is FAUST else []
+        command = [str(python), str(HERE / "peers" / f"{contestant.script}.py"), *worker]
+    else:
+        tool, versions = Path(sys.executable).parent / "headrace", "this commit"
+        command = [str(tool), "run", str(HERE / "clicks.py"), "--broker", broker, "--redis", redis]
+    log = folder / f"{contestant.output}.log"
+    with log.open("wb") as output, running(command, {"BROKER": broker}, folder, output) as process:
+        wait_until_predicted(process, broker, contestant.output, due, log)
+    times, rows, predictions = asyncio.run(read(broker, contestant.output))
+    began = times[len(times) // 10]
+    steady = times > began
+    result = Result(
+        contestant,
+        versions,
+        predictions=len(rows),
+        repeats=len(rows) - len(np.unique(rows)),
+        events_per_second=float(steady.sum() / ((times[-1] - began) / 1_000)),
+        log_loss=views.log_loss(rows, predictions),
+    )
+    say(f"  {result.events_per_second:,.0f} events/s; {len(rows):,} predictions, {result.repeats:,} repeated")
+    return result
+
+
+@contextlib.contextmanager
+def running(
+    command: list[str], environment: dict[str, str], folder: Path, output: object
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process, and end it with the `with` block: SIGTERM, after 30 s SIGKILL."""
+    process = subprocess.Popen(
+        command,
+        env=os.environ | environment,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,  # type: ignore[call-overload]
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until_predicted(process: subprocess.Popen[bytes], broker: str, topic: str, due: int, log: Path) -> None:
+    """Return when `due` records lie in the topic and, where none are left to come, it has been quiet for a while."""
+    partitions = [PlainTopicPartition(topic, p) for p in range(PARTITIONS)]
+    consumer = KafkaConsumer(bootstrap_servers=broker)
+    until, seen, moved = time.monotonic() + LIMIT_SECONDS, 0, time.monotonic()
+    try:
+        while True:
+            time.sleep(1.0)
+            now = time.monotonic()
+            written = sum(consumer.end_offsets(partitions).values())  # with transactions, their markers too
+            if written > seen:
+                seen, moved = written, now
+            if written >= due and (now - moved > QUIET_SECONDS or written >= 1.1 * due):
+                return
+            if process.poll() is not None or now > until:
+                why = f"ended with status {process.returncode}" if process.poll() is not None else "took too long"
+                raise RuntimeError(
+                    f"{topic}: {why} after {written:,} of {due:,} predictions\n{log.read_text()[-3_000:]}"
+                )
+    finally:
+        consumer.close()
+
+
+def create_topics(broker: str, contestants: tuple[Contestant, ...]) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=broker)
+    try:
+        topics = [NewTopic(name=TOPIC, num_partitions=PARTITIONS, replication_factor=1)]
+        for contestant in contestants:
+            stamped = {"message.timestamp.type": "LogAppendTime"}
+            topics.append(NewTopic(contestant.output, PARTITIONS, 1, topic_configs=stamped))
+        admin.create_topics(topics)
+    finally:
+        admin.close()
+
+
+async def fill(broker: str, views: Views) -> None:
+    """Write all events, in whole batches."""
+    producer = AIOKafkaProducer(bootstrap_servers=broker, max_batch_size=512 << 10, acks="all")
+    await producer.start()
+    try:
+        batches = [producer.create_batch() for _ in range(PARTITIONS)]
+        now = int(time.time() * 1_000)
+        for partition, key, value in views.records():
+            if batches[partition].append(key=key, value=value, timestamp=now) is None:
+                await producer.send_batch(batches[partition], TOPIC, partition=partition)
+                batches[partition] = producer.create_batch()
+                batches[partition].append(key=key, value=value, timestamp=now)
+        last = [await producer.send_batch(batch, TOPIC, partition=p) for p, batch in enumerate(batches)]
+        await asyncio.gather(*last)
+    finally:
+        await producer.stop()
+
+
+async def read(broker: str, topic: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All predictions of a topic, in order of time: append time in ms, number of the event, P(clicked)."""
+    decoder = msgspec.json.Decoder(Prediction)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=broker,
+        isolation_level="read_committed",
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+    )
+    await consumer.start()
+    try:
+        partitions = [TopicPartition(topic, p) for p in range(PARTITIONS)]
+        consumer.assign(partitions)
+        ends = await consumer.end_offsets(partitions)
+        await consumer.seek_to_beginning(*partitions)
+        times, rows, predictions = [], [], []
+        until = time.monotonic() + LIMIT_SECONDS
+        while any([await consumer.position(p) < ends[p] for p in partitions]) and time.monotonic() < until:
+            for records in (await consumer.getmany(timeout_ms=1_000, max_records=50_000)).values():
+                for record in records:
+                    made = decoder.decode(record.value)
+                    times.append(record.timestamp)
+                    rows.append(int(made.key[1:]))
+                    predictions.append(made.prediction)
+    finally:
+        await consumer.stop()
+    order = np.argsort(np.array(times), kind="stable")
+    return np.array(times)[order], np.array(rows)[order], np.array(predictions)[order]
+
+
+def make_environment(script: str) -> None:
+    """A virtual environment of the peer's own, with the pinned versions; made anew when they change."""
+    folder, wanted = PEERS / script, (HERE / "peers" / f"{script}.txt").read_text()
+    mark = folder / hashlib.sha256(wanted.encode()).hexdigest()[:16]
+    if mark.exists():
+        return
+    say(f"installing {pinned(script)} into {folder.relative_to(HERE.parent)}")
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-r", str(HERE / "peers" / f"{script}.txt")], check=True)
+    mark.touch()
+
+
+def pinned(script: str) -> str:
+    """Name and version of what a peer runs, as its requirements say."""
+    return ", ".join((HERE / "peers" / f"{script}.txt").read_text().replace("==", " ").split("\n")).strip(", ")
+
+
+def say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,1 @@
+"""Kafka, Redis and the embedded servers: they move bytes and know no learning."""

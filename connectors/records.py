@@ -1,0 +1,40 @@
+"""Records as they lie in Kafka, alone and in the runs in which they are fetched."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+Headers = tuple[tuple[str, bytes | None], ...]
+Partition = tuple[str, int]  # topic, number; equal to the TopicPartition of aiokafka and the TP of Faust
+
+
+class Record(NamedTuple):
+    """One record as it lay in Kafka."""
+
+    offset: int
+    timestamp: int  # milliseconds since the epoch
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+class Fetched(NamedTuple):
+    """The records of one partition from `start` up to, not including, `next`.
+
+    Offsets may have holes (compaction, transaction markers, aborted transactions), and `records` may be empty: then
+    only the position moved. Runs of one partition join: the start of one is the next of the one before.
+    """
+
+    topic: str
+    partition: int
+    start: int
+    next: int
+    records: list[Record]
+    end: int  # nothing at or after it could be read when this was fetched: the last stable offset
+    generation: int  # of the consumer group; -1 outside a group
+    size: int  # bytes of memory, roughly
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the partition was read to its end with this run."""
+        return self.next >= self.end

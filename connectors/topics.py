@@ -1,0 +1,136 @@
+"""Asking and telling the broker about topics, offsets and groups, before a worker runs and beside it. Synchronous."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from kafka import IsolationLevel, TopicPartition
+from kafka.admin import KafkaAdminClient, MemberToRemove, OffsetSpec
+from kafka.errors import (
+    BrokerResponseError,
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    KafkaError,
+    NotCoordinatorError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+
+from ..errors import InputError, Refused, Unreachable
+from .records import Partition
+
+Answer = TypeVar("Answer")
+
+COORDINATOR_STARTS = (CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError)
+PATIENCE_SECONDS = 8.0  # for a broker that does not answer; the whole start says so within 10
+
+
+def ask(address: str, question: Callable[[KafkaAdminClient], Answer]) -> Answer:
+    """Put a question to the broker; raises Unreachable and Refused in the place of kafka-python's errors."""
+    admin, deadline = None, time.monotonic() + PATIENCE_SECONDS
+    patience = {name: int(PATIENCE_SECONDS * 1000) for name in ("bootstrap_timeout_ms", "request_timeout_ms")}
+    try:
+        admin = KafkaAdminClient(bootstrap_servers=address, **patience)
+        while True:
+            try:
+                return question(admin)
+            except COORDINATOR_STARTS:  # a young broker still makes the topics that groups are kept in
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+    except BrokerResponseError as error:
+        raise Refused(f"broker {address} refused: {error.description or error!r} ({type(error).__name__})") from error
+    except (KafkaError, OSError, ValueError) as error:
+        raise Unreachable(
+            f"broker {address} does not answer ({error}); is it running, and is the address right? "
+            "Give another with --broker or HEADRACE_BROKER"
+        ) from error
+    finally:
+        if admin is not None:
+            admin.close()
+
+
+def partitions_of(address: str, topics: Iterable[str]) -> dict[str, int]:
+    """The number of partitions of each topic; topics that do not exist are left out, and not created."""
+    names = set(topics)
+
+    def question(admin: KafkaAdminClient) -> dict[str, int]:
+        existing = sorted(names.intersection(admin.list_topics()))  # asking for a topic by its name may create it
+        found = admin.describe_topics(existing) if existing else []
+        return {topic["name"]: len(topic["partitions"]) for topic in found if not topic["error_code"]}
+
+    return ask(address, question)
+
+
+def create_topics(
+    address: str, topics: Mapping[str, int], *, settings: Mapping[str, Mapping[str, str]] | None = None
+) -> list[str]:
+    """Create those that are missing, each with its number of partitions, and wait until they can be used.
+
+    settings: topic -> configuration, such as {"cleanup.policy": "compact"}. Replication is the broker's default.
+    Returns the names of those created. One that exists is left as it is, with however many partitions.
+    Raises Refused when the broker does not allow it, naming topic and reason.
+    """
+    existing = partitions_of(address, topics)
+    wanted = {
+        name: {"num_partitions": count, "replication_factor": -1, "configs": dict((settings or {}).get(name, {}))}
+        for name, count in topics.items()
+        if name not in existing
+    }
+
+    def question(admin: KafkaAdminClient) -> list[str]:
+        created = []
+        for answer in admin.create_topics(wanted, raise_errors=False)["topics"]:
+            error = for_code(answer["error_code"])
+            if not answer["error_code"]:
+                created.append(answer["name"])
+            elif error is not TopicAlreadyExistsError:  # then another worker was quicker
+                reason = answer.get("error_message") or error.description or error.__name__
+                raise Refused(f"broker {address} does not create topic {answer['name']!r}: {reason}")
+        admin.wait_for_topics(list(wanted), timeout_ms=int(PATIENCE_SECONDS * 1000))
+        return created
+
+    return ask(address, question) if wanted else []
+
+
+def first_offsets(address: str, partitions: Iterable[Partition]) -> dict[Partition, int]:
+    """The first offset that each partition still holds. Raises InputError for one that does not exist."""
+    return _offsets(address, partitions, OffsetSpec.EARLIEST)
+
+
+def end_offsets(address: str, partitions: Iterable[Partition]) -> dict[Partition, int]:
+    """The offset behind the last committed record, and behind the transaction markers that follow it.
+
+    Raises InputError for a partition that does not exist.
+    """
+    return _offsets(address, partitions, OffsetSpec.LATEST)
+
+
+def _offsets(address: str, partitions: Iterable[Partition], which: OffsetSpec) -> dict[Partition, int]:
+    wanted = {TopicPartition(*partition): which for partition in partitions}
+
+    def question(admin: KafkaAdminClient) -> dict[Partition, int]:
+        try:
+            found = admin.list_partition_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED)
+        except UnknownTopicOrPartitionError as error:
+            names = ", ".join(f"{topic}[{number}]" for topic, number in sorted(wanted))
+            raise InputError(f"broker {address} has no such partition among {names}; create the topic first") from error
+        return {(tp.topic, tp.partition): answer.offset for tp, answer in found.items()}
+
+    return ask(address, question) if wanted else {}
+
+
+def committed_offsets(address: str, group: str) -> dict[Partition, int]:
+    """What a consumer group has committed; empty for a group that is unknown."""
+    rows = ask(address, lambda admin: admin.list_group_offsets(group)).get(group, {})
+    return {(tp.topic, tp.partition): row.offset for tp, row in rows.items() if row.offset >= 0}
+
+
+def remove_member(address: str, group: str, instance_id: str) -> bool:
+    """Take a static member out of its group, which it never leaves by itself; False when it was not in it."""
+    member = MemberToRemove(group_instance_id=instance_id)
+    answers = ask(address, lambda admin: admin.remove_group_members(group, [member]))
+    return all(not error.errno for error in answers.values())

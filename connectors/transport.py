@@ -1,0 +1,359 @@
+"""A Faust transport in which one event is a run of records: all that was fetched of one partition at a time.
+
+Faust does membership, assignment and flow; this file takes the runs from aiokafka's fetcher, sets the offsets they
+begin at, and sees that none is lost or repeated over a rebalance. Topics that are not among `Settings.topics` arrive
+record by record and are committed by Faust, so that a user's own agents may live in the same app.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import faust
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import ConsumerStoppedError
+from faust.transport.drivers import aiokafka as stock
+from faust.types import TP, ConsumerMessage
+from mode.utils.futures import notify
+
+from ..errors import StreamStopped, Unreachable
+from .fetching import leave, take
+from .groups import Member, Rebalanced, stable_offsets
+from .records import Fetched, Partition
+
+DRAIN_RECORDS = 50_000  # taken at one go, so that the heartbeats of the consumer's thread are not late
+
+
+class Assigned(NamedTuple):
+    """What the group gave to this worker, and where it reads on."""
+
+    member: Member
+    starts: dict[Partition, int]  # the offset of the next record of each partition
+    committed: dict[Partition, int | None]  # None: this group never committed this partition
+
+
+class Owner(Protocol):
+    """Who works on the runs. All is called in the app's event loop."""
+
+    async def before_start(self) -> None:
+        """Return when committed offsets may be asked for: what a predecessor left open has been ended."""
+
+    def assigned(self, assigned: Assigned) -> None:
+        """Partitions were given; their first runs come after this returns."""
+
+    def revoking(self, partitions: set[TP]) -> None:
+        """Partitions are being taken away. Now commit what is in hand at once, and ack all that will not be committed.
+
+        The rebalance waits until every run is acked.
+        """
+
+    def revoked(self, partitions: set[TP]) -> None:
+        """Partitions were taken away; runs of theirs are void."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the topics that arrive in runs are read."""
+
+    topics: frozenset[str]
+    starts: Mapping[str, Literal["earliest", "latest"]] = field(default_factory=dict)  # without a committed offset
+    max_wait_ms: int = 50  # a fetch waits so long for a first record; a broker answers one fetch at a time
+    max_bytes_in_hand: int = 32 << 20  # fetched and not yet acked; shared out evenly to the partitions
+    max_run_records: int = 20_000
+
+
+class Runs(faust.Schema):
+    """The schema of the topics that arrive in runs: the event's value is a Fetched; decoding is the engine's."""
+
+    def compile(self, app: Any, **options: Any) -> Any:
+        create_event = app.create_event
+
+        async def decode(message: Any, *, propagate: bool = False) -> Any:
+            return create_event(None, message.value, None, message)
+
+        return decode
+
+
+class ConsumerThread(stock.AIOKafkaConsumerThread):
+    """The thread of aiokafka's consumer: everything that must not be torn from a generation happens in it."""
+
+    consumer: Consumer
+    seek_epoch = 0  # counts the seeks; a run taken before the last one is void
+    _waiter: asyncio.Future[None] | None = None
+
+    def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
+        consumer = super()._create_worker_consumer(transport)
+        # Round robin, Faust's choice, gives partition p of two topics to different workers
+        consumer._partition_assignment_strategy = [RangePartitionAssignor]
+        consumer._isolation_level = "read_committed"
+        # Faust's 1,500 ms would let an idle partition hold up the busy ones of its broker
+        consumer._fetch_max_wait_ms = self.consumer.settings.max_wait_ms
+        return consumer
+
+    async def seek(self) -> Assigned:
+        """Set every partition to its committed offset, waiting out open transactions.
+
+        Raises Rebalanced when the group moves on meanwhile.
+        """
+        consumer = self._ensure_consumer()
+        coordinator, partitions = consumer._coordinator, consumer.assignment()
+        member = Member(coordinator.generation, coordinator.member_id, self.app.conf.consumer_group_instance_id)
+        committed = await stable_offsets(coordinator, sorted(partitions))
+        new = [TopicPartition(*partition) for partition, offset in committed.items() if offset is None]
+        starts = await self._first_offsets(consumer, new)
+        starts |= {partition: offset for partition, offset in committed.items() if offset is not None}
+        if (coordinator.generation, coordinator.member_id) != member[:2] or consumer.assignment() != partitions:
+            raise Rebalanced(f"group {coordinator.group_id} rebalanced while its start offsets were asked for")
+        self.seek_epoch += 1
+        for partition, offset in starts.items():  # no await since the check
+            consumer.seek(TopicPartition(*partition), offset)
+        return Assigned(member, starts, committed)
+
+    async def _first_offsets(self, consumer: AIOKafkaConsumer, new: list[TopicPartition]) -> dict[Partition, int]:
+        default = self.app.conf.consumer_auto_offset_reset
+        latest = [tp for tp in new if self.consumer.settings.starts.get(tp.topic, default) == "latest"]
+        earliest = [tp for tp in new if tp not in latest]
+        found = {**await consumer.beginning_offsets(earliest), **await consumer.end_offsets(latest)}
+        return {(tp.topic, tp.partition): offset for tp, offset in found.items()}
+
+    async def _fetch_records(  # runs, tagged with the epoch of their seek
+        self, consumer: AIOKafkaConsumer, active: Any, timeout: float | None = None, max_records: int | None = None
+    ) -> list[tuple[int, Fetched]]:
+        fetcher, subscriptions = consumer._fetcher, consumer._subscription
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (timeout or 0)
+        with subscriptions.fetch_context():
+            while True:
+                if consumer._closed or fetcher._closed:
+                    raise ConsumerStoppedError
+                self._waiter = waiter = fetcher._create_fetch_waiter()  # before looking: no wake-up is missed
+                # A call from before a rebalance must not take what was fetched after the new seek: while the flow
+                # stands still nobody would deliver it, and no other seek would follow
+                flows = self.consumer.flow_active and not subscriptions.reassignment_in_progress
+                runs = list(self._drain(consumer)) if flows else []
+                left = deadline - loop.time()
+                if runs or left <= 0 or not self.consumer.flow_active:
+                    waiter.cancel()
+                    return runs
+                await asyncio.wait([waiter], timeout=left if flows else min(left, 0.05))
+                if not waiter.done():
+                    waiter.cancel()
+                elif not waiter.cancelled():
+                    waiter.result()  # raises what the coordinator cannot get over, an authorization for one
+
+    def _drain(self, consumer: AIOKafkaConsumer) -> Iterator[tuple[int, Fetched]]:
+        fetcher: Fetcher = consumer._fetcher
+        generation, records = consumer._coordinator.generation, 0
+        for tp in list(fetcher._records):
+            if not consumer._subscription.is_assigned(tp):
+                del fetcher._records[tp]
+            elif records >= DRAIN_RECORDS or not self.consumer.wants(TP(*tp)):
+                leave(fetcher, tp)
+            elif run := take(fetcher, tp, self.consumer.settings.max_run_records, generation):
+                records += len(run.records)
+                yield self.seek_epoch, run
+
+    def wake(self) -> None:
+        """Look again at what there is to take; callable from any thread."""
+
+        def look() -> None:
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+
+        if self._waiter is not None:
+            self.thread_loop.call_soon_threadsafe(look)
+
+    def ends(self) -> dict[TP, int]:
+        """The last stable offset of each partition, as of its last fetch; callable from any thread."""
+        subscription = self._ensure_consumer()._subscription.subscription
+        assignment = subscription and subscription.assignment
+        states = {tp: assignment.state_value(tp) for tp in assignment.tps} if assignment else {}
+        return {TP(*tp): state.lso for tp, state in states.items() if state.lso is not None}
+
+
+class Consumer(stock.Consumer):
+    """Hands runs to the app in order, bounds what is in hand, and asks for the right start after a rebalance."""
+
+    transport: Transport
+    _thread: ConsumerThread
+
+    def __init__(self, transport: Transport, *args: Any, **options: Any) -> None:
+        self.settings = transport.settings
+        self._held: frozenset[TP] = frozenset()
+        self._next: dict[TP, int] = {}  # where the next run of each partition has to begin
+        self._in_hand: dict[TP, int] = {}  # bytes delivered and not yet acked
+        self._delivered: defaultdict[TP, deque[int]] = defaultdict(deque)  # offsets that Faust may commit once acked
+        super().__init__(transport, *args, **options)
+
+    def _new_consumer_thread(self) -> ConsumerThread:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    # what the owner asks
+
+    def hold(self, partitions: Collection[Partition]) -> None:
+        """Stop delivering these partitions, and only these; at most one fetch of each is read ahead."""
+        self._held = frozenset(TP(*partition) for partition in partitions)
+        self._thread.wake()
+
+    def ends(self) -> dict[TP, int]:
+        """The offset at which nothing more could be read, per partition, as of its last fetch.
+
+        A partition whose runs were taken up to there is at its end, also when it is empty and there never was a run.
+        Those never fetched from, and those that are held, are left out.
+        """
+        return {tp: end for tp, end in self._thread.ends().items() if tp in self._next and tp not in self._held}
+
+    # asked in the consumer's thread
+
+    def wants(self, tp: TP) -> bool:
+        """Whether a run of this partition would be welcome now; callable from any thread."""
+        in_hand = self._in_hand.get(tp, 0)
+        return tp in self._get_active_partitions() and tp not in self._held and (not in_hand or in_hand < self._share())
+
+    def _share(self) -> int:
+        return self.settings.max_bytes_in_hand // max(len(self._in_hand), 1)
+
+    # from run to event
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        while not (self._stopped.is_set() or fetcher._stopped.is_set()):
+            await asyncio.sleep(0)
+            if not self.flow_active:
+                await self.wait(self.can_resume_flow)
+            try:
+                for epoch, run in await self._getmany(active_partitions=None, timeout=1.0):
+                    await self._deliver(epoch, run)
+            except (ConsumerStoppedError, asyncio.CancelledError):
+                if self.app.should_stop:
+                    return
+                raise
+            except Exception as error:
+                await self.app.crash(error)
+                raise
+
+    async def _deliver(self, epoch: int, run: Fetched) -> None:
+        current = run.generation == self.app.consumer_generation_id and epoch == self._thread.seek_epoch
+        if not (self.flow_active and current):
+            return  # a seek to the committed offsets follows
+        tp, expected = TP(run.topic, run.partition), self._next[TP(run.topic, run.partition)]
+        if run.start != expected:
+            raise StreamStopped(
+                f"{tp.topic}[{tp.partition}] goes on at offset {run.start:,}, expected {expected:,}: the records "
+                "between are gone, deleted by the topic's retention or by hand. To go on, set the group's offset"
+            )
+        self._next[tp] = run.next
+        self.app.monitor.track_tp_end_offset(tp, run.end)
+        if run.topic in self.settings.topics:
+            self._in_hand[tp] += run.size
+            await self._hand_over(self._message(tp, run.next - 1, run, run.generation))
+            return
+        for record in run.records:
+            self._delivered[tp].append(record.offset)
+            message = self._message(tp, record.offset, record.value, run.generation)
+            message.key, message.headers, message.timestamp = record.key, list(record.headers), record.timestamp / 1000
+            await self._hand_over(message)
+
+    def _message(self, tp: TP, offset: int, value: Any, generation: int) -> ConsumerMessage:
+        return ConsumerMessage(
+            tp.topic, tp.partition, offset, time.time(), 0, None, None, value, None, tp=tp, generation_id=generation
+        )
+
+    async def _hand_over(self, message: ConsumerMessage) -> None:
+        await self.wait_first(self.callback(message), self.suspend_flow.wait())
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        super().on_buffer_drop(tp)
+        self._thread.wake()
+
+    # acknowledged and committed
+
+    def ack(self, message: Any) -> bool:
+        """Let go of a run: it makes room for others, and a rebalance waits for it no longer. Commits nothing.
+
+        For other topics: Faust may commit the record.
+        """
+        if message.topic not in self.settings.topics:
+            return bool(super().ack(message))
+        if not message.acked:
+            message.acked = True
+        self._unacked_messages.discard(message)
+        notify(self._waiting_for_ack)
+        tp, run = message.tp, message.value
+        if run.generation == self.app.consumer_generation_id and tp in self._in_hand:
+            before = self._in_hand[tp]
+            self._in_hand[tp] = max(before - run.size, 0)
+            if before >= self._share():
+                self._thread.wake()
+        return True
+
+    def _new_offset(self, tp: TP) -> int | None:
+        # Faust's own can pass over records that are not acked
+        delivered, acked, offset = self._delivered[tp], self._acked_index[tp], None
+        while delivered and delivered[0] in acked:
+            acked.discard(last := delivered.popleft())
+            offset = last + 1
+        self._acked[tp].clear()
+        return offset
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        if tp.topic not in self.settings.topics:  # Faust would miss its own commits
+            super().verify_event_path(now, tp)
+
+    # rebalance: revoked, (assigned), sought; then the flow resumes
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        self.transport.owner.revoking(revoked)
+        self._get_active_partitions().difference_update(revoked)
+        self._paused_partitions.difference_update(revoked)
+        await self._on_partitions_revoked(revoked)  # waits until every run in hand is acked
+        for tp in revoked:  # not before, as Faust does: finished work would be forgotten
+            for book in (self._next, self._in_hand, self._delivered, self._acked, self._acked_index):
+                book.pop(tp, None)
+            for book in (self._gap, self._read_offset, self._committed_offset):
+                book.pop(tp, None)
+        self.transport.owner.revoked(revoked)
+
+    async def perform_seek(self) -> None:
+        """Begin at the committed offsets. Called after every assignment, before the flow resumes.
+
+        Faust waits for broker_request_timeout and then idles for ever, holding its partitions: crash before that.
+        """
+        patience = 0.9 * self.app.conf.broker_request_timeout
+        try:
+            async with asyncio.timeout(patience):
+                await self.transport.owner.before_start()
+                try:
+                    assigned = await self._thread.call_thread(self._thread.seek)
+                except Rebalanced:
+                    await asyncio.Event().wait()  # another seek follows and cancels this one; the flow must not resume
+        except TimeoutError as error:
+            group = self.app.conf.id
+            late = Unreachable(f"no start offsets for group {group} within {patience:g} s; is the broker well?")
+            await self.app.crash(late)
+            raise late from error
+        for partition, offset in assigned.starts.items():
+            tp = TP(*partition)
+            self._next[tp] = self._read_offset[tp] = self._committed_offset[tp] = offset
+            self._in_hand[tp] = 0
+            self._delivered[tp].clear()
+            self._acked[tp].clear()
+            self._acked_index[tp].clear()
+        self.transport.owner.assigned(assigned)
+
+
+class Transport(stock.Transport):
+    """Give this to a Faust app by overriding App._new_transport."""
+
+    Consumer = Consumer
+
+    def __init__(self, url: Any, app: Any, owner: Owner, settings: Settings) -> None:
+        super().__init__(url, app)
+        self.owner = owner
+        self.settings = settings

@@ -1,0 +1,1 @@
+"""Pipelines to copy, and the data they run on."""

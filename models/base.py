@@ -1,0 +1,221 @@
+"""What can be learned from a stream: the protocol of models, which declare arrays that the engine owns.
+
+A model is configuration; it says which named arrays it needs (`layout`) and works in place on the ones bound to it
+(`bind`). Saving, loading, merging and eviction are therefore written once, in the engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+
+import numpy as np
+
+from ..errors import DeclarationError
+
+Task = Literal["binary", "multiclass", "regression"]
+Decay = tuple[int, Callable[[float], None]]  # half-life in microseconds of event time, and what forgets
+
+
+class Spec(NamedTuple):
+    """What a model works on; fixed by the declaration of the pipeline, stored in the manifest."""
+
+    numeric: tuple[str, ...]  # N names
+    categories: tuple[str, ...]  # K names
+    task: Task | None  # None: no labels
+    outputs: int = 1  # O: 1, the classes, or the targets
+
+
+class Rows(NamedTuple):
+    """B rows of features; the caller owns them, a model never writes to them."""
+
+    numeric: (
+        np.ndarray
+    )  # float32 (B, N), float64 between the parts of a chain; NaN: missing; infinite counts as missing
+    categories: np.ndarray  # uint64 (B, K); hash of (feature, value); 0: missing
+
+
+class Truth(NamedTuple):
+    """B labels."""
+
+    y: np.ndarray  # float32 (B, T): T = 1, or the targets; class index; NaN: not known
+    weight: np.ndarray  # float32 (B,); negative takes back what was learned before
+
+
+class Array(NamedTuple):
+    """One named array of state, of fixed capacity."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    fill: float = 0.0
+    rows: str = ""  # arrays of one row group are touched, evicted and sent together
+    axis: Literal["", "numeric", "categories", "outputs"] = ""  # axis 0 is matched by name when features change
+    merge: Literal["owner", "sum", "mean", "moments", "steps", "max"] = "owner"
+    by: str = ""  # "moments": the count array; "steps": the evidence array, or "" where column 1 holds the evidence
+
+
+def allocate(layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    """New arrays for a layout, each at its fill; zeros cost no memory until they are written."""
+    return {
+        name: np.full(a.shape, a.fill, a.dtype) if a.fill else np.zeros(a.shape, a.dtype) for name, a in layout.items()
+    }
+
+
+def allocate_touched(layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    """Per row group of a layout a uint8 (ceil(R / 64),); a kernel sets [row >> 6] when it writes a row."""
+    return {a.rows: np.zeros(-(-a.shape[0] // 64), np.uint8) for a in layout.values() if a.rows}
+
+
+class Stateful(Protocol):
+    """Whatever has arrays: transforms, learners, metrics."""
+
+    def layout(self, spec: Spec) -> Mapping[str, Array]:
+        """The arrays this needs for spec; pure. Raises DeclarationError when spec does not fit."""
+        ...
+
+    def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
+        """Work in place on these arrays from now on; they are as `layout(spec)` says, and the engine owns them."""
+        ...
+
+    def pull(self) -> None:
+        """Bring the bound arrays up to date with a device, before they are saved; nothing to do on a CPU."""
+
+    def push(self) -> None:
+        """Bring a device up to date with the bound arrays, after they were loaded or merged; nothing on a CPU."""
+
+    def decays(self) -> list[Decay]:
+        """What forgets: the engine calls decay(2 ** (-k / 64)) when event time passes k multiples of half_life / 64."""
+        return []
+
+
+@runtime_checkable
+class Opaque(Protocol):
+    """A model without arrays (River): one owner, pickled, kept under the key of the HMAC."""
+
+    def dump(self) -> bytes: ...
+    def load(self, data: bytes) -> None: ...
+
+
+class Part(Stateful, Protocol):
+    """What can stand in a chain: `a | b` joins parts."""
+
+    def __or__(self, other: Part) -> Any:
+        from .chain import Chain
+
+        return Chain(self, other)
+
+
+class Transform(Part, Protocol):
+    """Changes the numeric block before a learner sees it; learns from the features alone."""
+
+    def apply(self, x: Rows, out: Rows) -> None:
+        """Write x as the state now stands to out.numeric, float64 (B, N); pure."""
+        ...
+
+    def observe(self, x: Rows) -> None:
+        """Learn from the features, in order: once per event, after its prediction; needs no label."""
+        ...
+
+    def apply_around(self, before: Rows, after: Rows, out_before: Rows, out_after: Rows) -> None:
+        """Row by row: apply to before[i], observe after[i], apply to after[i].
+
+        before and after are the same rows for the first part of a chain; for later parts they are what the parts
+        before made of the row, before and after they observed it.
+        """
+        for i in range(len(before.numeric)):
+            self.apply(_row(before, i), _row(out_before, i))
+            self.observe(_row(after, i))
+            self.apply(_row(after, i), _row(out_after, i))
+
+
+class Learner(Part, Protocol):
+    """Predicts, and learns from labelled rows."""
+
+    updates: Literal["sequential", "micro_batch"]
+    batch_size: int  # 1 when sequential
+
+    def predict(self, x: Rows, out: np.ndarray) -> None:
+        """Write probabilities or values to out, float32 (B, O); pure."""
+        ...
+
+    def learn(self, x: Rows, truth: Truth) -> None:
+        """Learn the rows in order, those with a NaN label excepted; sequential: the same whatever the cuts."""
+        ...
+
+    def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
+        """Row by row: predict x[i] to out[i], then learn learned[i] (x[i] where not given)."""
+        learned = x if learned is None else learned
+        for i in range(len(out)):
+            self.predict(_row(x, i), out[i : i + 1])
+            self.learn(_row(learned, i), Truth(truth.y[i : i + 1], truth.weight[i : i + 1]))
+
+
+@runtime_checkable
+class Detector(Stateful, Protocol):
+    """Says when a stream of numbers has changed."""
+
+    def update(self, values: np.ndarray, fired: np.ndarray) -> None:
+        """float64 (B,) in order -> bool (B,), written in place."""
+        ...
+
+
+def _row(x: Rows, i: int) -> Rows:
+    return Rows(x.numeric[i : i + 1], x.categories[i : i + 1])
+
+
+# --- configuration: every model is rebuilt from its registered name and its settings, never from a pickle
+
+REGISTRY: dict[str, type] = {}
+T = TypeVar("T", bound=type)
+
+
+def register(cls: T) -> T:
+    """Let `build` make this class, a dataclass, from its name."""
+    REGISTRY[cls.__name__] = cls
+    return cls
+
+
+class Configured:
+    """A dataclass whose settings are its fields."""
+
+    def config(self) -> dict[str, Any]:
+        """The settings as JSON-able values, with "name"; `build` is the way back."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
+        return {"name": type(self).__name__} | {
+            name: value.config() if isinstance(value, Configured) else value for name, value in values.items()
+        }
+
+    def unbound(self) -> Self:
+        """A new object with the same settings and no arrays."""
+        return build(self.config())
+
+
+def build(config: Mapping[str, Any]) -> Any:
+    """The model of a `config()`. Raises DeclarationError for a name or a setting that is not known."""
+    settings = {
+        key: build(value)
+        if isinstance(value, Mapping)
+        else [build(part) for part in value]
+        if key == "parts"
+        else value
+        for key, value in config.items()
+        if key != "name"
+    }
+    name = config.get("name")
+    if name not in REGISTRY:
+        raise DeclarationError(f"no model is named {name!r}; known are {', '.join(sorted(REGISTRY))}")
+    try:
+        return REGISTRY[name](*settings.pop("parts", ()), **settings)
+    except TypeError as error:
+        raise DeclarationError(f"{name}: {error}; is the configuration of another version?") from error
+
+
+def check_number(what: str, value: float, low: float, *, above: bool = False, high: float = math.inf) -> None:
+    """Raise DeclarationError unless value is a finite number >= low (> low with above=True) and <= high."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < low or value > high or (above and value == low):
+        least = f"above {low:g}" if above else f"of at least {low:g}"
+        most = f" and at most {high:g}" if high < math.inf else ""
+        raise DeclarationError(f"{what}: expected a number {least}{most}, got {value!r}")

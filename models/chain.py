@@ -1,0 +1,253 @@
+"""Transforms and a learner in a row: `StandardScaler() | LogisticRegression()`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from ..errors import DeclarationError
+from .base import (
+    Array,
+    Configured,
+    Decay,
+    Learner,
+    Part,
+    Rows,
+    Spec,
+    Transform,
+    Truth,
+    allocate,
+    allocate_touched,
+    register,
+)
+
+
+def as_chain(model: Any) -> Chain:
+    """The model as the engine drives it: a chain as it is, a bare learner as a chain of one.
+
+    Raises DeclarationError for anything else.
+    """
+    return model if isinstance(model, Chain) else Chain(model)
+
+
+@register
+class Chain(Configured):
+    """Parts in a row, all but the last transforms, the last a learner.
+
+    Rows come in raw: the chain applies its transforms as they stand at that moment. Arrays of part i are named "i/...".
+    The chain keeps buffers of the largest number of rows it has seen, and is used from one thread at a time.
+    """
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts: tuple[Part, ...] = tuple(
+            p for part in parts for p in (part.parts if isinstance(part, Chain) else (part,))
+        )
+        for part in self.parts:
+            if not (_is_transform(part) or _is_learner(part)):
+                raise DeclarationError(
+                    f"a model is made of transforms and a learner, as in StandardScaler() | LogisticRegression(); "
+                    f"got {part!r}"
+                )
+        for part in self.parts[:-1]:
+            if not _is_transform(part):
+                raise DeclarationError(f"{self!r}: only the last part may be a learner, and {part!r} comes before it")
+
+    def __or__(self, other: Part) -> Chain:
+        return Chain(self, other)
+
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self.parts))
+
+    def config(self) -> dict[str, Any]:
+        """The settings of the parts, JSON-able; `build` is the way back."""
+        return {"name": "Chain", "parts": [cast(Configured, part).config() for part in self.parts]}
+
+    @property
+    def updates(self) -> Literal["sequential", "micro_batch"]:
+        return self.learner.updates
+
+    @property
+    def batch_size(self) -> int:
+        return self.learner.batch_size
+
+    @property
+    def learner(self) -> Learner:
+        """The last part; raises DeclarationError where it is no learner."""
+        last = self.parts[-1]
+        if not _is_learner(last):
+            raise DeclarationError(f"{self!r} ends without a learner; add one, as in {self!r} | LogisticRegression()")
+        return cast(Learner, last)
+
+    def layout(self, spec: Spec) -> dict[str, Array]:
+        """Arrays of all parts, each prefixed with its place; raises DeclarationError when a part does not fit spec."""
+        self.learner  # noqa: B018  a chain without one is refused here
+        return {
+            f"{i}/{name}": array._replace(
+                rows=array.rows and f"{i}/{array.rows}", by=array.by and f"{i}/{array.by}"
+            )
+            for i, part in enumerate(self.parts)
+            for name, array in part.layout(spec).items()
+        }  # fmt: skip
+
+    def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
+        """Work in place on arrays as `layout(spec)` says; raises DeclarationError where one is missing or differs."""
+        for name, array in self.layout(spec).items():
+            bound = state.get(name)
+            if bound is None or bound.shape != array.shape or bound.dtype != array.dtype or not bound.flags.carray:
+                came = "nothing" if bound is None else f"{bound.dtype} {bound.shape}"
+                raise DeclarationError(
+                    f"{name} of {self!r}: expected {array.dtype} {array.shape}, writable, got {came}"
+                )
+        for i, part in enumerate(self.parts):
+            part.bind(spec, _under(f"{i}/", state), _under(f"{i}/", touched))
+        self._spec = spec
+        self._shapes = len(spec.numeric), len(spec.categories), spec.outputs
+        self._bound_learner = self.learner
+        self._transforms = cast(tuple[Transform, ...], self.parts[:-1])
+        self._reserve(16)
+
+    def pull(self) -> None:
+        for part in self.parts:
+            part.pull()
+
+    def push(self) -> None:
+        for part in self.parts:
+            part.push()
+
+    def decays(self) -> list[Decay]:
+        """(half-life in microseconds, decay) of every part that forgets; the engine calls decay(2 ** (-k / 64))."""
+        return [decay for part in self.parts for decay in part.decays()]
+
+    def predict(self, x: Rows, out: np.ndarray) -> None:
+        """Write P(true) or values of raw rows to out, float32 (B, O); changes no state."""
+        x = self._checked(x)
+        out = self._checked_out(x, out)
+        for step, transform in enumerate(self._transforms):
+            applied = self._after(step, x)
+            transform.apply(x, applied)
+            x = applied
+        self._bound_learner.predict(x, out)
+
+    def predict_then_observe(self, x: Rows, out: np.ndarray) -> None:
+        """Row by row: predict, then let the transforms observe the row, labelled or not."""
+        x = self._checked(x)
+        out = self._checked_out(x, out)
+        before, _ = self._around(x)
+        self._bound_learner.predict(before, out)
+
+    def learn(self, x: Rows, truth: Truth) -> None:
+        """Learn raw rows in order, scaled as the transforms now stand; the transforms do not observe them again."""
+        x = self._checked(x)
+        truth = self._checked_truth(x, truth)
+        for step, transform in enumerate(self._transforms):
+            applied = self._after(step, x)
+            transform.apply(x, applied)
+            x = applied
+        self._bound_learner.learn(x, truth)
+
+    def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray) -> None:
+        """Row by row: predict, observe, learn the row as it is scaled then; a row with a NaN label is not learned."""
+        x = self._checked(x)
+        out = self._checked_out(x, out)
+        truth = self._checked_truth(x, truth)
+        before, after = self._around(x)
+        self._bound_learner.test_then_learn(before, truth, out, learned=after)
+
+    def warm_up(self) -> None:
+        """Compile (or load from Numba's cache) whatever the methods above call; the bound arrays are left alone.
+
+        Takes seconds the first time. Call it after `bind`.
+        """
+        twin = self.unbound()
+        layout = twin.layout(self._spec)
+        twin.bind(self._spec, allocate(layout), allocate_touched(layout))
+        n, k, outputs = self._shapes
+        x = Rows(np.ones((2, n), np.float32), np.ones((2, k), np.uint64))
+        truth = Truth(np.zeros((2, 1), np.float32), np.ones(2, np.float32))
+        out = np.empty((2, outputs), np.float32)
+        twin.predict(x, out)
+        twin.predict_then_observe(x, out)
+        twin.test_then_learn(x, truth, out)
+        twin.learn(x, truth)
+        for _, decay in twin.decays():
+            decay(0.5)
+
+    def _around(self, x: Rows) -> tuple[Rows, Rows]:
+        """The rows as each was transformed before and after it was observed."""
+        before = after = x
+        for step, transform in enumerate(self._transforms):
+            out_before, out_after = self._before(step, x), self._after(step, x)
+            transform.apply_around(before, after, out_before, out_after)
+            before, after = out_before, out_after
+        return before, after
+
+    def _before(self, step: int, x: Rows) -> Rows:
+        return Rows(self._buffers[2 * step][: len(x.numeric)], x.categories)
+
+    def _after(self, step: int, x: Rows) -> Rows:
+        return Rows(self._buffers[2 * step + 1][: len(x.numeric)], x.categories)
+
+    def _reserve(self, rows: int) -> None:
+        self._capacity = rows
+        self._buffers = [np.empty((rows, self._shapes[0])) for _ in range(2 * len(self._transforms))]
+
+    # The kernels are compiled for C-contiguous writable arrays of one dtype each: any other would stop the stream for a
+    # compilation, or be misread.
+
+    def _checked(self, x: Rows) -> Rows:
+        numeric, categories = x
+        n, k, _ = self._shapes
+        rows = len(numeric)
+        if rows > self._capacity:
+            self._reserve(max(rows, 2 * self._capacity))
+        if (
+            numeric.dtype == np.float32 and numeric.flags.carray and numeric.shape == (rows, n)
+            and categories.dtype == np.uint64 and categories.flags.carray and categories.shape == (rows, k)
+        ):  # fmt: skip
+            return x
+        return Rows(
+            _as("numeric features", numeric, np.float32, (rows, n)),
+            _as("categories", categories, np.uint64, (rows, k)),
+        )
+
+    def _checked_truth(self, x: Rows, truth: Truth) -> Truth:
+        y, weight = truth
+        rows = len(x.numeric)
+        if (
+            y.dtype == np.float32 and y.flags.carray and y.ndim == 2 and len(y) == rows
+            and weight.dtype == np.float32 and weight.flags.carray and weight.shape == (rows,)
+        ):  # fmt: skip
+            return truth
+        return Truth(_as("labels", y, np.float32, (rows, y.shape[-1])), _as("weights", weight, np.float32, (rows,)))
+
+    def _checked_out(self, x: Rows, out: np.ndarray) -> np.ndarray:
+        expected = (len(x.numeric), self._shapes[2])
+        if out.shape == expected and out.flags.carray and (out.dtype == np.float32 or out.dtype == np.float64):
+            return out
+        raise ValueError(
+            f"out: expected a writable, contiguous float32 (or float64) array {expected}, got {out.dtype} {out.shape}"
+        )
+
+
+def _as(what: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """A contiguous, writable copy; raises ValueError when dtype or shape differ."""
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(
+            f"{what}: expected {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}; "
+            "was the model bound with another list of features?"
+        )
+    return np.require(array, dtype, ["C", "W", "A"])
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _is_transform(part: Any) -> bool:
+    return hasattr(part, "apply") and hasattr(part, "observe") and hasattr(part, "layout")
+
+
+def _is_learner(part: Any) -> bool:
+    return hasattr(part, "learn") and hasattr(part, "predict") and hasattr(part, "layout")

@@ -1,0 +1,1 @@
+"""Declaration, features, engine, worker, recovery and command line: what joins models to connectors."""

@@ -1,0 +1,127 @@
+"""Which piece of which partition comes next, so that events and labels advance together in event time.
+
+In a backlog one fetch may hold a week of events; taken in turn with a week of labels, nearly all labels would come after
+expiry or before their event. So the partition that lies furthest back goes first, and only as far as the others allow:
+
+    events may run ahead of labels, and partitions of one kind ahead of each other, by at most `alignment`;
+    labels never run ahead of events: no prediction is made by a model that has seen its future.
+
+A partition that is read to its end holds nothing back. What was decided is recorded in the journal, so nothing here needs
+to be repeatable.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Container
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from .decode import Batch
+from .slices import Role
+
+Partition = tuple[Role, int]
+
+BEFORE_ALL = -(2**62)
+AFTER_ALL = 2**62
+
+
+class Next(NamedTuple):
+    """The part of a batch to process: offsets [start, next), which end the batch or not."""
+
+    batch: Batch
+    start: int
+    next: int
+
+
+@dataclass
+class _Queue:
+    clock: int = BEFORE_ALL
+    batches: deque[Batch] = field(default_factory=deque)
+    start: int = 0  # the first offset not handed out yet, of the first batch
+    row: int = 0  # the first row not handed out yet, of the first batch
+    nbytes: int = 0
+
+    def head(self) -> int:
+        """The clock that the next row would set."""
+        batch = self.batches[0]
+        return max(self.clock, int(batch.clock[self.row])) if self.row < len(batch) else self.clock
+
+
+class Aligner:
+    """Holds decoded batches of the partitions that a worker owns, and hands out pieces of them."""
+
+    def __init__(self, alignment: int | None) -> None:
+        """alignment: microseconds of event time; None: pieces are handed out as they come."""
+        self.alignment = alignment
+        self.queues: dict[Partition, _Queue] = {}
+
+    def own(self, partition: Partition, clock: int = BEFORE_ALL) -> None:
+        """Begin to own a partition whose clock stands at `clock`; whatever is still here of it is forgotten."""
+        self.queues[partition] = _Queue(clock)
+
+    def disown(self, partition: Partition) -> None:
+        """Forget a partition and what is still here of it."""
+        self.queues.pop(partition, None)
+
+    def add(self, batch: Batch) -> None:
+        """Take the next batch of a partition that is owned."""
+        queue = self.queues[batch.role, batch.partition]
+        if not queue.batches:
+            queue.start, queue.row = batch.start, 0
+        queue.batches.append(batch)
+        queue.nbytes += batch.nbytes()
+
+    def is_empty(self, partition: Partition) -> bool:
+        """Whether nothing of a partition waits here."""
+        queue = self.queues.get(partition)
+        return not (queue and queue.batches)
+
+    def nbytes(self, partition: Partition) -> int:
+        """Bytes of decoded rows that wait here."""
+        queue = self.queues.get(partition)
+        return queue.nbytes if queue else 0
+
+    def next(self, at_end: Container[Partition]) -> Next | None:
+        """The piece to process next; None: nothing is here, or what is here must wait for partitions not `at_end`."""
+        ready = [(queue.head(), partition) for partition, queue in self.queues.items() if queue.batches]
+        if not ready:
+            return None
+        if self.alignment is None:
+            return self._take(min(ready)[1], AFTER_ALL)
+        head, chosen = min(ready)  # at equal times "events" sorts before "labels", as it must
+        limit = AFTER_ALL
+        for partition, queue in self.queues.items():
+            if partition == chosen:
+                continue
+            if queue.batches:
+                bound = queue.head()
+            elif partition in at_end:
+                continue
+            else:
+                bound = queue.clock
+            ahead = chosen[0] == "labels" and partition[0] == "events"
+            limit = min(limit, bound if ahead else bound + self.alignment)
+        return self._take(chosen, limit) if head <= limit else None
+
+    def _take(self, partition: Partition, limit: int) -> Next:
+        """Hand out the rows of a partition's first batch whose clock is at most limit."""
+        queue = self.queues[partition]
+        batch, start = queue.batches[0], queue.start
+        last = int(np.searchsorted(batch.clock, limit, side="right"))
+        if last < len(batch):
+            last = max(last, queue.row + 1)
+        if last >= len(batch):
+            if len(batch):
+                queue.clock = max(queue.clock, int(batch.clock[-1]))
+            queue.batches.popleft()
+            queue.nbytes -= batch.nbytes()
+            queue.row = 0
+            if queue.batches:
+                queue.start = queue.batches[0].start
+            return Next(batch, start, batch.next)
+        queue.row, queue.start = last, int(batch.offset[last])
+        queue.clock = max(queue.clock, int(batch.clock[last - 1]))
+        return Next(batch, start, queue.start)

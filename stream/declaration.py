@@ -1,0 +1,259 @@
+"""What a user declares, checked whole: `Pipeline` and its parts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import polars as pl
+
+from ..models.base import Spec, Task
+from .durations import parse_duration
+from .expressions import column_types, show
+from .features import Aggregate, Cross, Feature
+
+if TYPE_CHECKING:
+    import faust
+
+Unit = Literal["s", "ms", "us"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Events:
+    """The topic a pipeline predicts for.
+
+    key names the field that labels refer to. time names the field of the event time: a datetime, or a number with
+    unit "s", "ms" or "us" since the epoch; without it the record's timestamp counts. A time more than `ahead` past
+    the record's timestamp makes a dead letter. start says where a group without committed offsets begins.
+    """
+
+    topic: str
+    schema: type[msgspec.Struct]
+    key: str = field(kw_only=True)
+    time: str | None = field(default=None, kw_only=True)
+    unit: Unit | None = field(default=None, kw_only=True)
+    ahead: str = field(default="1h", kw_only=True)
+    start: Literal["earliest", "latest"] = field(default="earliest", kw_only=True)
+
+    @cached_property
+    def ahead_us(self) -> int:
+        """ahead in microseconds."""
+        return parse_duration(self.ahead, "ahead")
+
+    def __repr__(self) -> str:
+        return f"Events({self.topic!r}, {getattr(self.schema, '__name__', '?')}, key={self.key!r})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Labels:
+    """The truth about events: on a topic of its own, or (without a topic) in the event.
+
+    value is a field or an expression over the label's record: Boolean makes the task binary, float regression, text
+    multiclass with `classes`; integers need `task`. A label is waited for `within` of event time; after that the
+    event is learned as `otherwise`, or dropped when that is None. A label before its event is kept for `early`.
+    Events and labels advance together to within `alignment` (within/96 unless given).
+    """
+
+    topic: str | None = None
+    schema: type[msgspec.Struct] | None = None
+    value: str | pl.Expr = field(kw_only=True)
+    key: str | None = field(default=None, kw_only=True)
+    time: str | None = field(default=None, kw_only=True)
+    unit: Unit | None = field(default=None, kw_only=True)
+    within: str | None = field(default=None, kw_only=True)
+    otherwise: bool | int | float | str | None = field(default=None, kw_only=True)
+    early: str = field(default="10m", kw_only=True)
+    alignment: str | None = field(default=None, kw_only=True)
+    ahead: str = field(default="1h", kw_only=True)
+    classes: Sequence[str] | None = field(default=None, kw_only=True)
+    task: Task | None = field(default=None, kw_only=True)
+
+    @property
+    def value_expr(self) -> pl.Expr:
+        """value as an expression."""
+        return pl.col(self.value) if isinstance(self.value, str) else self.value
+
+    @cached_property
+    def within_us(self) -> int:
+        """within in microseconds; 0 when the label is in the event."""
+        return 0 if self.within is None else parse_duration(self.within, "within")
+
+    @cached_property
+    def early_us(self) -> int:
+        """early in microseconds."""
+        return parse_duration(self.early, "early")
+
+    @cached_property
+    def alignment_us(self) -> int:
+        """alignment in microseconds; 0 when the label is in the event."""
+        if self.alignment is not None:
+            return parse_duration(self.alignment, "alignment")
+        return 0 if self.within is None else -(-self.within_us // 96)
+
+    @cached_property
+    def ahead_us(self) -> int:
+        """ahead in microseconds."""
+        return parse_duration(self.ahead, "ahead")
+
+    def __repr__(self) -> str:
+        where = [] if self.topic is None else [repr(self.topic), getattr(self.schema, "__name__", "?")]
+        within = [] if self.within is None else [f"within={self.within!r}"]
+        value = show(self.value_expr) if isinstance(self.value, str | pl.Expr) else repr(self.value)
+        return f"Labels({', '.join([*where, f'value={value}', *within])})"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The topic of the predictions, and the topic of the records that could not be used ("{topic}.dead-letters")."""
+
+    topic: str
+    dead_letters: str = field(default="", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self.dead_letters and isinstance(self.topic, str):
+            object.__setattr__(self, "dead_letters", f"{self.topic}.dead-letters")
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """How often a snapshot is published, and how many are kept."""
+
+    every: str = "5s"
+    keep: int = 10
+
+    @cached_property
+    def every_us(self) -> int:
+        """every in microseconds."""
+        return parse_duration(self.every, "every")
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Pipeline:
+    """One stream of events, its features, its labels, the model that learns from them, and where predictions go.
+
+    Constructing it checks all of it: DeclarationError lists each problem with its place and the remedy.
+
+    delivery "exactly_once" ties predictions and offsets into transactions; "at_least_once" spares the latency, and a
+    prediction may come twice. cycle and max_cycle_rows bound what is processed between two commits. max_bad_share of
+    the last 1,000 records bad stops the worker. pending_limit bounds the predictions that wait for their label.
+    """
+
+    name: str
+    events: Events
+    labels: Labels | None = None
+    features: Sequence[Feature]
+    model: Any
+    predictions: Predictions
+    snapshots: Snapshots = Snapshots()
+    delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
+    cycle: str = "100ms"
+    max_cycle_rows: int = 100_000
+    max_bad_share: float = 0.5
+    pending_limit: int | None = None
+
+    numeric: tuple[str, ...] = field(init=False)  # names of the numeric columns, in order of declaration
+    categories: tuple[str, ...] = field(init=False)  # names of the categorical columns, in order of declaration
+    task: Task | None = field(init=False)  # None: no labels
+    classes: tuple[str, ...] = field(init=False)  # of a multiclass task
+    spec: Spec = field(init=False)
+
+    def __post_init__(self) -> None:
+        from .validation import check_pipeline  # which knows all of the classes above
+
+        features, task, classes, spec = check_pipeline(self)
+        values = {"features": features, "task": task, "classes": classes, "spec": spec}
+        for name, value in {**values, "numeric": spec.numeric, "categories": spec.categories}.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def journal_topic(self) -> str:
+        """The topic that records which slices each cycle processed."""
+        return f"{self.name}.journal"
+
+    @property
+    def group(self) -> str:
+        """The Kafka consumer group of the workers."""
+        return f"headrace.{self.name}"
+
+    @cached_property
+    def cycle_us(self) -> int:
+        """cycle in microseconds."""
+        return parse_duration(self.cycle, "cycle")
+
+    @cached_property
+    def app(self) -> faust.App:
+        """The Faust app of a worker, with the settings of the environment."""
+        from .settings import Settings
+        from .worker import build_app
+
+        return build_app(self, Settings.from_environment())
+
+    def evaluate(self, events: pl.DataFrame, labels: pl.DataFrame | None = None) -> dict[str, Any]:
+        """Run over frames, without Kafka or Redis: the progressive metrics that `headrace evaluate --json` prints."""
+        from .evaluate import evaluate_frames
+
+        return evaluate_frames(self, events, labels)
+
+    def describe(self) -> dict[str, Any]:
+        """What shapes the state of this pipeline, JSON-able: a snapshot keeps it as its feature schema."""
+        labels = self.labels
+        return {
+            "name": self.name,
+            "events": _side(self.events.topic, self.events.schema, self.events.key, self.events.time, self.events.unit),
+            "labels": None if labels is None else {
+                **_side(labels.topic, labels.schema, labels.key, labels.time, labels.unit),
+                "value": _expression(labels.value_expr),
+                "within": labels.within_us,
+                "early": labels.early_us,
+                "alignment": labels.alignment_us,
+                "otherwise": labels.otherwise,
+            },
+            "task": self.task,
+            "classes": list(self.classes),
+            "features": [_feature(f) for f in self.features],
+            "model": self.model.config() if hasattr(self.model, "config") else type(self.model).__name__,
+        }  # fmt: skip
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of `describe()`: equal for pipelines that compute and learn the same."""
+        return hashlib.sha256(msgspec.json.encode(self.describe(), order="deterministic")).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.name!r}, {len(self.features)} features, task={self.task!r}, model={self.model!r})"
+
+
+# --- description
+
+
+def _side(topic: str | None, schema: Any, key: str | None, time: str | None, unit: str | None) -> dict[str, Any]:
+    fields = {} if schema is None else {name: str(dtype) for name, dtype in column_types(schema).items()}
+    return {"topic": topic, "fields": fields, "key": key, "time": time, "unit": unit}
+
+
+def _expression(expr: pl.Expr) -> dict[str, str]:
+    """An expression to read, and a digest to compare: the text leaves out long lists."""
+    exact = expr.meta.serialize(format="json").encode()
+    return {"text": str(expr), "digest": hashlib.sha256(exact).hexdigest()[:16]}
+
+
+def _feature(feature: Feature) -> dict[str, Any]:
+    if isinstance(feature, Aggregate):
+        value = feature.value
+        return {
+            "name": feature.name,
+            "kind": feature.kind,
+            "source": feature.source,
+            "value": _expression(value) if isinstance(value, pl.Expr) else value,
+            "by": list(feature.by),
+            "over": feature.over,
+            "half_life": feature.half_life,
+            "capacity": feature.capacity,
+        }
+    parts = feature.parts if isinstance(feature, Cross) else (feature.value,)
+    kind = type(feature).__name__.lower()
+    return {"name": feature.name, "kind": kind, "value": [_expression(part) for part in parts]}

@@ -1,0 +1,100 @@
+"""What the worker writes to Kafka: prediction records, dead letters and journal records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from .engine import Predicted
+from .slices import DeadLetter, Headers, Piece
+
+JOURNAL_FORMAT = 1
+
+_json = msgspec.json.Encoder().encode
+
+
+class Served(NamedTuple):
+    """What each prediction says of the model that made it."""
+
+    model: str
+    version: int  # of the last published snapshot, 0: none yet
+    age_seconds: float | None  # wall time since the last example was learned; None: none yet
+
+
+def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list[tuple[bytes | None, bytes]]:
+    """(record key, JSON) of each prediction, in the order of the events.
+
+    {"key": the event's key, "prediction": P(true) or the value, "model", "version", "age_seconds",
+     "time": the event's time in seconds since the epoch, "source": "topic-partition-offset"}
+    """
+    batch, lo, hi = predicted.batch, predicted.lo, predicted.hi
+    age = "null" if served.age_seconds is None else f"{served.age_seconds:.3f}"
+    middle = f',"model":{_json(served.model).decode()},"version":{served.version},"age_seconds":{age},"time":'
+    source = f',"source":"{topic}-{batch.partition}-'
+    values = zip(
+        batch.record_keys[lo:hi],
+        batch.keys[lo:hi],
+        predicted.out[:, 0].tolist(),
+        (batch.time[lo:hi] / 1e6).tolist(),
+        batch.offset[lo:hi].tolist(),
+        strict=True,
+    )
+    return [
+        (record_key, f'{{"key":{_json(key).decode()},"prediction":{p:.9g}{middle}{time!r}{source}{offset}"}}'.encode())
+        for record_key, key, p, time, offset in values
+    ]
+
+
+def encode_dead_letter(letter: DeadLetter, topic: str, max_bytes: int) -> tuple[bytes | None, bytes | None, Headers]:
+    """Key, value and headers of a dead letter: the record as it came, with why it is one.
+
+    A record whose key and value are larger than max_bytes is cut, and says so in the headers `truncated`, `original_size`.
+    """
+    record = letter.record
+    about = {
+        "topic": topic,
+        "partition": str(letter.partition),
+        "offset": str(record.offset),
+        "time": str(record.timestamp),
+        "reason": letter.reason[:1000],
+        "path": letter.path,
+    }
+    key, value, headers = record.key, record.value, record.headers
+    size = len(key or b"") + len(value or b"") + sum(len(name) + len(v or b"") for name, v in headers)
+    if size > max_bytes:
+        about |= {"truncated": "true", "original_size": str(size)}
+        headers = ()
+        key = key[: max_bytes // 2] if key is not None else None
+        value = value[: max_bytes - len(key or b"")] if value is not None else None
+    ours = tuple((f"headrace-{name}", text.encode()) for name, text in about.items())
+    return key, value, (*headers, *ours)
+
+
+class JournalRecord(NamedTuple):
+    """One cycle as the journal tells it: which pieces, in which order; and why the worker stopped after it, if it did."""
+
+    slot: int
+    cycle: int
+    pieces: list[Piece]
+    stop: str | None = None
+
+    def encode(self) -> bytes:
+        """The record's JSON."""
+        body: Mapping[str, Any] = {
+            "format": JOURNAL_FORMAT,
+            "slot": self.slot,
+            "cycle": self.cycle,
+            "pieces": [list(piece) for piece in self.pieces],
+            "stop": self.stop,
+        }
+        return _json(body)
+
+    @classmethod
+    def decode(cls, value: bytes) -> JournalRecord:
+        """Read what `encode` wrote."""
+        body = msgspec.json.decode(value)
+        if body["format"] != JOURNAL_FORMAT:
+            raise ValueError(f"journal record of format {body['format']}, this version reads {JOURNAL_FORMAT}")
+        return cls(body["slot"], body["cycle"], [Piece(*piece) for piece in body["pieces"]], body["stop"])

@@ -1,0 +1,659 @@
+"""The core: pieces of decoded slices go in, predictions and dead letters come out. Pure: no IO, no clock, no threads.
+
+The Faust worker, `headrace evaluate`, replay after a crash and the tests drive this same engine. The same pieces in the
+same order give the same state, bit for bit, wherever they are cut; with a learner that learns in micro-batches also
+wherever `end_cycle` falls the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SnapshotError, StreamStopped
+from ..models.base import Array, Rows, Truth, allocate, allocate_touched
+from ..models.chain import as_chain
+from ..models.metrics import Metrics
+from . import decode
+from .aggregates import Fold, GroupTable, group_layout
+from .align import BEFORE_ALL
+from .declaration import Pipeline
+from .decode import Batch
+from .ring import Ring
+from .slices import DeadLetter, Piece, Role
+
+I64 = NDArray[np.int64]
+F32 = NDArray[np.float32]
+
+COUNTERS = (
+    "events",  # records of the events topic that were predicted
+    "predictions",
+    "labels",  # records of the labels topic that held a label, and labels in events
+    "examples",  # rows learned from
+    "joined",  # labels that met their prediction
+    "expired",  # predictions whose wait ran out
+    "orphans",  # labels whose event never came
+    "late",  # labels after their event's wait ran out
+    "duplicates",  # labels for an event that has its label
+    "misplaced",  # labels whose event waits in another partition
+    "repeated",  # events whose key waits already: predicted, not learned from
+    "dead_letters",
+    "bad_events",
+    "bad_labels",
+)
+
+COUNTER_AT = {name: at for at, name in enumerate(COUNTERS)}
+
+TICKS = 96  # waits end at multiples of within / TICKS of the watermark
+FORGETTING_STEPS = 64  # what forgets does so at multiples of half_life / FORGETTING_STEPS
+BAD_WINDOW = 1_000  # records over which the share of bad ones is taken
+MISPLACED_WINDOW = 1_000
+MISPLACED_SHARE = 0.2
+THE_LABEL, NO_VALUE = -1, -2  # in the place of a column of Batch.values
+GONE = 1 << 16  # keys remembered after their row has left, to tell late and repeated labels from unknown ones
+
+
+@dataclass(slots=True)
+class Predicted:
+    """Predictions for rows [lo, hi) of a batch of events; out float32 (hi - lo, O)."""
+
+    batch: Batch
+    lo: int
+    hi: int
+    out: F32
+
+
+@dataclass(slots=True)
+class Processed:
+    """What a piece gave: its place in the journal, its predictions, its dead letters."""
+
+    piece: Piece
+    predicted: Predicted | None
+    dead: list[DeadLetter]
+
+
+@dataclass
+class EngineState:
+    """All that an engine has learned: shared arrays, arrays of each partition, and a JSON-able description."""
+
+    shared: dict[str, NDArray]
+    partitions: dict[int, dict[str, NDArray]]
+    meta: dict[str, Any]
+
+
+class _Partition:
+    """What belongs to one partition: clocks, predictions that wait, early labels, keys that are gone."""
+
+    def __init__(self, engine: Engine) -> None:
+        e = engine
+        waiting = {
+            "clock": ("int64", ()),
+            "time": ("int64", ()),
+            "settled": ("uint8", ()),
+            "prediction": ("float32", (e.outputs,)),
+            "numeric": ("float32", (e.n,)),
+            "categories": ("uint64", (e.k,)),
+            "groups": ("uint64", (len(e.label_groups),)),
+        }
+        self.pending = Ring(waiting)
+        self.early = Ring(
+            {
+                "clock": ("int64", ()),
+                "time": ("int64", ()),
+                "settled": ("uint8", ()),
+                "y": ("float32", ()),
+                "values": ("float64", (e.label_values,)),
+            }
+        )
+        self.gone = Ring({"settled": ("uint8", ())})
+        # clock of events, clock of labels, tick of the watermark up to which waits have ended, mark of events, of labels
+        self.clocks: I64 = np.array([BEFORE_ALL, BEFORE_ALL, BEFORE_ALL, 0, 0], np.int64)
+
+    def state(self) -> dict[str, NDArray]:
+        arrays = {"clocks": self.clocks.copy()}
+        for name in ("pending", "early", "gone"):
+            ring: Ring = getattr(self, name)
+            arrays |= {f"{name}/{column}": array for column, array in ring.state().items()}
+        return arrays
+
+    def load(self, arrays: Mapping[str, NDArray]) -> None:
+        self.clocks[:] = arrays["clocks"]
+        for name in ("pending", "early", "gone"):
+            ring: Ring = getattr(self, name)
+            prefix = f"{name}/"
+            ring.load({key[len(prefix) :]: a for key, a in arrays.items() if key.startswith(prefix)})
+
+
+@dataclass
+class _Unlearned:
+    """Examples that wait for a micro-batch to fill."""
+
+    numeric: list[F32] = field(default_factory=list)
+    categories: list[NDArray[np.uint64]] = field(default_factory=list)
+    y: list[F32] = field(default_factory=list)
+    rows: int = 0
+
+
+class Engine:
+    """A pipeline at work on the pieces it is given."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.model = as_chain(pipeline.model).unbound()  # several engines may share a declaration
+        self.spec = pipeline.spec
+        self.n, self.k, self.outputs = len(pipeline.numeric), len(pipeline.categories), self.spec.outputs
+        labels = pipeline.labels
+        self.delayed = labels is not None and labels.topic is not None
+        self.immediate = labels is not None and labels.topic is None
+        self.within = labels.within_us if labels is not None and self.delayed else 0
+        self.early_us = labels.early_us if labels is not None else 0
+        self.tick = max(1, (self.within or 1) // TICKS)
+        self.otherwise = math.nan
+        if labels is not None and self.delayed and labels.otherwise is not None:
+            value = labels.otherwise
+            self.otherwise = float(pipeline.classes.index(value) if isinstance(value, str) else value)
+
+        self._plan_aggregates()
+        self.metrics = Metrics(self.spec.task) if labels is not None else None
+        self._bind()
+        self.partitions: dict[int, _Partition] = {}
+        self._unlearned = _Unlearned()
+        self._bad = np.zeros(BAD_WINDOW, np.uint8)
+        self.stop_reason: str | None = None  # set when the share of bad records or misplaced labels says: stop here
+
+    # -- construction
+
+    def _plan_aggregates(self) -> None:
+        p = self.pipeline
+        self.groups = decode.groups_of(p)
+        column = {name: j for j, name in enumerate(p.numeric)}
+        values = {source: decode.value_columns(p, source) for source in ("event", "label")}
+        self.label_values = len(values["label"])
+        # per group: (fold, column of numeric, source, column of Batch.values)
+        self.folds: list[list[tuple[Fold, int, str, int]]] = [[] for _ in self.groups]
+        for f in p.features:
+            if not isinstance(f, decode.Aggregate):
+                continue
+            g = self.groups.index(decode.Group(f.by, f.capacity))
+            if f.value is None:
+                at = NO_VALUE
+            elif isinstance(f.value, str):
+                at = THE_LABEL
+            else:
+                at = decode.value_index(values[f.source], f.value)
+            self.folds[g].append((Fold(f), column[f.name], f.source, at))
+        # a label in the event is there with it: what follows labels then moves with the event
+        self.moves_with_event = {"event", "label"} if self.immediate else {"event"}
+        moved = [{s for _, _, s, _ in folds} for folds in self.folds]
+        self.event_groups = [g for g, sources in enumerate(moved) if sources & self.moves_with_event]
+        self.label_groups = [g for g, sources in enumerate(moved) if sources - self.moves_with_event]
+
+    def _bind(self) -> None:
+        layout: dict[str, Array] = {f"model/{k}": a for k, a in self.model.layout(self.spec).items()}
+        for group, folds in zip(self.groups, self.folds, strict=True):
+            layout |= {f"group/{group.name}/{k}": a for k, a in group_layout(group.capacity).items()}
+            for fold, *_ in folds:
+                layout |= {f"aggregate/{fold.feature.name}/{k}": a for k, a in fold.layout().items()}
+        if self.metrics is not None:
+            layout |= {f"metrics/{k}": a for k, a in self.metrics.layout().items()}
+        layout["counters"] = Array((len(COUNTERS),), "int64")
+        layout["clock"] = Array((1,), "int64", BEFORE_ALL)  # the greatest event time, over all partitions
+        layout["bad"] = Array((BAD_WINDOW,), "uint8")  # the last records: 1 is bad
+        layout["bad_at"] = Array((1,), "int64")
+        self.layout = layout
+        self.arrays = allocate(layout)
+        model = {k: self.arrays[f"model/{k}"] for k in self.model.layout(self.spec)}
+        self.model.bind(self.spec, model, allocate_touched(self.model.layout(self.spec)))
+        self.tables: list[GroupTable] = []
+        for group in self.groups:
+            table = GroupTable(**{k: self.arrays[f"group/{group.name}/{k}"] for k in group_layout(group.capacity)})
+            table.clear()
+            self.tables.append(table)
+        self._fold_arrays = [
+            [{k: self.arrays[f"aggregate/{fold.feature.name}/{k}"] for k in fold.layout()} for fold, *_ in folds]
+            for folds in self.folds
+        ]
+        if self.metrics is not None:
+            self.metrics.bind({k: self.arrays[f"metrics/{k}"] for k in self.metrics.layout()})
+        self._counters: I64 = self.arrays["counters"]
+        self._clock: I64 = self.arrays["clock"]
+        self._decays = [
+            (max(1, half_life // FORGETTING_STEPS), half_life, decay) for half_life, decay in self.model.decays()
+        ]
+
+    # -- what is known
+
+    def counters(self) -> dict[str, int]:
+        """Counts since the beginning of the stream, with what waits now: `pending` predictions, `early` labels."""
+        counts = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
+        counts["evicted"] = int(sum(int(t.meta[3]) for t in self.tables))
+        counts["pending"] = sum(self._unsettled(p.pending) for p in self.partitions.values())
+        counts["early"] = sum(self._unsettled(p.early) for p in self.partitions.values())
+        return counts
+
+    @staticmethod
+    def _unsettled(ring: Ring) -> int:
+        return len(ring) - int(ring.span("settled").sum())
+
+    def results(self) -> dict[str, float | int | None]:
+        """Progressive metrics: each loss is of the prediction that was made before its label was known."""
+        return self.metrics.results() if self.metrics is not None else {}
+
+    def clock(self, role: Role, partition: int) -> int:
+        """The event time that a topic partition has reached, in microseconds; far below zero: none yet."""
+        part = self.partitions.get(partition)
+        return int(part.clocks[0 if role == "events" else 1]) if part is not None else BEFORE_ALL
+
+    def own(self, partition: int) -> None:
+        """Begin with a partition that has no state yet."""
+        if partition not in self.partitions:
+            self.partitions[partition] = _Partition(self)
+
+    def disown(self, partition: int) -> None:
+        """Drop the state of a partition that another worker owns now."""
+        self.partitions.pop(partition, None)
+
+    # -- processing
+
+    def process(self, batch: Batch, start: int, next: int) -> Processed:
+        """Process the records [start, next) of a batch.
+
+        Sets `stop_reason` when the share of bad records, or of labels in the wrong partition, says that something is
+        wrong with the whole topic. Raises StreamStopped when a prediction is not finite: the model is broken then, and
+        nothing of this cycle may be published.
+        """
+        lo, hi = np.searchsorted(batch.offset, (start, next)).tolist()
+        dead = [letter for letter in batch.dead if start <= letter.record.offset < next]
+        part = self.partitions[batch.partition]
+        self._count("dead_letters", len(dead))
+        self._count(f"bad_{batch.role}", len(dead))
+        predicted = None
+        if hi > lo:
+            if batch.role == "events":
+                predicted = self._events(part, batch, lo, hi)
+            else:
+                self._labels(part, batch, lo, hi)
+        for mark in batch.marks:
+            if start <= mark < next:
+                self._end_of_stream(part, batch.role)
+        self._watch_bad_share(batch, lo, hi, dead)
+        return Processed(Piece(batch.role, batch.partition, start, next), predicted, dead)
+
+    def end_cycle(self) -> None:
+        """A cycle ends: a learner that learns in micro-batches learns its last, short one."""
+        self._learn_micro_batches(least=1)
+
+    def finish(self) -> None:
+        """The streams have ended: every wait ends now."""
+        for partition in sorted(self.partitions):
+            part = self.partitions[partition]
+            self._expire(part, part.pending.end)
+            self._forget_early(part, part.early.end)
+        self.end_cycle()
+
+    def _count(self, name: str, n: int) -> None:
+        self._counters[COUNTER_AT[name]] += n
+
+    # -- events
+
+    def _events(self, part: _Partition, batch: Batch, lo: int, hi: int) -> Predicted:
+        out = np.empty((hi - lo, self.outputs), np.float32)
+        clock = np.maximum(batch.clock[lo:hi], part.clocks[0])
+        shared = np.maximum(batch.clock[lo:hi], self._clock[0])
+        early = self._early_matches(part, batch, lo, hi)
+        for a, b in self._uncut(part, clock, np.minimum(clock, part.clocks[1]), shared, early):
+            part.clocks[0], self._clock[0] = clock[b - 1], shared[b - 1]
+            self._predict(part, batch, lo + a, lo + b, clock[a:b], out[a:b])
+            if b - 1 in early:
+                self._settle_early(part, batch, lo + b - 1)
+        if not np.isfinite(out).all():
+            at = lo + int(np.flatnonzero(~np.isfinite(out).all(1))[0])
+            raise StreamStopped(
+                f"{self.pipeline.events.topic}[{batch.partition}]@{batch.offset[at]}: the prediction is "
+                f"{out[at - lo].tolist()}, not finite; the model is broken and nothing of this cycle is published; "
+                "start from an earlier snapshot, with a smaller learning rate"
+            )
+        self._count("events", hi - lo)
+        self._count("predictions", hi - lo)
+        return Predicted(batch, lo, hi, out)
+
+    def _uncut(
+        self, part: _Partition, clock: I64, watermark: I64, shared: I64 | None, after: set[int]
+    ) -> Iterator[tuple[int, int]]:
+        """Stretches [a, b) of rows between which nothing happens; what happens before row a is done on the way.
+
+        A wait ends where the watermark passes a tick, forgetting is due where the shared clock passes a step; both
+        before the row that passes. A stretch also ends after each row of `after`.
+        """
+        rows = len(clock)
+        cuts = {0, rows} | {row + 1 for row in after}
+        if self.delayed:
+            ticks = watermark // self.tick
+            if ticks[-1] > part.clocks[2]:
+                cuts |= _rises(ticks, int(part.clocks[2]))
+        if shared is not None:
+            for step, _, _ in self._decays:
+                before, last = int(self._clock[0]) // step, int(shared[-1]) // step
+                if last > before:
+                    cuts |= _rises(shared // step, before)
+        ordered = sorted(cuts)
+        for a, b in zip(ordered, ordered[1:], strict=False):
+            if shared is not None:
+                self._forget(int(self._clock[0]), int(shared[a]))
+            if self.delayed:
+                self._pass_tick(part, int(watermark[a]), int(clock[a]))
+            yield a, b
+
+    def _forget(self, before: int, now: int) -> None:
+        if before == BEFORE_ALL:
+            return
+        for step, half_life, decay in self._decays:
+            steps = now // step - before // step
+            if steps > 0:
+                decay(2.0 ** (-steps * step / half_life))
+
+    def _pass_tick(self, part: _Partition, watermark: int, clock: int) -> None:
+        """End the waits that are over at this watermark; early labels wait for the clock of the events."""
+        tick = watermark // self.tick
+        if tick > part.clocks[2]:
+            part.clocks[2] = tick
+            if len(part.pending):
+                self._expire(part, part.pending.first_after("clock", tick * self.tick - self.within))
+            if len(part.early):
+                self._forget_early(part, part.early.first_after("clock", tick * self.tick - self.early_us))
+
+    def _predict(self, part: _Partition, batch: Batch, a: int, b: int, clock: I64, out: F32) -> None:
+        numeric, categories = batch.numeric[a:b], batch.categories[a:b]
+        self._aggregate(batch, a, b, numeric)
+        x = Rows(numeric, categories)
+        if self.immediate:
+            truth = Truth(batch.y[a:b, None], np.ones(b - a, np.float32))
+            self.model.test_then_learn(x, truth, out)
+            self._learned_in_event(batch, a, b, out)
+            return
+        self.model.predict_then_observe(x, out)
+        if self.delayed:
+            added = part.pending.append(
+                batch.key_hash[a:b],
+                {
+                    "clock": clock,
+                    "time": batch.time[a:b],
+                    "settled": np.zeros(b - a, np.uint8),
+                    "prediction": out,
+                    "numeric": numeric,
+                    "categories": categories,
+                    "groups": batch.groups[a:b][:, self.label_groups],
+                },
+            )
+            self._count("repeated", b - a - int(added.sum()))
+
+    def _aggregate(self, batch: Batch, a: int, b: int, numeric: F32) -> None:
+        """Fill in the aggregates of rows [a, b), and fold in what comes with the event."""
+        time, groups, values = batch.time[a:b], batch.groups[a:b], batch.values[a:b]
+        for g, folds in enumerate(self.folds):
+            slots = self.tables[g].locate(groups, g, g in self.event_groups)
+            for (fold, column, source, at), arrays in zip(folds, self._fold_arrays[g], strict=True):
+                moves = source in self.moves_with_event
+                if not moves or at == NO_VALUE:
+                    value, v = np.zeros((b - a, 1)), 0
+                elif at == THE_LABEL:
+                    value, v = batch.y[a:b, None].astype(np.float64), 0
+                else:
+                    value, v = values, at
+                fold.run(arrays, time, value, v, slots, moves, numeric, column)
+
+    # -- labels
+
+    def _learned_in_event(self, batch: Batch, a: int, b: int, out: F32) -> None:
+        known = ~np.isnan(batch.y[a:b])
+        count = int(known.sum())
+        if not count:
+            return
+        self._count("labels", count)
+        self._count("joined", count)
+        self._count("examples", count)
+        assert self.metrics is not None
+        y = batch.y[a:b][known]
+        self.metrics.update(y, out[known])
+
+    def _labels(self, part: _Partition, batch: Batch, lo: int, hi: int) -> None:
+        clock = np.maximum(batch.clock[lo:hi], part.clocks[1])
+        for a, b in self._uncut(part, clock, np.minimum(clock, part.clocks[0]), None, set()):
+            part.clocks[1] = clock[b - 1]
+            self._join(part, batch, lo + a, lo + b, clock[a:b])
+        self._count("labels", hi - lo)
+
+    def _join(self, part: _Partition, batch: Batch, a: int, b: int, clock: I64) -> None:
+        keys = batch.key_hash[a:b]
+        found = part.pending.find(keys)
+        met = found >= 0
+        if met.any():
+            # of labels with one key in one piece the first counts; one that came before counts as settled
+            rows = found[met]
+            first = np.zeros(len(rows), bool)
+            first[np.unique(rows, return_index=True)[1]] = True
+            fresh = first & (part.pending.gather("settled", rows) == 0)
+            self._count("duplicates", len(rows) - int(fresh.sum()))
+            at = a + np.flatnonzero(met)[fresh]
+            part.pending.column["settled"][rows[fresh] & part.pending.mask] = 1
+            self._count("joined", int(fresh.sum()))
+            self._learn_pending(part, rows[fresh], batch.time[at], batch.y[at], batch.values[at])
+        if not met.all():
+            self._unmet(part, batch, a + np.flatnonzero(~met), clock[~met])
+        self._watch_misplaced(batch)
+
+    def _unmet(self, part: _Partition, batch: Batch, rows: I64, clock: I64) -> None:
+        """Labels whose event does not wait here: late, repeated, misplaced, or early."""
+        keys = batch.key_hash[rows]
+        gone = part.gone.find(keys)
+        known = gone >= 0
+        settled = part.gone.gather("settled", gone[known]) == 1
+        self._count("duplicates", int(settled.sum()))
+        self._count("late", int(known.sum()) - int(settled.sum()))
+        elsewhere = np.zeros(len(rows), bool)
+        for other in self.partitions.values():
+            if other is not part and len(other.pending):
+                elsewhere |= other.pending.find(keys) >= 0
+        elsewhere &= ~known
+        self._count("misplaced", int(elsewhere.sum()))
+        rest = ~known & ~elsewhere
+        if rest.any():
+            at = rows[rest]
+            values = {
+                "clock": clock[rest],
+                "time": batch.time[at],
+                "settled": np.zeros(len(at), np.uint8),
+                "y": batch.y[at],
+                "values": batch.values[at],
+            }
+            added = part.early.append(keys[rest], values)
+            self._count("duplicates", len(at) - int(added.sum()))
+
+    def _early_matches(self, part: _Partition, batch: Batch, lo: int, hi: int) -> set[int]:
+        """Rows of a piece (from its beginning) whose label is here already; the first of each label."""
+        if not len(part.early):
+            return set()
+        found = part.early.find(batch.key_hash[lo:hi])
+        rows = np.flatnonzero(found >= 0)
+        return set(rows[np.unique(found[rows], return_index=True)[1]].tolist())
+
+    def _settle_early(self, part: _Partition, batch: Batch, row: int) -> None:
+        """An event has come whose label was here before it."""
+        label = part.early.find(batch.key_hash[row : row + 1])
+        rows = part.pending.find(batch.key_hash[row : row + 1])
+        if label[0] < 0 or rows[0] < 0 or part.early.gather("settled", label)[0]:
+            return  # the label's wait ended at a tick between, or it has served
+        part.early.column["settled"][label & part.early.mask] = 1
+        if part.pending.gather("settled", rows)[0]:
+            self._count("duplicates", 1)
+            return
+        part.pending.column["settled"][rows & part.pending.mask] = 1
+        self._count("joined", 1)
+        time, y, values = (part.early.gather(name, label) for name in ("time", "y", "values"))
+        self._learn_pending(part, rows, time, y, values)
+
+    def _forget_early(self, part: _Partition, until: int) -> None:
+        rows = np.arange(part.early.begin, until)
+        self._count("orphans", len(rows) - int(part.early.gather("settled", rows).sum()))
+        part.early.leave(until)
+
+    def _expire(self, part: _Partition, until: int) -> None:
+        """Let predictions go whose wait is over; those without a label are learned as `otherwise`, if one is declared."""
+        pending = part.pending
+        rows = np.arange(pending.begin, until)
+        if not len(rows):
+            return
+        settled = pending.gather("settled", rows)
+        left = rows[settled == 0]
+        self._count("expired", len(left))
+        if len(left) and not math.isnan(self.otherwise):
+            y = np.full(len(left), self.otherwise, np.float32)
+            time = np.full(len(left), int(part.clocks[2]) * self.tick)
+            self._learn_pending(part, left, time, y, np.full((len(left), self.label_values), np.nan))
+        keys = pending.keys[rows & pending.mask]
+        pending.leave(until)
+        kept = slice(-GONE, None)
+        over = len(part.gone) + len(keys[kept]) - GONE
+        if over > 0:
+            part.gone.leave(part.gone.begin + over)
+        part.gone.append(keys[kept], {"settled": settled[kept]})
+
+    def _learn_pending(self, part: _Partition, rows: I64, time: I64, y: F32, values: NDArray[np.float64]) -> None:
+        """Learn from predictions that have met their label, in this order, with the features they were made from."""
+        if not len(rows):
+            return
+        pending = part.pending
+        assert self.metrics is not None
+        self.metrics.update(y, pending.gather("prediction", rows))
+        if self.label_groups:
+            self._fold_labels(time, pending.gather("groups", rows), y, values)
+        self._learn(pending.gather("numeric", rows), pending.gather("categories", rows), y)
+        self._count("examples", len(rows))
+
+    def _fold_labels(self, time: I64, groups: NDArray, y: F32, values: NDArray[np.float64]) -> None:
+        """Move the aggregates that follow labels; groups uint64 (B, groups with such aggregates)."""
+        label, none = y[:, None].astype(np.float64), np.empty((0, 0), np.float32)
+        for column, g in enumerate(self.label_groups):
+            slots = self.tables[g].locate(groups, column, True)
+            for (fold, _, source, at), arrays in zip(self.folds[g], self._fold_arrays[g], strict=True):
+                value, v = (values, at) if source == "label" and at >= 0 else (label, 0)
+                fold.run(arrays, time, value, v, slots, source == "label", none, -1)
+
+    def _learn(self, numeric: F32, categories: NDArray[np.uint64], y: F32) -> None:
+        if self.model.updates == "sequential":
+            self.model.learn(Rows(numeric, categories), Truth(y[:, None], np.ones(len(y), np.float32)))
+            return
+        u = self._unlearned
+        u.numeric.append(numeric)
+        u.categories.append(categories)
+        u.y.append(y)
+        u.rows += len(y)
+        self._learn_micro_batches(least=self.model.batch_size)
+
+    def _learn_micro_batches(self, least: int) -> None:
+        u, size = self._unlearned, self.model.batch_size
+        if u.rows < least:
+            return
+        numeric, categories, y = np.concatenate(u.numeric), np.concatenate(u.categories), np.concatenate(u.y)
+        a = 0
+        while u.rows - a >= least:
+            b = min(a + size, u.rows)
+            self.model.learn(Rows(numeric[a:b], categories[a:b]), Truth(y[a:b, None], np.ones(b - a, np.float32)))
+            a = b
+        self._unlearned = _Unlearned([numeric[a:]], [categories[a:]], [y[a:]], u.rows - a)
+
+    def _end_of_stream(self, part: _Partition, role: Role) -> None:
+        """A mark was read. Once both topics of a partition have theirs, every wait of the partition ends."""
+        part.clocks[3 if role == "events" else 4] = 1
+        if part.clocks[3] and (part.clocks[4] or not self.delayed):
+            self._expire(part, part.pending.end)
+            self._forget_early(part, part.early.end)
+            part.clocks[3:] = 0
+
+    # -- what stops a stream
+
+    def _watch_bad_share(self, batch: Batch, lo: int, hi: int, dead: list[DeadLetter]) -> None:
+        window, at = self.arrays["bad"], self.arrays["bad_at"]
+        if not dead and not window.any():
+            return
+        offsets = np.concatenate([batch.offset[lo:hi], [letter.record.offset for letter in dead]])
+        bad = np.zeros(len(offsets), np.uint8)
+        bad[hi - lo :] = 1
+        bad = bad[np.argsort(offsets, kind="stable")][-BAD_WINDOW:]
+        window[(at[0] + np.arange(len(bad))) % BAD_WINDOW] = bad
+        at[0] = (at[0] + len(bad)) % BAD_WINDOW
+        limit = self.pipeline.max_bad_share
+        if dead and window.sum() > limit * BAD_WINDOW:
+            letter, share = dead[-1], window.sum() / BAD_WINDOW
+            self.stop_reason = (
+                f"{int(window.sum())} of the last {BAD_WINDOW:,} records were bad, {share:.0%} where max_bad_share is "
+                f"{limit:.0%}: has a schema changed? The last: {batch.role}[{letter.partition}]@{letter.record.offset}: "
+                f"{letter.reason}{f' at `{letter.path}`' if letter.path else ''}"
+            )
+
+    def _watch_misplaced(self, batch: Batch) -> None:
+        counts = self._counters
+        misplaced = int(counts[COUNTER_AT["misplaced"]])
+        if not misplaced or len(self.partitions) < 2:
+            return
+        seen = misplaced + int(counts[COUNTER_AT["joined"]])
+        if misplaced > MISPLACED_SHARE * MISPLACED_WINDOW and seen <= MISPLACED_WINDOW:
+            labels = self.pipeline.labels
+            assert labels is not None
+            self.stop_reason = (
+                f"{misplaced} of the first {seen} labels lie in another partition than their event: "
+                f"{self.pipeline.events.topic} and {labels.topic} are not partitioned alike. Produce both with the "
+                f"record key `{self.pipeline.events.key}`, the same partitioner and the same number of partitions"
+            )
+
+    # -- state as a value
+
+    def state(self) -> EngineState:
+        """All that was learned. Shared arrays are the live ones: copy them before the next piece is processed."""
+        meta = {
+            "pipeline": self.pipeline.name,
+            "declaration": self.pipeline.describe(),
+            "numeric": list(self.pipeline.numeric),
+            "categories": list(self.pipeline.categories),
+            "metrics": self.results(),
+            "counters": self.counters(),
+        }
+        return EngineState(self.arrays, {p: part.state() for p, part in self.partitions.items()}, meta)
+
+    def load(self, state: EngineState) -> None:
+        """Take over a state; raises SnapshotError where it does not fit this pipeline."""
+        for name, array in self.arrays.items():
+            given = state.shared.get(name)
+            if given is None or given.shape != array.shape or given.dtype != array.dtype:
+                came = "nothing" if given is None else f"{given.dtype} {given.shape}"
+                raise SnapshotError(
+                    f"array `{name}` of pipeline {self.pipeline.name!r}: expected {array.dtype} {array.shape}, got {came}; "
+                    "was the snapshot made with another feature list or another table size?"
+                )
+        for name, array in self.arrays.items():
+            array[...] = state.shared[name]
+        self.model.push()
+        self.partitions = {}
+        for p, arrays in state.partitions.items():
+            self.load_partition(p, arrays)
+
+    def load_partition(self, partition: int, arrays: Mapping[str, NDArray]) -> None:
+        """Take over the state of one partition."""
+        part = _Partition(self)
+        part.load(arrays)
+        self.partitions[partition] = part
+
+    def warm_up(self) -> None:
+        """Compile every kernel, without a trace in the state."""
+        self.model.warm_up()
+
+
+def _rises(values: I64, before: int) -> set[int]:
+    """Rows at which values that never fall are greater than at the row before (`before`: at the row before the first)."""
+    return set(np.flatnonzero(np.diff(values, prepend=before) > 0).tolist())
+

@@ -1,0 +1,80 @@
+"""What `headrace evaluate` prints: a progress bar while it runs, then the figures, each beside its baseline."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .engine import Engine
+from .evaluate import evaluate_files
+from .load import load_pipeline
+
+BASELINES = {
+    "log_loss": ("log_loss_constant", "the base rate, known in hindsight"),
+    "accuracy": ("accuracy_majority", "always the more frequent class"),
+    "mae": ("mae_constant", "the median, known in hindsight"),
+    "rmse": ("rmse_constant", "the mean, known in hindsight"),
+}
+WORDS = {
+    "log_loss": "log loss",
+    "auc": "area under the ROC curve",
+    "accuracy": "accuracy",
+    "mae": "mean absolute error",
+    "rmse": "root mean squared error",
+}
+
+
+def run(file: str, events: Path, labels: Path | None, json: bool) -> int:
+    """Evaluate the pipeline in `file` and print the results; returns the exit status."""
+    pipeline = load_pipeline(file)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("compiling kernels (the first time only)")
+
+        def progress(engine: Engine) -> None:
+            results = engine.results()
+            loss = results.get("log_loss", results.get("mae"))
+            shown = f", {'log loss' if 'log_loss' in results else 'MAE'} {loss:.4f}" if loss is not None else ""
+            bar.update(task, description=f"{engine.counters()['events']:,} events{shown}")
+
+        evaluation = evaluate_files(pipeline, events, labels, progress)
+    if json:
+        print(jsonlib.dumps({k: finite(v) for k, v in evaluation.results.items()}))
+        return 0
+    console = Console()
+    console.print(report(evaluation.results))
+    for letter in evaluation.dead:
+        at = f" at {letter.path}" if letter.path else ""
+        console.print(f"bad record: {letter.role} line {letter.record.offset + 1}: {letter.reason}{at}", markup=False)
+    return 0
+
+
+def report(results: dict[str, Any]) -> Table:
+    """The figures of an evaluation as a table: what, how much, and what the baseline reaches."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "value", "baseline", ""):
+        table.add_column(name, justify="right" if name in ("value", "baseline") else "left")
+    for name in ("events", "labels", "joined", "expired", "pending", "orphans", "late", "duplicates", "dead_letters"):
+        if results.get(name) or name in ("events", "labels"):
+            table.add_row(name.replace("_", " "), f"{results[name]:,}")
+    for name, words in WORDS.items():
+        if results.get(name) is None:
+            continue
+        baseline, meaning = BASELINES.get(name, (None, ""))
+        table.add_row(words, f"{results[name]:.4f}", f"{results[baseline]:.4f}" if baseline else "", meaning)
+    if results.get("accuracy_no_change") is not None:
+        table.add_row("", "", f"{results['accuracy_no_change']:.4f}", "the label before (accuracy)")
+    table.add_row("events per second", f"{results['events_per_second']:,.0f}")
+    return table
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

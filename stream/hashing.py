@@ -1,0 +1,144 @@
+"""Hashes of values: what joins a label to its event, names a category, and finds a key's aggregates.
+
+Strings are hashed by their UTF-8 bytes with MurmurHash64A (Austin Appleby, public domain); numbers by the finalizer of
+SplitMix64 (Steele et al. 2014) over their 64 bits. A hash is stable over machines and versions: it is kept in snapshots.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from numba import njit, uint64
+from numpy.typing import NDArray
+
+U64 = NDArray[np.uint64]
+
+KEY_SEEDS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)  # a key is 128 bits: one hash under each seed
+
+_M = np.uint64(0xC6A4A7935BD1E995)
+_R = np.uint64(47)
+
+
+@njit(cache=True, nogil=True)
+def _mix(x):
+    """SplitMix64's finalizer over one uint64."""
+    x = uint64(x)
+    x = (x ^ (x >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> uint64(27))) * uint64(0x94D049BB133111EB)
+    return x ^ (x >> uint64(31))
+
+
+@njit(cache=True, nogil=True)
+def _murmur(data, start, stop, seed):
+    """MurmurHash64A of data[start:stop], little endian."""
+    n = stop - start
+    h = uint64(seed) ^ (uint64(n) * _M)
+    words = n // 8
+    for w in range(words):
+        k = uint64(0)
+        at = start + 8 * w
+        for b in range(8):
+            k |= uint64(data[at + b]) << uint64(8 * b)
+        k *= _M
+        k ^= k >> _R
+        k *= _M
+        h = (h ^ k) * _M
+    rest = n - 8 * words
+    if rest:
+        k = uint64(0)
+        for b in range(rest):
+            k |= uint64(data[start + 8 * words + b]) << uint64(8 * b)
+        h = (h ^ k) * _M
+    h ^= h >> _R
+    h *= _M
+    return h ^ (h >> _R)
+
+
+@njit(cache=True, nogil=True)
+def _hash_texts(data, ends, valid, seed, out, s):
+    """Hash B strings that lie one after another in data into column s of out; null stays 0, a hash is never 0."""
+    start = np.int64(0)
+    for i in range(ends.shape[0]):
+        stop = ends[i]
+        if valid[i]:
+            h = _murmur(data, start, stop, seed)
+            out[i, s] = h if h != uint64(0) else uint64(1)
+        else:
+            out[i, s] = uint64(0)
+        start = stop
+
+
+@njit(cache=True, nogil=True)
+def _hash_words(words, valid, seed, out, c):
+    """Hash B values of 64 bits into column c of out; null stays 0, a hash is never 0."""
+    start = _mix(uint64(seed))
+    for i in range(words.shape[0]):
+        if valid[i]:
+            h = _mix(words[i] ^ start)
+            out[i, c] = h if h != uint64(0) else uint64(1)
+        else:
+            out[i, c] = uint64(0)
+
+
+@njit(cache=True, nogil=True)
+def _combine(hashes, seed, out):
+    """One hash per row over P hashes (B, P), order matters; 0 where any of them is 0."""
+    for i in range(hashes.shape[0]):
+        h = _mix(uint64(seed))
+        known = True
+        for p in range(hashes.shape[1]):
+            if hashes[i, p] == uint64(0):
+                known = False
+            h = _mix(h ^ hashes[i, p]) + uint64(p + 1)
+        if not known:
+            out[i] = uint64(0)
+        else:
+            out[i] = h if h != uint64(0) else uint64(1)
+
+
+def name_seed(name: str) -> int:
+    """The seed that makes equal values of two features differ."""
+    data = np.frombuffer(name.encode(), np.uint8)
+    return int(_murmur(data, 0, len(data), np.uint64(0)))
+
+
+def hash_series(series: pl.Series, *seeds: int) -> U64:
+    """Hash a column under each seed: uint64 (B, S), 0 where the value is missing (null, or NaN in a float column)."""
+    out = np.empty((len(series), len(seeds)), np.uint64)
+    valid = series.is_not_null()
+    dtype = series.dtype
+    if dtype in (pl.Categorical, pl.Enum):
+        series, dtype = series.cast(pl.String), pl.String()
+    if dtype == pl.String:
+        ends = np.cumsum(series.str.len_bytes().fill_null(0).to_numpy(), dtype=np.int64)
+        data = np.frombuffer("".join(series.drop_nulls().to_list()).encode(), np.uint8)
+        for s, seed in enumerate(seeds):
+            _hash_texts(data, ends, valid.to_numpy(writable=True), np.uint64(seed), out, s)
+        return out
+    if dtype.is_float():
+        series = series.cast(pl.Float64) + 0.0  # -0.0 is 0.0
+        valid = valid & series.is_not_nan().fill_null(False)
+        words = series.fill_null(0.0).to_numpy(writable=True).view(np.uint64)
+    elif dtype == pl.UInt64:
+        words = series.fill_null(0).to_numpy(writable=True)
+    else:
+        words = series.cast(pl.Int64).fill_null(0).to_numpy(writable=True).view(np.uint64)
+    known = valid.to_numpy(writable=True)
+    for s, seed in enumerate(seeds):
+        _hash_words(words, known, np.uint64(seed), out, s)
+    return out
+
+
+def hash_columns(columns: list[pl.Series], seed: int) -> U64:
+    """One hash per row over one or several columns: uint64 (B,), 0 where any of them is missing."""
+    if len(columns) == 1:
+        return hash_series(columns[0], seed)[:, 0]
+    parts = np.concatenate([hash_series(series, seed) for series in columns], axis=1)
+    out = np.empty(len(parts), np.uint64)
+    _combine(parts, np.uint64(seed), out)
+    return out
+
+
+def hash_keys(series: pl.Series) -> U64:
+    """128-bit hashes of join keys: uint64 (B, 2)."""
+    return hash_series(series, *KEY_SEEDS)

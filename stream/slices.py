@@ -1,0 +1,51 @@
+"""The values that move between connectors and engine: slices of records, pieces of slices, dead letters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Role = Literal["events", "labels"]
+Headers = tuple[tuple[str, bytes], ...]
+
+END_OF_STREAM = "headrace-end-of-stream"  # a record with this header says: nothing more comes on this partition
+
+
+class Record(NamedTuple):
+    """One record as it lay in Kafka."""
+
+    offset: int
+    timestamp: int  # milliseconds since the epoch
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+class Slice(NamedTuple):
+    """Records [start, next) of one topic partition, as fetched; offsets may have holes (compaction, markers)."""
+
+    role: Role
+    partition: int
+    start: int
+    next: int
+    records: list[Record]
+
+
+class Piece(NamedTuple):
+    """The part [start, next) of one partition that a cycle processed at one go; the journal's unit."""
+
+    role: Role
+    partition: int
+    start: int
+    next: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that could not be used, with why and where in it."""
+
+    role: Role
+    partition: int
+    record: Record
+    reason: str
+    path: str = ""  # JSON path of the field, where one is to blame

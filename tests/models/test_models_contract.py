@@ -1,0 +1,493 @@
+"""What every model promises: pure predictions, the same bits whatever the cuts, state that can be moved."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.errors import DeclarationError
+from headrace.models import (
+    FTRL,
+    SGD,
+    AdaGrad,
+    Chain,
+    LinearRegression,
+    LogisticRegression,
+    Rows,
+    Spec,
+    StandardScaler,
+    Truth,
+    allocate,
+    allocate_touched,
+    as_chain,
+    build,
+)
+
+SMALL = {"bits": 6}  # 64 slots: categories collide, in the stream and within rows
+MODELS = {
+    "ftrl": lambda: StandardScaler() | LogisticRegression(FTRL(0.2, l1=0.5, l2=0.1), **SMALL),
+    "adagrad": lambda: StandardScaler() | LogisticRegression(AdaGrad(0.1, l2=0.01), dtype="float32", **SMALL),
+    "sgd": lambda: LogisticRegression(SGD(0.001), intercept_lr=0.01, base_rate=False, **SMALL),
+    "squared": lambda: StandardScaler(clip=5.0) | LinearRegression(FTRL(), **SMALL),
+    "quantile": lambda: StandardScaler() | LinearRegression(AdaGrad(), loss="quantile", quantile=0.9, **SMALL),
+    "poisson": lambda: StandardScaler() | StandardScaler() | LinearRegression(FTRL(0.05), loss="poisson", **SMALL),
+}
+LABELS = {"squared": "value", "quantile": "value", "poisson": "count"}
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+@pytest.fixture
+def fresh(bind):
+    return lambda name: bind(MODELS[name]())
+
+
+@pytest.fixture
+def examples(stream):
+    def examples(name, rows, seed=0):
+        x, truth = stream(rows, seed, LABELS.get(name, "binary"))
+        truth.y[::7] = np.nan
+        truth.weight[3::11] = -1.0
+        return type(stream(0))(x, truth)
+
+    return examples
+
+
+def run(bound, method, part):
+    """Call one method on a piece of a stream; what it predicted."""
+    out = np.full((len(part.truth.y), 1), np.nan, np.float32)
+    if method == "learn":
+        bound.chain.learn(part.x, part.truth)
+    elif method == "test_then_learn":
+        bound.chain.test_then_learn(part.x, part.truth, out)
+    else:
+        getattr(bound.chain, method)(part.x, out)
+    return out
+
+
+@every_model
+@settings(max_examples=20, deadline=None)
+@given(cuts=st.lists(st.integers(0, 60), max_size=5), seed=st.integers(0, 3))
+@pytest.mark.parametrize("method", ["predict_then_observe", "learn", "test_then_learn"])
+def test_results_do_not_depend_on_the_cuts(bind, stream, name, method, cuts, seed):
+    part = stream(60, seed, LABELS.get(name, "binary"))
+    part.truth.y[::7] = np.nan
+    bounds = bind(MODELS[name]()), bind(MODELS[name]())
+    for bound in bounds:
+        run(bound, "test_then_learn", stream(50, 9, LABELS.get(name, "binary")))
+    whole = run(bounds[0], method, part)
+    pieces = [run(bounds[1], method, part.piece(a, b)) for a, b in pairwise([0, *sorted(cuts), 60])]
+    assert np.concatenate(pieces).tobytes() == whole.tobytes()
+    assert bounds[0].bits() == bounds[1].bits()
+    assert all((bounds[0].touched[g] == bounds[1].touched[g]).all() for g in bounds[0].touched)
+
+
+@every_model
+def test_row_is_predicted_before_it_is_learned(fresh, examples, name):
+    part = examples(name, 40)
+    whole, by_row = fresh(name), fresh(name)
+    out = run(whole, "test_then_learn", part)
+    for i in range(40):
+        one = part.piece(i, i + 1)
+        assert run(by_row, "predict", one)[0] == out[i]
+        assert run(by_row, "predict_then_observe", one)[0] == out[i]
+        run(by_row, "learn", one)
+    assert whole.bits() == by_row.bits()
+
+
+@every_model
+def test_predict_changes_nothing(fresh, examples, name):
+    bound, part = fresh(name), examples(name, 200)
+    run(bound, "test_then_learn", part)
+    bits = bound.bits()
+    touched = {group: array.tobytes() for group, array in bound.touched.items()}
+    first = run(bound, "predict", part)
+    assert run(bound, "predict", part).tobytes() == first.tobytes()
+    assert bound.bits() == bits
+    assert {group: array.tobytes() for group, array in bound.touched.items()} == touched
+
+
+@every_model
+def test_same_stream_gives_same_bits(fresh, examples, name):
+    bounds = fresh(name), fresh(name)
+    outs = [run(bound, "test_then_learn", examples(name, 300)).tobytes() for bound in bounds]
+    assert outs[0] == outs[1]
+    assert bounds[0].bits() == bounds[1].bits()
+
+
+@every_model
+def test_loss_falls_with_the_stream(fresh, stream, name):
+    _, truth = part = stream(8000, 1, LABELS.get(name, "binary"))
+    out = run(fresh(name), "test_then_learn", part)[:, 0].astype(np.float64)
+    y = truth.y[:, 0].astype(np.float64)
+    if name in LABELS:
+        start = np.full(8000, y[:500].mean())
+        weight = np.where(y > out, 0.9, 0.1) if name == "quantile" else 1.0
+        start_weight = np.where(y > start, 0.9, 0.1) if name == "quantile" else 1.0
+        loss, constant = weight * abs(y - out), start_weight * abs(y - start)
+    else:
+        loss = -np.log(np.clip(np.where(y == 1, out, 1 - out), 1e-7, 1))
+        constant = np.full(8000, -np.log(0.5))
+    assert loss[-2000:].mean() < 0.95 * constant[-2000:].mean()
+    assert loss[-2000:].mean() < loss[:200].mean() or name == "squared"
+
+
+@every_model
+def test_state_moves_to_another_process_bit_for_bit(fresh, examples, name):
+    first, part = fresh(name), examples(name, 100)
+    run(first, "test_then_learn", part.piece(0, 60))
+    config = json.loads(json.dumps(first.chain.config()))
+    chain = build(config)
+    layout = chain.layout(first.spec)
+    state, touched = allocate(layout), allocate_touched(layout)
+    chain.bind(first.spec, state, touched)
+    for array_name, array in state.items():
+        array[...] = np.frombuffer(first.state[array_name].tobytes(), array.dtype).reshape(array.shape)
+    second = first._replace(chain=chain, state=state, touched=touched)
+    rest = part.piece(60, 100)
+    assert run(second, "test_then_learn", rest).tobytes() == run(first, "test_then_learn", rest).tobytes()
+    for bound in (first, second):
+        for _, decay in bound.chain.decays():
+            decay(0.5)
+    assert first.bits() == second.bits()
+
+
+@every_model
+def test_forgetting_keeps_what_is_predicted_and_quickens_what_comes(fresh, examples, name):
+    keeping, forgetting, part = fresh(name), fresh(name), examples(name, 400)
+    for bound in (keeping, forgetting):
+        run(bound, "test_then_learn", part)
+    before = run(forgetting, "predict", part)
+    for _, decay in forgetting.chain.decays():
+        decay(0.05)
+    after = run(forgetting, "predict", part)
+    np.testing.assert_allclose(after, before, rtol=1e-5)
+    new = examples(name, 50, seed=99)
+    moved = [np.abs(run_and_predict(bound, new, part) - before).mean() for bound in (keeping, forgetting)]
+    assert forgetting.chain.decays() or name == "sgd"
+    if name != "sgd":
+        assert moved[1] > 1.2 * moved[0]
+
+
+def run_and_predict(bound, new, part):
+    run(bound, "test_then_learn", new)
+    return run(bound, "predict", part)
+
+
+@every_model
+def test_warm_up_leaves_the_state_alone(fresh, examples, name):
+    bound = fresh(name)
+    run(bound, "test_then_learn", examples(name, 30))
+    bits = bound.bits()
+    touched = {group: array.tobytes() for group, array in bound.touched.items()}
+    bound.chain.warm_up()
+    assert bound.bits() == bits
+    assert {group: array.tobytes() for group, array in bound.touched.items()} == touched
+    assert run(bound, "predict", examples(name, 30)).shape == (30, 1)
+
+
+@every_model
+def test_no_rows_are_fine(fresh, examples, name):
+    bound, none = fresh(name), examples(name, 0)
+    bits = bound.bits()
+    for method in ("predict", "predict_then_observe", "learn", "test_then_learn"):
+        assert run(bound, method, none).shape == (0, 1)
+    assert bound.bits() == bits
+
+
+@every_model
+def test_finite_input_never_makes_a_prediction_or_a_state_that_is_not(fresh, name):
+    bound = fresh(name)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        numeric = rng.choice(np.float32([0, 1, -1, 3e38, -3e38, 1e-38, 1e-45, np.nan, np.inf]), (20, 3))
+        hashes = rng.choice(np.array([0, 1, 2**64 - 1], np.uint64), (20, 2))
+        y = rng.choice(np.float32([0, 1] if name not in LABELS else [0, 3e38, -3e38, np.nan, np.inf]), (20, 1))
+        weight = rng.choice(np.float32([1, -1, 0, 1e30, np.nan]), 20)
+        x, truth = Rows(numeric, hashes), Truth(y, weight)
+        out = np.empty((20, 1), np.float32)
+        bound.chain.test_then_learn(x, truth, out)
+        assert np.isfinite(out).all()
+        bound.chain.learn(x, truth)
+        for _, decay in bound.chain.decays():
+            decay(1e-3)
+    assert all(np.isfinite(array).all() for array in bound.state.values())
+
+
+def test_missing_category_adds_nothing_and_missing_number_has_a_weight_of_its_own(bind):
+    bound = bind(LogisticRegression(FTRL(), base_rate=False, bits=6), 2, 2)
+    x = Rows(np.array([[np.nan, 1.0]], np.float32), np.array([[0, 5]], np.uint64))
+    bound.chain.learn(x, Truth(np.ones((1, 1), np.float32), np.ones(1, np.float32)))
+    assert (bound.state["0/columns"][:, 1] > 0).tolist() == [False, True]
+    assert (bound.state["0/missing"][:, 1] > 0).tolist() == [True, False]
+    assert np.count_nonzero(bound.state["0/table"][:, 1]) == 1
+
+
+def test_touched_and_used_say_which_slots_were_written(bind, stream):
+    bound = bind(LogisticRegression(FTRL(), bits=12))
+    part = stream(30, 3)
+    bound.chain.learn(part.x, part.truth)
+    written = np.flatnonzero(bound.state["0/table"][:, 1])
+    assert np.flatnonzero(bound.touched["0/table"]).tolist() == sorted({r >> 6 for r in written})
+    assert np.flatnonzero(bound.state["0/used"]).tolist() == sorted({r >> 3 for r in written})
+    bound.touched["0/table"][:] = 0
+    evidence = bound.state["0/table"][:, 1].copy()
+    bound.chain.decays()[0][1](0.5)
+    assert np.array_equal(bound.state["0/table"][:, 1], evidence / 2)
+    assert np.flatnonzero(bound.touched["0/table"]).tolist() == sorted({r >> 6 for r in written})
+
+
+def test_cold_model_predicts_the_running_base_rate(bind):
+    bound = bind(StandardScaler() | LogisticRegression(FTRL(alpha=1e-9), bits=6), 0, 0)
+    y = (np.random.default_rng(0).random(1000) < 0.05).astype(np.float32)
+    out = np.empty((1000, 1), np.float32)
+    x = Rows(np.empty((1000, 0), np.float32), np.empty((1000, 0), np.uint64))
+    bound.chain.test_then_learn(x, Truth(y.reshape(-1, 1), np.ones(1000, np.float32)), out)
+    seen = np.arange(1000)
+    np.testing.assert_allclose(out[:, 0], (np.cumsum(y) - y + 0.5) / (seen + 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("loss", "first"), [("squared", 0.0), ("absolute", 0.0), ("poisson", 1.0)])
+def test_first_label_of_a_regression_sets_its_base_and_no_weight(bind, loss, first):
+    bound = bind(LinearRegression(FTRL(), loss=loss, bits=6), 1, 1)
+    x = Rows(np.ones((2, 1), np.float32), np.ones((2, 1), np.uint64))
+    out = np.empty((2, 1), np.float32)
+    bound.chain.test_then_learn(x, Truth(np.full((2, 1), 5000, np.float32), np.ones(2, np.float32)), out)
+    assert out[:, 0] == pytest.approx([first, 5000.0], rel=1e-6)
+    assert bound.state["0/table"].max() < 1e-6 or loss == "absolute"
+
+
+def test_negative_weight_takes_back_what_was_just_learned(bind):
+    x = Rows(np.full((1, 1), 0.5, np.float32), np.ones((1, 1), np.uint64))
+    false, true = np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)
+    plus, minus = np.ones(1, np.float32), -np.ones(1, np.float32)
+    for optimizer in (SGD(0.1), AdaGrad(0.1), FTRL(0.1)):
+        bound = bind(LogisticRegression(optimizer, bits=6), 1, 1)
+        out = np.empty((4, 1))
+        bound.chain.predict(x, out[0:1])
+        bound.chain.learn(x, Truth(false, plus))
+        bound.chain.predict(x, out[1:2])
+        bound.chain.learn(x, Truth(false, minus))
+        bound.chain.predict(x, out[2:3])
+        bound.chain.learn(x, Truth(true, plus))
+        bound.chain.predict(x, out[3:4])
+        assert out[1] < out[2] - 0.01
+        assert abs(out[2] - out[0]) < 0.2 * abs(out[1] - out[0])
+        assert out[3] > out[0]
+        assert bound.state["0/base_count"][0] == 2.0
+
+
+def test_default_scale_and_labels_later_learn_the_features_as_the_scaler_then_stands(bind, stream):
+    x, truth = part = stream(50, 4)
+    bound = bind(MODELS["ftrl"]())
+    run(bound, "predict_then_observe", part)
+    twin = bind(MODELS["ftrl"]())
+    for name in ("0/count", "0/mean", "0/variance"):
+        twin.state[name][:] = bound.state[name]
+    scaled = np.empty(x.numeric.shape)
+    twin.chain.parts[0].apply(x, Rows(scaled, x.categories))
+    twin.chain.parts[1].learn(Rows(scaled, x.categories), truth)
+    bound.chain.learn(x, truth)
+    assert bound.bits() == twin.bits()
+
+
+# --- declarations
+
+
+def test_configuration_and_repr_tell_the_whole_model():
+    model = StandardScaler(half_life="7d") | LogisticRegression(FTRL(alpha=0.2, l1=1.0), bits=18)
+    assert "half_life='7d'" in repr(model)
+    assert "alpha=0.2" in repr(model)
+    again = build(json.loads(json.dumps(model.config())))
+    assert again.config() == model.config()
+    assert repr(again) == repr(model)
+    assert build(LinearRegression(SGD(0.5)).config()).optimizer == SGD(0.5)
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"name": "Perceptron"}, "Perceptron.*known are.*LogisticRegression"),
+        ({"name": "SGD", "rate": 1}, "SGD.*rate.*another version"),
+        ({}, "None"),
+    ],
+)
+def test_configuration_that_is_not_known_is_refused(config, match):
+    with pytest.raises(DeclarationError, match=match):
+        build(config)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: FTRL(alpha=0), r"FTRL\(alpha=\).*above 0"),
+        (lambda: FTRL(l1=-1), r"FTRL\(l1=\)"),
+        (lambda: FTRL(half_life="30 days"), r"FTRL\(half_life=\).*'30d'"),
+        (lambda: AdaGrad(eps=0), r"AdaGrad\(eps=\)"),
+        (lambda: SGD(lr=float("inf")), r"SGD\(lr=\)"),
+        (lambda: LogisticRegression(0.1), "expected an optimizer"),
+        (lambda: LogisticRegression(bits=3), r"LogisticRegression\(bits=\)"),
+        (lambda: LogisticRegression(dtype="float16"), r"dtype="),
+        (lambda: LinearRegression(loss="hinge"), "squared, absolute, quantile, poisson.*'hinge'"),
+        (lambda: LinearRegression(quantile=1.5), r"quantile=\).*at most 1"),
+        (lambda: LinearRegression(intercept_lr=-1), r"intercept_lr="),
+        (lambda: LogisticRegression() | StandardScaler(), "only the last part"),
+        (lambda: StandardScaler() | 3, "transforms and a learner.*got 3"),
+        (lambda: as_chain("ftrl"), "transforms and a learner.*got 'ftrl'"),
+    ],
+)
+def test_a_model_declared_wrongly_says_what_to_write(make, match):
+    with pytest.raises(DeclarationError, match=match):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "match"),
+    [
+        (LogisticRegression(), "regression", "binary.*a regression task.*use LinearRegression"),
+        (LinearRegression(), "binary", "regression.*a binary task.*use LogisticRegression"),
+        (LogisticRegression(), None, "no labels"),
+        (StandardScaler(), "binary", "ends without a learner"),
+    ],
+)
+def test_task_that_does_not_fit_the_model_is_refused_with_the_remedy(model, task, match):
+    with pytest.raises(DeclarationError, match=match):
+        as_chain(model).layout(Spec(("a",), (), task, 1))
+
+
+def test_features_and_state_of_another_model_are_refused(bind, stream):
+    bound = bind(LogisticRegression(bits=6))
+    x, truth = stream(5, 0)
+    out = np.empty((5, 1), np.float32)
+    with pytest.raises(ValueError, match=r"numeric features: expected float32 \(5, 3\), got float32 \(5, 2\)"):
+        bound.chain.predict(Rows(x.numeric[:, :2].copy(), x.categories), out)
+    with pytest.raises(ValueError, match="categories: expected uint64"):
+        bound.chain.predict(Rows(x.numeric, x.categories.astype(np.int64)), out)
+    with pytest.raises(ValueError, match="weights: expected float32"):
+        bound.chain.learn(x, Truth(truth.y, np.ones(4, np.float32)))
+    with pytest.raises(ValueError, match="out: expected a writable"):
+        bound.chain.predict(x, out[:4])
+    with pytest.raises(DeclarationError, match=r"0/table.*expected float64 \(128, 2\)"):
+        as_chain(LogisticRegression(bits=7)).bind(bound.spec, bound.state, bound.touched)
+
+
+def test_views_and_read_only_rows_are_taken_as_they_are(bind, stream):
+    bounds = bind(MODELS["ftrl"]()), bind(MODELS["ftrl"]())
+    x, truth = part = stream(20, 0)
+    expected = run(bounds[0], "test_then_learn", part)
+    x = Rows(np.asfortranarray(x.numeric), x.categories.copy())
+    x.categories.flags.writeable = False
+    truth = Truth(truth.y.copy(), np.repeat(truth.weight, 2)[::2])
+    assert run(bounds[1], "test_then_learn", type(part)(x, truth)).tobytes() == expected.tobytes()
+    assert bounds[0].bits() == bounds[1].bits()
+
+
+def test_chain_grows_its_buffers_and_goes_on(bind, stream):
+    small, large = bind(MODELS["ftrl"]()), bind(MODELS["ftrl"]())
+    large.chain.predict(*_predictable(stream(5000, 1)))
+    for rows in (1, 3, 700, 2):
+        part = stream(rows, rows)
+        assert run(small, "test_then_learn", part).tobytes() == run(large, "test_then_learn", part).tobytes()
+    assert small.bits() == large.bits()
+
+
+def _predictable(part):
+    return part.x, np.empty((len(part.truth.y), 1), np.float32)
+
+
+def test_learner_of_ones_own_fits_a_chain_without_a_fused_kernel(bind, stream):
+    """A learner that only predicts and learns gets test_then_learn, row by row, from the protocol."""
+    from headrace.models import Array, Learner
+
+    class Mean(Learner):
+        updates, batch_size = "sequential", 1
+
+        def layout(self, spec):
+            return {"sums": Array((2,), "float64")}
+
+        def bind(self, spec, state, touched):
+            self.sums = state["sums"]
+
+        def predict(self, x, out):
+            out[:] = self.sums[0] / max(self.sums[1], 1)
+
+        def learn(self, x, truth):
+            known = ~np.isnan(truth.y[:, 0])
+            self.sums += truth.y[known].sum(), known.sum()
+
+    x, truth = part = stream(20, 0)
+    bound = bind(Chain(StandardScaler(), Mean()))
+    out = run(bound, "test_then_learn", part)
+    y = truth.y[:, 0]
+    np.testing.assert_allclose(out[1:, 0], np.cumsum(y)[:-1] / np.arange(1, 20), rtol=1e-6)
+    assert bound.state["0/count"].sum() == np.count_nonzero(~np.isnan(x.numeric))
+
+
+# --- kernels without Numba
+
+PLAIN = """
+import sys, numpy as np
+np.seterr(over="ignore", invalid="ignore")
+from headrace.models import *
+rng = np.random.default_rng(5)
+for task, model in (
+    ("binary", StandardScaler() | LogisticRegression(FTRL(0.2, l1=0.1), bits=6)),
+    ("binary", StandardScaler() | LogisticRegression(AdaGrad(0.2, l2=0.1), bits=6, base_rate=False)),
+    ("regression", LinearRegression(SGD(0.01), loss="poisson", bits=6)),
+):
+    spec = Spec(("a", "b"), ("c",), task, 1)
+    layout = model.layout(spec) if isinstance(model, Chain) else as_chain(model).layout(spec)
+    chain, state = as_chain(model), allocate(layout)
+    chain.bind(spec, state, allocate_touched(layout))
+    metrics = Metrics(task)
+    counts = allocate(metrics.layout())
+    metrics.bind(counts)
+    x = Rows(rng.normal(size=(40, 2)).astype("f4"), rng.integers(0, 5, (40, 1), dtype=np.uint64))
+    x.numeric[::9] = np.nan
+    truth = Truth((rng.random((40, 1)) < 0.4).astype("f4"), np.ones(40, "f4"))
+    out = np.empty((40, 1))
+    chain.test_then_learn(x, truth, out)
+    for _, decay in chain.decays():
+        decay(0.9)
+    chain.predict_then_observe(x, out)
+    chain.learn(x, truth)
+    metrics.update(truth.y, out)
+    for array in (*state.values(), *counts.values(), out):
+        print(*(float(v).hex() for v in array.ravel() if v))
+"""
+
+
+def test_kernels_do_the_same_with_the_jit_off(tmp_path: Path):
+    outputs = []
+    for jit in ("0", "1"):
+        done = subprocess.run(
+            [sys.executable, "-c", PLAIN],
+            env=os.environ | {"NUMBA_DISABLE_JIT": jit},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        outputs.append([[float.fromhex(v) for v in line.split()] for line in done.stdout.splitlines()])
+    assert sum(map(len, outputs[0])) > 300
+    for compiled, plain in zip(*outputs, strict=True):
+        np.testing.assert_allclose(compiled, plain, rtol=1e-12)
+
+
+def test_importing_models_needs_neither_torch_nor_kafka_and_compiles_nothing():
+    code = (
+        "import sys, headrace.models as m\n"
+        "from headrace.models import linear_kernels as k, scaler as s, metrics as x\n"
+        "bad = [n for n in ('torch', 'river', 'polars', 'faust', 'aiokafka', 'redis') if n in sys.modules]\n"
+        "kernels = [f for module in (k, s, x) for f in vars(module).values() if hasattr(f, 'signatures')]\n"
+        "print(bad, len(kernels) > 10, any(f.signatures for f in kernels))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[] True False"

@@ -1,0 +1,443 @@
+"""The engine, driven by records as Kafka would hold them; no server is needed."""
+
+import json
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import polars as pl
+import pytest
+from headrace import Events, Labels, Pipeline, Predictions, StreamStopped, category, count, cross, last, mean, numeric
+from headrace.models import FTRL, SGD, LinearRegression, LogisticRegression, StandardScaler
+from headrace.stream.align import Aligner
+from headrace.stream.decode import Decoder
+from headrace.stream.engine import Engine
+from headrace.stream.slices import END_OF_STREAM, Record, Slice
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+T0 = 1_700_000_000  # seconds
+HOUR = 3600
+
+
+class Click(msgspec.Struct):
+    id: str
+    time: float
+    site: str
+    price: float
+    shop: str | None = None
+
+
+class Sale(msgspec.Struct):
+    id: str
+    time: float
+    sold: bool | None
+    amount: float = 0.0
+
+
+def delayed(**changes):
+    """A pipeline whose labels come later, on a topic of their own."""
+    labels = dict(key="id", time="time", unit="s", value="sold", within="1h")
+    pipeline = dict(
+        name="clicks",
+        events=Events("clicks", Click, key="id", time="time", unit="s"),
+        features=[
+            numeric("price"), category("site"), cross("site", "shop"), count(by="site", over="1h"),
+            mean("price", by="shop", half_life="1h"), mean("label", by="site", over="6h"), last("amount", by="site"),
+        ],
+        model=StandardScaler(half_life="1h") | LogisticRegression(FTRL(alpha=0.1, half_life="2h"), bits=12),
+        predictions=Predictions("scores"),
+    )  # fmt: skip
+    for name, value in changes.items():
+        (pipeline if name in pipeline or name in ("max_bad_share", "delivery") else labels)[name] = value
+    return Pipeline(labels=Labels("sales", Sale, **labels), **pipeline)
+
+
+class Run:
+    """An engine with partitions of events and labels that records are appended to."""
+
+    def __init__(self, pipeline, partitions=1):
+        self.pipeline = pipeline
+        self.engine = Engine(pipeline)
+        self.decoders = {"events": Decoder(pipeline, "events")}
+        if self.engine.delayed:
+            self.decoders["labels"] = Decoder(pipeline, "labels")
+        for p in range(partitions):
+            self.engine.own(p)
+        self.ends = {}
+        self.out = []
+
+    def slice(self, role, rows, partition=0, timestamp=(T0 + 10**6) * 1000, headers=()):
+        start = self.ends.get((role, partition), 0)
+        values = [row if isinstance(row, bytes | None) else json.dumps(row).encode() for row in rows]
+        records = [Record(start + i, timestamp, None, value, headers) for i, value in enumerate(values)]
+        self.ends[role, partition] = start + len(rows)
+        return Slice(role, partition, start, start + len(rows), records)
+
+    def feed(self, role, rows, partition=0, cuts=(), **more):
+        """Process rows in one slice, cut into pieces at these row numbers; returns the predictions."""
+        batch = self.decoders[role].decode(self.slice(role, rows, partition, **more))
+        edges = [batch.start, *(batch.start + c for c in sorted(cuts)), batch.next]
+        out = []
+        for a, b in zip(edges, edges[1:]):
+            done = self.engine.process(batch, a, b)
+            self.dead = done.dead
+            if done.predicted is not None:
+                out.append(done.predicted.out[:, 0])
+        return np.concatenate(out) if out else np.empty(0, np.float32)
+
+    def counts(self, *names):
+        counters = self.engine.counters()
+        return tuple(counters[name] for name in names)
+
+
+def click(i, minutes=0.0, site="a", price=1.0, **more):
+    return {"id": str(i), "time": T0 + 60 * minutes, "site": site, "price": price, **more}
+
+
+def sale(i, minutes=0.0, sold=True, **more):
+    return {"id": str(i), "time": T0 + 60 * minutes, "sold": sold, **more}
+
+
+def stream(seed, events=300):
+    """(role, row) in order of time: events with labels after up to 90 minutes, some of them never, twice or unknown."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(events):
+        minute = float(rng.uniform(0, 600))
+        site = "abcdef"[rng.integers(6)]
+        rows.append((minute, "events", click(i, minute, site, float(rng.normal(5, 3)), shop="xyz"[rng.integers(3)])))
+        if rng.random() < 0.9:
+            at = minute + float(rng.exponential(25)) - 2  # some come before their event
+            rows.append((at, "labels", sale(i, at, bool(rng.random() < (0.2 if site < "d" else 0.8)), amount=minute)))
+            if rng.random() < 0.1:
+                rows.append((at + 3, "labels", sale(i, at + 3)))
+    rows += [(m, "labels", sale(f"unknown {m}", m)) for m in range(0, 600, 60)]
+    return [(role, row) for _, role, row in sorted(rows, key=lambda row: row[0])]
+
+
+def in_turn(rows):
+    """Rows as runs of one role."""
+    runs = []
+    for role, row in rows:
+        if not runs or runs[-1][0] != role:
+            runs.append((role, []))
+        runs[-1][1].append(row)
+    return runs
+
+
+def assert_same_state(a, b):
+    one, two = a.engine.state(), b.engine.state()
+    for name, array in one.shared.items():
+        np.testing.assert_array_equal(array, two.shared[name], name)
+    assert one.partitions.keys() == two.partitions.keys()
+    for p, arrays in one.partitions.items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, two.partitions[p][name], name)
+
+
+# --- test, then train
+
+
+def test_event_is_predicted_before_its_own_label_is_learned():
+    class Row(msgspec.Struct):
+        x: float
+        y: bool
+        id: str = ""
+
+    pipeline = Pipeline(
+        name="now",
+        events=Events("rows", Row, key="id"),
+        labels=Labels(value="y"),
+        features=[numeric("x")],
+        model=LogisticRegression(SGD(0.5), base_rate=False),
+        predictions=Predictions("out"),
+    )
+    run = Run(pipeline)
+    out = run.feed("events", [{"x": 1.0, "y": True}] * 3)
+    assert out[0] == 0.5
+    assert 0.5 < out[1] < out[2]  # row i is predicted by a model that has learned row i - 1
+    assert run.counts("events", "labels", "joined", "examples") == (3, 3, 3, 3)
+
+
+def test_label_in_the_event_moves_aggregates_only_for_the_rows_after():
+    class Row(msgspec.Struct):
+        who: str
+        y: bool | None
+        id: str = ""
+
+    pipeline = Pipeline(
+        name="now",
+        events=Events("rows", Row, key="id"),
+        labels=Labels(value="y"),
+        features=[mean("label", by="who", half_life="1h")],
+        model=LogisticRegression(),
+        predictions=Predictions("out"),
+    )
+    rows = [{"who": "a", "y": True}, {"who": "a", "y": None}, {"who": "a", "y": False}, {"who": "a", "y": True}]
+    for cuts in ((), (1, 2, 3)):
+        run = Run(pipeline)
+        batch = run.decoders["events"].decode(run.slice("events", rows))
+        for a, b in zip([0, *cuts], [*cuts, 4]):
+            run.engine.process(batch, a, b)
+        np.testing.assert_array_equal(batch.numeric[:, 0], np.array([np.nan, 1, 1, 0.5], np.float32))
+        assert run.counts("events", "labels") == (4, 3)
+
+
+def test_delayed_label_is_learned_from_the_features_of_prediction_time():
+    model = LinearRegression(SGD(0.1, half_life=None), base_rate=False)
+    run = Run(delayed(features=[mean("price", by="site", over="6h")], model=model, value=pl.col("amount")))
+    run.feed("events", [click(1, 0, price=2.0), click(2, 1, price=100.0), click(3, 2, price=100.0)])
+    #  event 2 read a mean of 2, event 3 one of 51; by now the mean is 67
+    run.feed("labels", [sale(2, 3, amount=1.0)])
+    before = run.feed("events", [click(4, 4)])
+    assert before[0] == pytest.approx(run_linear(w=0.1 * 2 * 1.0 * 2.0, b=0.1 * 2 * 1.0, x=202 / 3), rel=1e-4)
+
+
+def run_linear(w, b, x):
+    """River's SGD step on the squared loss from zero: w = lr 2 (y - p) x; the intercept learns with its own rate."""
+    return w * x + b / 10  # intercept_lr .01 against lr .1
+
+
+# --- joins
+
+
+def test_each_label_is_counted_once_for_what_it_is():
+    run = Run(delayed(early="10m"))
+    run.feed("events", [click(1, 0), click(2, 0), click(2, 1), click(3, 2)])
+    run.feed("labels", [sale(1, 5), sale(1, 6), sale("never", 6)])
+    assert run.counts("joined", "duplicates", "repeated", "early", "pending") == (1, 1, 1, 1, 2)
+    run.feed("labels", [sale("in time", 50)])
+    run.feed("events", [click("in time", 51)])  # its label is here already
+    assert run.counts("joined", "early", "orphans") == (2, 0, 1)
+    run.feed("events", [click(9, 70)])
+    run.feed("labels", [sale("x", 70)])
+    assert run.counts("expired", "pending") == (2, 1)  # 2 and 3 have waited for an hour
+    run.feed("labels", [sale(3, 71), sale(1, 71)])
+    assert run.counts("late", "duplicates") == (1, 2)
+    counters = run.engine.counters()
+    waited = counters["joined"] + counters["expired"] + counters["pending"] + counters["repeated"]
+    assert counters["predictions"] == counters["events"] == waited == 6
+    told = ("joined", "orphans", "late", "duplicates", "misplaced", "early")
+    assert counters["labels"] == sum(counters[name] for name in told) == 8
+
+
+def test_expiry_waits_for_the_clock_of_the_labels():
+    run = Run(delayed(otherwise=False))
+    run.feed("events", [click(1, 0), click(2, 600)])
+    assert run.counts("expired", "examples") == (0, 0)  # labels may just be late as a whole
+    run.feed("labels", [sale("x", 59)])
+    assert run.counts("expired") == (0,)
+    run.feed("labels", [sale("y", 65)])
+    assert run.counts("expired", "examples", "pending") == (1, 1, 1)
+
+
+def test_otherwise_is_learned_as_the_label_when_the_wait_is_over():
+    for otherwise, moved in ((False, True), (None, False)):
+        run = Run(delayed(otherwise=otherwise))
+        before = run.engine.arrays["model/1/" + weights(run)].copy()
+        run.feed("events", [click(1, 0), click(2, 100)])
+        run.feed("labels", [sale("x", 100)])
+        assert (before != run.engine.arrays["model/1/" + weights(run)]).any() == moved
+        assert run.counts("expired", "joined") == (1, 0)
+
+
+def weights(run):
+    return next(name[8:] for name, array in run.engine.arrays.items() if name.startswith("model/1/") and array.size > 4000)
+
+
+def test_end_of_stream_marks_on_both_topics_end_every_wait():
+    run = Run(delayed())
+    run.feed("events", [click(1, 0), click(2, 0)])
+    run.feed("labels", [sale(1, 1), sale("x", 1)])
+    mark = ((END_OF_STREAM, b""),)
+    run.feed("events", [None], headers=mark)
+    assert run.counts("pending", "early") == (1, 1)
+    run.feed("labels", [None], headers=mark)
+    assert run.counts("pending", "expired", "early", "orphans", "dead_letters") == (0, 1, 0, 1, 0)
+
+
+def test_label_in_another_partition_than_its_event_is_counted_apart_and_stops_when_frequent():
+    run = Run(delayed(), partitions=2)
+    run.feed("events", [click(i, 0) for i in range(300)], partition=0)
+    run.feed("labels", [sale(i, 1) for i in range(100)], partition=0)
+    run.feed("labels", [sale(i, 1) for i in range(100, 200)], partition=1)
+    assert run.counts("joined", "misplaced") == (100, 100)
+    assert run.engine.stop_reason is None
+    run.feed("labels", [sale(i, 1) for i in range(200, 300)], partition=1)
+    run.feed("labels", [sale(299, 1)], partition=1)
+    assert "partition" in run.engine.stop_reason and "clicks and sales" in run.engine.stop_reason
+
+
+# --- cuts and state
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), cut_seed=st.integers(0, 1000), otherwise=st.sampled_from([None, False]))
+def test_nothing_depends_on_where_slices_and_pieces_are_cut(seed, cut_seed, otherwise):
+    pipeline = delayed(otherwise=otherwise)
+    whole, cut = Run(pipeline), Run(pipeline)
+    rng = np.random.default_rng(cut_seed)
+    expected, got = [], []
+    for role, rows in in_turn(stream(seed, events=120)):
+        expected.append(whole.feed(role, rows))
+        if rng.random() < 0.5:  # cut the slice into pieces
+            got.append(cut.feed(role, rows, cuts=set(rng.integers(1, len(rows) + 1, 3).tolist()) - {len(rows)}))
+        else:  # fetch it in two
+            at = int(rng.integers(0, len(rows) + 1))
+            got += [cut.feed(role, part) for part in (rows[:at], rows[at:])]
+    np.testing.assert_array_equal(np.concatenate(got), np.concatenate(expected))
+    assert_same_state(whole, cut)
+    assert whole.engine.counters()["joined"] > 50
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), at=st.floats(0, 1))
+def test_an_engine_that_loads_a_state_goes_on_as_the_one_that_gave_it(seed, at):
+    pipeline = delayed(otherwise=False)
+    runs = in_turn(stream(seed, events=120))
+    stop = int(at * len(runs))
+    one, two = Run(pipeline), Run(pipeline)
+    for role, rows in runs[:stop]:
+        one.feed(role, rows)
+    state = one.engine.state()
+    two.engine.load(replace(state, shared={name: array.copy() for name, array in state.shared.items()}))
+    two.ends = dict(one.ends)
+    for role, rows in runs[stop:]:
+        np.testing.assert_array_equal(one.feed(role, rows), two.feed(role, rows))
+    assert_same_state(one, two)
+
+
+def test_counts_agree_with_a_plain_account_of_the_stream():
+    run = Run(delayed(within="30m", early="5m"))
+    rows = stream(5, events=800)
+    for role, part in in_turn(rows):
+        run.feed(role, part)
+    run.engine.finish()
+    arrivals = {}
+    for role, row in rows:
+        if role == "labels":
+            arrivals.setdefault(row["id"], []).append(row["time"])
+    events = {row["id"]: row["time"] for role, row in rows if role == "events"}
+    sure = sum(-4 * 60 <= arrivals.get(i, [1e18])[0] - t <= 30 * 60 for i, t in events.items())
+    perhaps = sum(-6 * 60 <= arrivals.get(i, [1e18])[0] - t <= 31 * 60 for i, t in events.items())
+    counters = run.engine.counters()
+    assert sure <= counters["joined"] <= perhaps
+    assert counters["joined"] + counters["expired"] == len(events)
+    told = ("joined", "orphans", "late", "duplicates")
+    assert counters["labels"] == sum(map(len, arrivals.values())) == sum(counters[name] for name in told)
+
+
+# --- alignment
+
+
+def test_a_backlog_of_a_week_joins_its_labels_only_when_topics_advance_together():
+    minutes = range(7 * 24 * 60)
+    rows = {"labels": [sale(m, m + 25) for m in minutes], "events": [click(m, m) for m in minutes]}
+    in_turn, together = Run(delayed()), Run(delayed())
+    for role in rows:
+        in_turn.feed(role, rows[role])
+    assert in_turn.counts("joined")[0] < len(minutes) / 50
+
+    aligner = Aligner(60 * 1_000_000)
+    for role in rows:
+        aligner.own((role, 0))
+        aligner.add(together.decoders[role].decode(together.slice(role, rows[role])))
+    while (following := aligner.next(at_end={("events", 0), ("labels", 0)})) is not None:
+        together.engine.process(*following)
+    assert together.counts("joined", "early", "orphans", "late") == (len(minutes), 0, 0, 0)
+
+
+# --- what is wrong with records
+
+
+BAD = {
+    b"nonsense": "not valid JSON",
+    b"": "empty",
+    b"\xff\xfe{}": "not valid JSON",
+    b"[" * 100_000: "",
+    b'{"id": 5, "time": 1.0, "site": "a", "price": 1}': "Expected `str`, got `int`",
+    b'{"id": "1", "time": 1.0, "site": "a"}': "missing required field `price`",
+    b'{"id": "1", "time": 1.0, "site": "a", "price": NaN}': "not valid JSON",
+    b'{"id": "1", "time": 1e30, "site": "a", "price": 1}': "years 1 to 9999",
+    b'{"id": "1", "time": 1900000000, "site": "a", "price": 1}': "ahead of the record's timestamp",
+    None: "tombstone",
+}
+
+
+@pytest.mark.parametrize("value", BAD, ids=lambda v: str(v)[:40])
+def test_bad_record_is_a_dead_letter_with_its_reason_and_the_rest_goes_on(value):
+    run = Run(delayed())
+    good = json.dumps(click(1)).encode()
+    out = run.feed("events", [good, value, json.dumps(click(2)).encode()])
+    assert len(out) == 2
+    assert [letter.record.offset for letter in run.dead] == [1]
+    assert run.dead[0].record.value == value
+    assert BAD[value] in run.dead[0].reason
+    assert run.counts("events", "dead_letters", "bad_events") == (2, 1, 1)
+
+
+def test_pretty_printed_and_unknown_and_duplicate_fields_are_read_as_json_says():
+    run = Run(delayed(features=[numeric("price")]))
+    row = b'{\n  "id": "1",\r\n\t"time": 1700000000,\n "extra": {"a": [1, {"b": null}]}, "site": "a", "price": 1, "price": 2\n}\n'
+    batch = run.decoders["events"].decode(run.slice("events", [row]))
+    assert batch.numeric[0, 0] == 2 and batch.keys == ["1"]  # of a field given twice, the last counts
+
+
+def test_label_without_a_value_is_a_dead_letter():
+    run = Run(delayed())
+    run.feed("events", [click(1)])
+    run.feed("labels", [sale(1, 1, sold=None)])
+    assert run.dead[0].reason == "no label: `sold` is null or NaN"
+    assert run.counts("joined", "pending") == (0, 1)
+
+
+def test_integer_of_more_than_64_bits_is_a_dead_letter():
+    class Row(msgspec.Struct):
+        n: int
+        y: bool
+        id: str = ""
+
+    pipeline = Pipeline(
+        name="wide",
+        events=Events("rows", Row, key="id"),
+        labels=Labels(value="y"),
+        features=[numeric("n")],
+        model=LogisticRegression(),
+        predictions=Predictions("out"),
+    )
+    run = Run(pipeline)
+    rows = [b'{"n": 1, "y": true}', b'{"n": %d, "y": true}' % 2**64, b'{"n": -9223372036854775808, "y": true}']
+    assert len(run.feed("events", rows)) == 2
+    assert run.dead[0].path == "$.n" and "64 bits" in run.dead[0].reason
+
+
+def test_record_on_which_an_expression_raises_is_a_dead_letter_and_the_others_go_on():
+    run = Run(delayed(features=[numeric(pl.col("site").cast(pl.Int64), name="n")]))
+    assert len(run.feed("events", [click(1, site="1"), click(2, site="one"), click(3, site="3")])) == 2
+    assert "raised" in run.dead[0].reason and run.dead[0].record.offset == 1
+
+
+def test_worker_is_told_to_stop_when_most_records_are_bad():
+    run = Run(delayed(max_bad_share=0.5))
+    run.feed("events", [click(i) for i in range(2000)])
+    run.feed("events", [b"bad"] * 500)
+    assert run.engine.stop_reason is None
+    run.feed("events", [b"bad"])
+    assert "501 of the last 1,000 records were bad" in run.engine.stop_reason
+    assert "events[0]@2500: not valid JSON" in run.engine.stop_reason
+
+
+def test_event_times_that_jump_back_do_not_move_the_clock():
+    run = Run(delayed())
+    run.feed("events", [click(1, 30), click(2, 0), click(3, 10)])
+    assert run.engine.clock("events", 0) == (T0 + 30 * 60) * 1_000_000
+    run.feed("labels", [sale(2, 80), sale(1, 89), sale(3, 89)])
+    assert run.counts("joined") == (3,)  # a late event waits from when it came
+
+
+def test_prediction_that_is_not_finite_stops_before_anything_is_published():
+    run = Run(delayed())
+    run.engine.arrays["model/1/" + weights(run)][:] = np.nan
+    with pytest.raises(StreamStopped, match=r"clicks\[0\]@0: the prediction is \[nan\], not finite"):
+        run.feed("events", [click(1)])
