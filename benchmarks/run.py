@@ -12,7 +12,6 @@ from pathlib import Path
 from benchmarks import throughput
 
 README = Path(__file__).parent / "README.md"
-BEGIN, END = "<!-- throughput: written by make bench -->", "<!-- end -->"
 LIBRARIES = ("numba", "numpy", "polars", "faust-streaming", "aiokafka", "msgspec")
 
 
@@ -28,9 +27,7 @@ def main() -> int:
     written = table(views, results)
     print("\n" + written)
     if not chosen.only:
-        before, rest = README.read_text().split(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n{written}{END}{rest.split(END, 1)[1]}")
-        print(f"written to {README}")
+        write_section("throughput", written)
     return 0
 
 
@@ -55,13 +52,24 @@ def table(views: throughput.Views, results: list[throughput.Result]) -> str:
     size = f"{views.count:,} events of {views.value_bytes / views.count:.0f} bytes"
     lines += [
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. {size} in {throughput.PARTITIONS} partitions; Apache Kafka 4.1.1 "
+        f"{today()}, {machine()}. {size} in {throughput.PARTITIONS} partitions; Apache Kafka 4.1.1 "
         f"and Redis on the same machine; one process each. Best constant: log loss {views.log_loss_constant():.3f}.",
         "",
         f"{headrace}. {peers}.",
-        "",
     ]
     return "\n".join(lines)
+
+
+def write_section(name: str, text: str) -> None:
+    """Replace what stands between the markers of a section of benchmarks/README.md."""
+    begin, end = f"<!-- {name}: written by the benchmark -->", f"<!-- end of {name} -->"
+    before, rest = README.read_text().split(begin)
+    README.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+    print(f"written to {README}")
+
+
+def today() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d}"
 
 
 def machine() -> str:

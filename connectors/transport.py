@@ -281,8 +281,9 @@ class Consumer(stock.Consumer):
         """
         if message.topic not in self.settings.topics:
             return bool(super().ack(message))
-        if not message.acked:
-            message.acked = True
+        if message.acked:
+            return False
+        message.acked = True
         self._unacked_messages.discard(message)
         notify(self._waiting_for_ack)
         tp, run = message.tp, message.value

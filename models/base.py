@@ -101,6 +101,10 @@ class Opaque(Protocol):
 class Part(Stateful, Protocol):
     """What can stand in a chain: `a | b` joins parts."""
 
+    def config(self) -> dict[str, Any]:
+        """The settings, JSON-able, with the "name" under which `register` knows the class; `Configured` gives it."""
+        ...
+
     def __or__(self, other: Part) -> Any:
         from .chain import Chain
 

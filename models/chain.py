@@ -62,7 +62,7 @@ class Chain(Configured):
 
     def config(self) -> dict[str, Any]:
         """The settings of the parts, JSON-able; `build` is the way back."""
-        return {"name": "Chain", "parts": [cast(Configured, part).config() for part in self.parts]}
+        return {"name": "Chain", "parts": [part.config() for part in self.parts]}
 
     @property
     def updates(self) -> Literal["sequential", "micro_batch"]:
@@ -220,7 +220,10 @@ class Chain(Configured):
             and weight.dtype == np.float32 and weight.flags.carray and weight.shape == (rows,)
         ):  # fmt: skip
             return truth
-        return Truth(_as("labels", y, np.float32, (rows, y.shape[-1])), _as("weights", weight, np.float32, (rows,)))
+        return Truth(
+            _as("labels", y, np.float32, (rows, y.shape[-1] if y.ndim == 2 else 1)),
+            _as("weights", weight, np.float32, (rows,)),
+        )
 
     def _checked_out(self, x: Rows, out: np.ndarray) -> np.ndarray:
         expected = (len(x.numeric), self._shapes[2])

@@ -137,12 +137,13 @@ def _memory(engine: Engine) -> Iterator[tuple[str, str]]:
         keys = sum(_nbytes(a.shape, a.dtype) for g in groups_of(p) for a in group_layout(g.capacity).values())
         values = sum(_nbytes(a.shape, a.dtype) for fold in folds for a in fold.layout().values())
         yield "aggregates", f"{_size(keys + values)} when every key is taken"
-    if p.labels is not None and p.labels.topic is not None:
+    if p.labels is not None and engine.delayed:
         row = pending_row_bytes(engine)
         day = row * 1_000 * p.labels.within_us // 1_000_000
         yield "pending", f"rate x wait x {row} bytes: 1,000 events/s that wait {p.labels.within} take {_size(day)}"
     snapshot = sum(a.nbytes for a in engine.arrays.values())
-    yield "a snapshot", f"{_size(snapshot)} and what is pending; what did not change is not sent again"
+    waiting = " and what is pending" if engine.delayed else ""
+    yield "a snapshot", f"{_size(snapshot)}{waiting}; what did not change is not sent again"
 
 
 def pending_row_bytes(engine: Engine) -> int:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import HeadraceError
+from .settings import DEFAULT_BROKER, DEFAULT_REDIS
 
 app = typer.Typer(
     help="Streaming online learning on Kafka: predict each event as it comes, learn from its label when it comes.",
@@ -26,8 +27,6 @@ Broker = Annotated[str, typer.Option(envvar="HEADRACE_BROKER", help="host:port o
 Redis = Annotated[str, typer.Option(envvar="HEADRACE_REDIS", help="URL of the Redis that keeps the snapshots")]
 Slot = Annotated[int, typer.Option(envvar="HEADRACE_SLOT", min=0, help="which worker of the pipeline this is")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-
-DEFAULT_BROKER, DEFAULT_REDIS = "127.0.0.1:9092", "redis://127.0.0.1:6379/0"
 
 
 @app.command()
@@ -70,7 +69,9 @@ def run(
 
 
 @app.command()
-def up(folder: Annotated[Path | None, typer.Option(help="keep the data here; else it goes with the servers")] = None) -> None:
+def up(
+    folder: Annotated[Path | None, typer.Option(help="keep the data here; else it goes with the servers")] = None,
+) -> None:
     """Run a Kafka broker and a Redis on this machine until Ctrl-C."""
     from .up import up as run
 
@@ -81,7 +82,9 @@ def up(folder: Annotated[Path | None, typer.Option(help="keep the data here; els
 def demo(
     events: Annotated[int | None, typer.Option(min=1_000, help="how many of the 328,521 departures")] = None,
     json: Json = False,
-    keep: Annotated[bool, typer.Option("--keep", help="leave Kafka and Redis running afterwards, until Ctrl-C")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="leave Kafka and Redis running afterwards, until Ctrl-C")
+    ] = False,
 ) -> None:
     """Predict the late flights of 2013 on a real Kafka and a real Redis, and show what happened."""
     from .demo import demo as run

@@ -114,7 +114,7 @@ class Predictions:
     dead_letters: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
-        if not self.dead_letters and isinstance(self.topic, str):
+        if isinstance(self.dead_letters, str) and not self.dead_letters:
             object.__setattr__(self, "dead_letters", f"{self.topic}.dead-letters")
 
 

@@ -172,7 +172,9 @@ class Decoder:
         time, outside = self._times(frame, timestamp)
         if outside.any():
             shown = frame[self.side.time].to_list() if self.side.time else []
-            refuse(outside, lambda i: f"time {shown[i]!r} is not in the years 1 to 9999; check `unit`", self._time_path())
+            refuse(
+                outside, lambda i: f"time {shown[i]!r} is not in the years 1 to 9999; check `unit`", self._time_path()
+            )
             time, timestamp = time[~outside], timestamp[~outside]
         far = time > timestamp + self._ahead
         if self.side.time and far.any():
@@ -246,7 +248,9 @@ class Decoder:
             micro = series.cast(pl.Float64) * scale
             inside = micro.abs() <= LATEST_TIME
             if series.dtype == pl.Int64:
-                exact = (pl.select(pl.when(inside).then(series).otherwise(0)).to_series() * scale).fill_null(0).to_numpy()
+                exact = (
+                    (pl.select(pl.when(inside).then(series).otherwise(0)).to_series() * scale).fill_null(0).to_numpy()
+                )
             else:
                 exact = np.rint(np.where(inside.fill_null(False).to_numpy(), micro.fill_null(0.0).to_numpy(), 0.0))
         outside = ~(micro.abs() <= LATEST_TIME).fill_null(False).to_numpy()

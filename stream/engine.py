@@ -236,6 +236,10 @@ class Engine:
         counts["early"] = sum(self._unsettled(p.early) for p in self.partitions.values())
         return counts
 
+    def counters_now(self, name: str) -> int:
+        """One of the counters; cheap."""
+        return int(self._counters[COUNTER_AT[name]])
+
     @staticmethod
     def _unsettled(ring: Ring) -> int:
         return len(ring) - int(ring.span("settled").sum())
@@ -284,9 +288,26 @@ class Engine:
         self._watch_bad_share(batch, lo, hi, dead)
         return Processed(Piece(batch.role, batch.partition, start, next), predicted, dead)
 
+    def look(self, batch: Batch) -> F32:
+        """Predict for rows of events that are not part of the stream: float32 (B, O); nothing changes."""
+        numeric = batch.numeric.copy()
+        nothing = np.zeros((len(batch), 1))
+        for g, folds in enumerate(self.folds):
+            slots = self.tables[g].locate(batch.groups, g, False)
+            for (fold, column, _, _), arrays in zip(folds, self._fold_arrays[g], strict=True):
+                fold.run(arrays, batch.time, nothing, 0, slots, False, numeric, column)
+        out = np.empty((len(batch), self.outputs), np.float32)
+        self.model.predict(Rows(numeric, batch.categories), out)
+        return out
+
     def end_cycle(self) -> None:
         """A cycle ends: a learner that learns in micro-batches learns its last, short one."""
         self._learn_micro_batches(least=1)
+
+    def forgive(self) -> None:
+        """Go on after a stop: the share of bad records is taken anew."""
+        self.stop_reason = None
+        self.arrays["bad"][:] = 0
 
     def finish(self) -> None:
         """The streams have ended: every wait ends now."""
@@ -620,8 +641,7 @@ class Engine:
             "declaration": self.pipeline.describe(),
             "numeric": list(self.pipeline.numeric),
             "categories": list(self.pipeline.categories),
-            "metrics": self.results(),
-            "counters": self.counters(),
+            "metrics": {name: finite(value) for name, value in (self.counters() | self.results()).items()},
         }
         return EngineState(self.arrays, {p: part.state() for p, part in self.partitions.items()}, meta)
 
@@ -653,7 +673,11 @@ class Engine:
         self.model.warm_up()
 
 
+def finite(value: float | int | None) -> float | int | None:
+    """JSON has no NaN."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _rises(values: I64, before: int) -> set[int]:
     """Rows at which values that never fall are greater than at the row before (`before`: at the row before the first)."""
     return set(np.flatnonzero(np.diff(values, prepend=before) > 0).tolist())
-

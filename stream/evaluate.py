@@ -104,7 +104,9 @@ def _check_sources(pipeline: Pipeline, sources: dict[str, Any]) -> None:
     labels = pipeline.labels
     separate = labels is not None and labels.topic is not None
     if separate and "labels" not in sources:
-        raise InputError(f"pipeline {pipeline.name!r} reads its labels from a topic of their own: give --labels FILE too")
+        raise InputError(
+            f"pipeline {pipeline.name!r} reads its labels from a topic of their own: give --labels FILE too"
+        )
     if not separate and "labels" in sources:
         raise InputError(f"pipeline {pipeline.name!r} has no labels topic: leave --labels away")
     if labels is not None and separate:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsonlib
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .engine import Engine
+from .engine import Engine, finite
 from .evaluate import evaluate_files
 from .load import load_pipeline
 
@@ -73,8 +72,3 @@ def report(results: dict[str, Any]) -> Table:
         table.add_row("", "", f"{results['accuracy_no_change']:.4f}", "the label before (accuracy)")
     table.add_row("events per second", f"{results['events_per_second']:,.0f}")
     return table
-
-
-def finite(value: Any) -> Any:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

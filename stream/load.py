@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import hashlib
 import linecache
 import re
@@ -97,7 +96,7 @@ def _blame(error: BaseException, path: Path, file: Path) -> HeadraceError:
     frames = [
         (str(path) if Path(frame.filename).resolve() == file else frame.filename, frame.lineno, frame.name)
         for frame in traceback.extract_tb(error.__traceback__)
-        if _is_users(Path(frame.filename), file.parent)
+        if _is_users(frame.filename, file.parent)
     ]
     at = f"{frames[-1][0]}:{frames[-1][1]}" if frames else str(path)
     if isinstance(error, HeadraceError):
@@ -114,25 +113,29 @@ def _blame(error: BaseException, path: Path, file: Path) -> HeadraceError:
     return InputError(f"{at}: {said}{_hint(error)}{source}{called}")
 
 
-def _is_users(frame: Path, folder: Path) -> bool:
-    where = frame.resolve()
+def _is_users(filename: str, folder: Path) -> bool:
+    if filename.startswith("<"):  # made by dataclasses, the import system, ...
+        return False
+    where = Path(filename).resolve()
     return where.is_relative_to(folder) and not where.is_relative_to(PACKAGE) and "site-packages" not in where.parts
 
 
 def _source(where: str, line: int | None) -> str:
+    linecache.checkcache(where)
     return linecache.getline(where, line or 0).strip()
 
 
 def _hint(error: BaseException) -> str:
     """What is to be done about the errors that a new user meets first."""
     text = str(error)
-    builtin = re.match(r"(sum|min|max)\(\) (takes|got)", text)
-    if isinstance(error, TypeError) and builtin and hasattr(builtins, builtin[1]):
-        return f"; this is Python's own {builtin[1]}: add `from headrace import {builtin[1]}`"
+    builtin = re.search(r"(?:keyword argument for (sum|min|max)\(\)|(sum|min|max)\(\) takes (?:no|at most))", text)
+    if isinstance(error, TypeError) and builtin:  # ours are Python functions: their errors are worded otherwise
+        name = builtin[1] or builtin[2]
+        return f"; this is Python's own {name}: add `from headrace import {name}`"
     if isinstance(error, ImportError) and error.name in ("headrace", "headrace.models"):
         module = sys.modules.get(error.name)
         wanted = re.search(r"cannot import name '(\w+)'", text)
         return did_you_mean(wanted[1], getattr(module, "__all__", ())) if wanted else ""
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("headrace"):
         return f"; it must lie beside the file, or be installed where headrace is ({sys.executable} -m pip install ...)"
     return ""

@@ -5,20 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from ..connectors.records import Headers as Headers
+from ..connectors.records import Record as Record
+
 Role = Literal["events", "labels"]
-Headers = tuple[tuple[str, bytes], ...]
 
 END_OF_STREAM = "headrace-end-of-stream"  # a record with this header says: nothing more comes on this partition
-
-
-class Record(NamedTuple):
-    """One record as it lay in Kafka."""
-
-    offset: int
-    timestamp: int  # milliseconds since the epoch
-    key: bytes | None
-    value: bytes | None
-    headers: Headers = ()
 
 
 class Slice(NamedTuple):

@@ -60,7 +60,8 @@ def check_pipeline(p: Pipeline) -> Checked:
     numeric = tuple(f.name for f in features if isinstance(f, Numeric | Aggregate))
     categories = tuple(f.name for f in features if isinstance(f, Category | Cross))
     spec = Spec(numeric, categories, task, len(classes) or 1)
-    spec = _check_model(p.model, spec, found)
+    task_known = sides is not None and sides.labels_known and (task is not None or sides.labels is None)
+    spec = _check_model(p.model, spec, task_known, found)
     found.raise_for(p.name)
     return Checked(features, task, classes, spec)
 
@@ -98,10 +99,12 @@ class Problems:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             self.add(place, f"expected a whole number, 1 or more, got {value!r}")
 
-    def one_of(self, place: str, value: Any, known: Sequence[str]) -> None:
-        if value not in known:
-            close = did_you_mean(value, known) if isinstance(value, str) else ""
-            self.add(place, f"expected {_or(known)}, got {value!r}{close}")
+    def one_of(self, place: str, value: Any, known: Sequence[str]) -> bool:
+        if isinstance(value, str) and value in known:
+            return True
+        close = did_you_mean(value, known) if isinstance(value, str) else ""
+        self.add(place, f"expected {_or(known)}, got {value!r}{close}")
+        return False
 
     def raise_for(self, name: Any) -> None:
         if len(self.texts) == 1:
@@ -159,6 +162,8 @@ def _check_sides(events: Any, labels: Any, found: Problems) -> Sides | None:
     if not isinstance(labels, Labels):
         found.add("labels", f"expected Labels(...) or None, got {_came(labels)}")
         return Sides(events.schema, None, None, False, False)
+    found.duration("labels.early", labels.early)
+    found.duration("labels.ahead", labels.ahead)
     if labels.topic is None:
         for name in ("schema", "key", "time", "unit", "within", "otherwise", "alignment"):
             if getattr(labels, name) is not None:
@@ -183,13 +188,12 @@ def _check_delayed(labels: Labels, events: Events, found: Problems) -> bool:
         within = found.duration("labels.within", labels.within)
         if labels.alignment is not None and found.duration("labels.alignment", labels.alignment) > within > 0:
             found.add("labels.alignment", f"expected no more than within={labels.within!r}, got {labels.alignment!r}")
-    found.duration("labels.early", labels.early)
-    found.duration("labels.ahead", labels.ahead)
     schema = labels.schema
     if schema is None or not _check_schema(schema, "labels.schema", found):
         return False
     if labels.key is not None and _check_key(labels.key, schema, "labels.key", found):
-        own, other = column_types(schema)[labels.key], column_types(events.schema).get(events.key)
+        event_key = events.key if isinstance(events.key, str) else ""
+        own, other = column_types(schema)[labels.key], column_types(events.schema).get(event_key)
         if other in (pl.String, pl.Int64) and own != other:
             found.add(
                 "labels.key",
@@ -200,10 +204,12 @@ def _check_delayed(labels: Labels, events: Events, found: Problems) -> bool:
     return True
 
 
-def _check_topic(topic: Any, place: str, found: Problems) -> None:
-    if not isinstance(topic, str) or not TOPIC.fullmatch(topic) or topic in (".", ".."):
-        expected = "the name of a Kafka topic (at most 249 letters, digits, '.', '_' or '-')"
-        found.add(place, f"expected {expected}, got {topic!r}")
+def _check_topic(topic: Any, place: str, found: Problems) -> bool:
+    if isinstance(topic, str) and TOPIC.fullmatch(topic) and topic not in (".", ".."):
+        return True
+    expected = "the name of a Kafka topic (at most 249 letters, digits, '.', '_' or '-')"
+    found.add(place, f"expected {expected}, got {topic!r}")
+    return False
 
 
 def _check_schema(schema: Any, place: str, found: Problems) -> bool:
@@ -274,13 +280,13 @@ def _check_task(sides: Sides, found: Problems) -> tuple[Task | None, tuple[str, 
     if not isinstance(value, str | pl.Expr):
         found.add("labels.value", f"expected a field or a Polars expression, got {_came(value)}")
         return None, ()
-    if labels.task is not None:
-        found.one_of("labels.task", labels.task, TASKS)
-    dtype = None
-    with found.at("labels.value"):
+    if labels.task is not None and not found.one_of("labels.task", labels.task, TASKS):
+        return None, ()
+    try:
         _check_label_fields(labels.value_expr, sides)
         dtype = check_expression(labels.value_expr, schema)
-    if dtype is None or labels.task not in (None, *TASKS):
+    except DeclarationError as error:
+        found.add("labels.value", str(error))
         return None, ()
     task = _task_of(labels, dtype, found)
     classes = _check_classes(labels, schema, found) if task == "multiclass" else ()
@@ -356,7 +362,10 @@ def _check_otherwise(value: Any, task: Task, classes: tuple[str, ...], found: Pr
     expected = {
         "binary": (isinstance(value, bool) or (number and value in (0, 1)), "True or False"),
         "regression": (number, "a number"),
-        "multiclass": (not classes or value in classes, f"one of the classes {list(classes)}"),
+        "multiclass": (
+            not classes or (isinstance(value, str) and value in classes),
+            f"one of the classes {list(classes)}",
+        ),
     }
     fits, what = expected[task]
     if value is not None and not fits:
@@ -547,7 +556,7 @@ def _check_label_aggregate(feature: Aggregate, sides: Sides) -> None:
 # --- the rest
 
 
-def _check_model(model: Any, spec: Spec, found: Problems) -> Spec:
+def _check_model(model: Any, spec: Spec, task_known: bool, found: Problems) -> Spec:
     """The spec that the model is to be bound to: without labels, of the task that the model can predict."""
     if isinstance(model, type):
         found.add("model", f"expected a model, got the class {model.__name__}; write {model.__name__}()")
@@ -560,7 +569,7 @@ def _check_model(model: Any, spec: Spec, found: Problems) -> Spec:
     if not callable(getattr(model, "learn", None)):
         found.add("model", f"{model!r} cannot learn a label; end with a learner, as in {EXAMPLE_MODEL}")
         return spec
-    if found.texts:
+    if not task_known:
         return spec  # the model would complain about what is listed already
     tasks: list[Task | None] = [spec.task] if spec.task is not None else [None, "binary", "regression"]
     refusal = ""
@@ -583,8 +592,7 @@ def _check_name(name: Any, found: Problems) -> None:
 def _check_output(p: Pipeline, found: Problems) -> None:
     predictions: Any = p.predictions
     if isinstance(predictions, Predictions):
-        _check_topic(predictions.topic, "predictions.topic", found)
-        if predictions.dead_letters != f"{predictions.topic}.dead-letters":
+        if _check_topic(predictions.topic, "predictions.topic", found):
             _check_topic(predictions.dead_letters, "predictions.dead_letters", found)
     else:
         write = f"; write Predictions({predictions!r})" if isinstance(predictions, str) else ""

@@ -2,7 +2,8 @@
 
 python echo_worker.py BROKER GROUP INPUT OUTPUT [SLOT]; without a slot it commits outside transactions.
 Each output record says where its input lay and who echoed it: "TOPIC PARTITION OFFSET PID". Prints a line per event of
-its life, for the tests to wait for. OTHER in the environment names a topic for an ordinary agent in the same app.
+its life, for the tests to wait for. In the environment OTHER names a topic for an ordinary agent in the same app, HOLD
+holds partition 0 until the others are at their end, and BYTES bounds what is in hand.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from typing import Any
 
 import faust
 from faust.types import TP
+
 from headrace.connectors.groups import Member
 from headrace.connectors.records import Partition
 from headrace.connectors.transactions import CycleProducer, Output
@@ -39,6 +41,8 @@ class Echo:
 
     def assigned(self, assigned: Assigned) -> None:
         self.member, self.positions = assigned.member, dict(assigned.starts)
+        if "HOLD" in os.environ:
+            app.consumer.hold([(INPUT, 0)])
         say("assigned", len(assigned.starts), "generation", assigned.member.generation)
 
     def revoking(self, partitions: set[TP]) -> None:
@@ -60,9 +64,11 @@ class Echo:
                 await asyncio.wait([asyncio.ensure_future(self.hurry.wait())], timeout=CYCLE_SECONDS)
                 self.fresh.clear(), self.hurry.clear()
                 await self.commit()
-                ends = app.consumer.ends()
-                if self.positions and all(self.positions[tp] >= ends.get(tp, 1 << 62) for tp in self.positions):
+                at_end = {tp for tp, end in app.consumer.ends().items() if self.positions.get(tp, -1) >= end}
+                if at_end and at_end == self.positions.keys():
                     say("at end", sum(self.positions.values()))
+                elif at_end == self.positions.keys() - {(INPUT, 0)} and "HOLD" in os.environ:
+                    app.consumer.hold([])
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -80,6 +86,8 @@ class Echo:
                 lines.append((record.key, origin.encode(), record.headers, None))
             offsets[run.topic, run.partition] = run.next
         if events:
+            for partition in range(len(self.positions)):
+                say("cycle of", partition, *[e.value.size for e in events if e.value.partition == partition])
             await self.producer.commit_cycle(outputs, offsets, GROUP, self.member)
             self.positions |= offsets
         for event in events:
@@ -92,7 +100,8 @@ class App(faust.App):
         self.add_future(echo.run())
 
     def _new_transport(self) -> Transport:
-        settings = Settings(frozenset([INPUT]), starts={INPUT: "earliest"})
+        limit = int(os.environ.get("BYTES", 32 << 20))
+        settings = Settings(frozenset([INPUT]), {INPUT: "earliest"}, max_bytes_in_hand=limit, max_run_records=200)
         return Transport(self.conf.broker_consumer, self, echo, settings)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
+
 from headrace.connectors.reading import read_range
 from headrace.connectors.records import Record
 from headrace.connectors.topics import committed_offsets, end_offsets, remove_member
@@ -124,7 +125,7 @@ def test_each_record_is_echoed_once_over_a_stop_and_a_kill(
 ) -> None:
     source, output = create_topic("in", 2), create_topic("out", 2)
     count = 6000
-    producing = threading.Thread(target=produce, args=(kafka, source, rows(2, count), 6.0))
+    producing = threading.Thread(target=produce, args=(kafka, source, rows(2, count), 4.0))
     producing.start()
     first = echo(unique, source, output, "slot")
     first.wait_for("assigned 2")
@@ -148,7 +149,7 @@ def test_each_record_is_echoed_once_while_a_second_worker_joins_and_leaves(
 ) -> None:
     source, output = create_topic("in", 4), create_topic("out", 4)
     count = 3000
-    producing = threading.Thread(target=produce, args=(kafka, source, rows(4, count), 8.0))
+    producing = threading.Thread(target=produce, args=(kafka, source, rows(4, count), 6.0))
     producing.start()
     stays = echo(unique, source, output, "stays")
     stays.wait_for("assigned 4")
@@ -186,18 +187,6 @@ def test_records_of_an_aborted_transaction_are_passed_over_and_the_end_is_found(
     assert wait_for_echoes(kafka, output, 2, 2) == [[0, 4], []]
 
 
-@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
-def test_compressed_records_are_read(
-    kafka: str, unique: str, create_topic: Callable[..., str], echo: Echo, compression: str
-) -> None:
-    source = create_topic("in")
-    values = [[b"%d " % number * 20 for number in range(300)]]
-    produce(kafka, source, values, compression_type=compression)
-    records = list(read_range(kafka, source, 0, 0, 300))
-    assert [record.value for record in records] == values[0]
-    assert [record.offset for record in records] == list(range(300))
-
-
 def test_at_least_once_echoes_without_transactions(
     kafka: str, unique: str, create_topic: Callable[..., str], echo: Echo
 ) -> None:
@@ -211,9 +200,41 @@ def test_at_least_once_echoes_without_transactions(
     assert committed_offsets(kafka, unique) == {(source, 0): 500, (source, 1): 500}
 
 
-def test_lost_records_stop_the_worker(
+def sizes(worker: Worker, partition: int) -> list[list[int]]:
+    """Per cycle the sizes of the runs of one partition."""
+    cycles = [line.split()[2:] for line in worker.lines if line.startswith("cycle of")]
+    return [list(map(int, runs)) for number, *runs in cycles if int(number) == partition]
+
+
+def test_a_held_partition_waits_while_others_flow(
     kafka: str, unique: str, create_topic: Callable[..., str], echo: Echo
 ) -> None:
+    source, output = create_topic("in", 3), create_topic("out", 3)
+    produce(kafka, source, rows(3, 1000))
+    worker = echo(unique, source, output, "slot", HOLD="1")
+    worker.wait_for("at end 3000")
+    held, *others = ([bool(runs) for runs in sizes(worker, partition)] for partition in range(3))
+    for other in others:
+        assert not any(other[held.index(True) :]), "they were read to their end before"
+    assert echoed(kafka, output, 3) == [list(range(1000))] * 3
+
+
+def test_what_is_in_hand_is_bounded_for_each_partition(
+    kafka: str, unique: str, create_topic: Callable[..., str], echo: Echo
+) -> None:
+    source, output = create_topic("in", 2), create_topic("out", 2)
+    produce(kafka, source, rows(2, 5000))
+    worker = echo(unique, source, output, "slot", BYTES="200000")
+    worker.wait_for("at end 10000")
+    for partition in range(2):
+        cycles = sizes(worker, partition)
+        largest = max(size for runs in cycles for size in runs)
+        assert sum(map(sum, cycles)) > 1_000_000
+        assert max(map(sum, cycles)) < 100_000 + largest
+    assert echoed(kafka, output, 2) == [list(range(5000))] * 2
+
+
+def test_lost_records_stop_the_worker(kafka: str, unique: str, create_topic: Callable[..., str], echo: Echo) -> None:
     from kafka.admin import KafkaAdminClient
 
     source, output = create_topic("in"), create_topic("out")

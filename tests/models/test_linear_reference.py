@@ -8,7 +8,8 @@ import pytest
 from river import linear_model, optim, preprocessing
 
 from headrace.models import FTRL, SGD, AdaGrad, LinearRegression, LogisticRegression, StandardScaler
-from headrace.models.linear_kernels import slot_of
+from headrace.models.linear import LOSSES as CODES
+from headrace.models.linear_kernels import LOGISTIC, slope_of, slot_of
 
 ROWS = 400
 LOSSES = {
@@ -78,6 +79,15 @@ def test_sgd_and_adagrad_equal_river_step_by_step(loss, optimizer, bind, stream)
     weights |= {h: bound.state["1/table"][slot, 0] for h, slot in slots.items()}
     assert weights == pytest.approx({name: river.weights[name] for name in weights}, rel=1e-9, abs=1e-9)
     assert bound.state["1/bias"][0, 0] == pytest.approx(river.intercept, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_slope_equals_river_at_every_kink(loss):
+    river = LOSSES[loss][1]
+    for y in (0.0, 1.0):
+        for raw in (-25.0, -1.0, 0.0, 1.0, 25.0):
+            slope = slope_of(CODES.get(loss, LOGISTIC), raw, y, 0.8)
+            assert slope == pytest.approx(river.gradient(int(y) if loss == "log" else y, raw), rel=1e-9, abs=1e-12)
 
 
 def test_learner_without_scaler_equals_river(bind, stream):

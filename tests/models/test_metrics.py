@@ -85,6 +85,15 @@ def test_regression_metrics_equal_their_references(kind):
     assert got["mae_constant"] == pytest.approx(np.abs(y - np.median(y)).mean(), rel=5e-3)
 
 
+def test_every_label_after_the_first_thousand_lies_in_one_bin():
+    metrics, state = bound("regression")
+    for rows in (1000, 24, 1, 1, 500):
+        metrics.update(np.arange(rows), np.zeros(rows))
+        counted = metrics.results()["labels"]
+        assert state["counts"].sum() == (counted if counted > 1024 else 0)
+    assert state["totals"].sum() == np.arange(1000).sum() + np.arange(24).sum() + np.arange(500).sum()
+
+
 def test_recent_loss_forgets_the_old():
     y = np.zeros(100_000, np.float32)
     p = np.where(np.arange(100_000) < 50_000, 0.5, 0.1).astype(np.float32)

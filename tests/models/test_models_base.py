@@ -17,9 +17,7 @@ def test_duration_is_text_and_becomes_microseconds(text, microseconds):
     assert parse_duration(text) == microseconds
 
 
-@pytest.mark.parametrize(
-    "text", ["", "1", "h", "-1h", "0s", "1 month", "1h30m", "1e3s", "99999999w", 60, None, "0.1us"]
-)
+@pytest.mark.parametrize("text", ["", "1", "h", "-1h", "0s", "1h30m", "1e3s", "99999999w", 60, None, "0.1us"])
 def test_what_is_no_duration_is_refused_with_an_example(text):
     with pytest.raises(DeclarationError, match=r"over: expected a duration above zero such as '90s'.*got"):
         parse_duration(text, "over")

@@ -39,13 +39,18 @@ MODELS = {
     "quantile": lambda: StandardScaler() | LinearRegression(AdaGrad(), loss="quantile", quantile=0.9, **SMALL),
     "poisson": lambda: StandardScaler() | StandardScaler() | LinearRegression(FTRL(0.05), loss="poisson", **SMALL),
 }
-LABELS = {"squared": "value", "quantile": "value", "poisson": "count"}
+BARE = {
+    "bare_ftrl": lambda: LogisticRegression(FTRL(), dtype="float32", **SMALL),
+    "bare_adagrad": lambda: LinearRegression(AdaGrad(), dtype="float32", **SMALL),
+    "bare_sgd": lambda: LinearRegression(SGD(1.0), loss="poisson", dtype="float32", **SMALL),
+}
+LABELS = {"bare_adagrad": "value", "bare_sgd": "count", "squared": "value", "quantile": "value", "poisson": "count"}
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
 @pytest.fixture
 def fresh(bind):
-    return lambda name: bind(MODELS[name]())
+    return lambda name: bind((MODELS | BARE)[name]())
 
 
 @pytest.fixture
@@ -184,12 +189,12 @@ def run_and_predict(bound, new, part):
 def test_warm_up_leaves_the_state_alone(fresh, examples, name):
     bound = fresh(name)
     run(bound, "test_then_learn", examples(name, 30))
-    bits = bound.bits()
+    bits, before = bound.bits(), run(bound, "predict", examples(name, 30))
     touched = {group: array.tobytes() for group, array in bound.touched.items()}
     bound.chain.warm_up()
     assert bound.bits() == bits
     assert {group: array.tobytes() for group, array in bound.touched.items()} == touched
-    assert run(bound, "predict", examples(name, 30)).shape == (30, 1)
+    assert run(bound, "predict", examples(name, 30)).tobytes() == before.tobytes()
 
 
 @every_model
@@ -201,7 +206,7 @@ def test_no_rows_are_fine(fresh, examples, name):
     assert bound.bits() == bits
 
 
-@every_model
+@pytest.mark.parametrize("name", MODELS | BARE)
 def test_finite_input_never_makes_a_prediction_or_a_state_that_is_not(fresh, name):
     bound = fresh(name)
     rng = np.random.default_rng(0)
@@ -223,10 +228,23 @@ def test_finite_input_never_makes_a_prediction_or_a_state_that_is_not(fresh, nam
 def test_missing_category_adds_nothing_and_missing_number_has_a_weight_of_its_own(bind):
     bound = bind(LogisticRegression(FTRL(), base_rate=False, bits=6), 2, 2)
     x = Rows(np.array([[np.nan, 1.0]], np.float32), np.array([[0, 5]], np.uint64))
-    bound.chain.learn(x, Truth(np.ones((1, 1), np.float32), np.ones(1, np.float32)))
+    truth = Truth(np.ones((1, 1), np.float32), np.ones(1, np.float32))
+    bound.chain.learn(x, truth)
     assert (bound.state["0/columns"][:, 1] > 0).tolist() == [False, True]
     assert (bound.state["0/missing"][:, 1] > 0).tolist() == [True, False]
     assert np.count_nonzero(bound.state["0/table"][:, 1]) == 1
+    none, unknown = (
+        Rows(x.numeric, np.zeros((1, 2), np.uint64)),
+        Truth(np.full((1, 1), np.nan, np.float32), truth.weight),
+    )
+    predicted = []
+    for z in (0.0, -5.0):  # of every slot, that of hash 0 too
+        bound.state["0/table"][:, 0] = z
+        out = np.empty((2, 1))
+        bound.chain.predict(none, out[:1])
+        bound.chain.test_then_learn(none, unknown, out[1:])
+        predicted += out.ravel().tolist()
+    assert len(set(predicted)) == 1
 
 
 def test_touched_and_used_say_which_slots_were_written(bind, stream):
@@ -369,6 +387,8 @@ def test_features_and_state_of_another_model_are_refused(bind, stream):
         bound.chain.predict(Rows(x.numeric[:, :2].copy(), x.categories), out)
     with pytest.raises(ValueError, match="categories: expected uint64"):
         bound.chain.predict(Rows(x.numeric, x.categories.astype(np.int64)), out)
+    with pytest.raises(ValueError, match=r"labels: expected float32 \(5, 1\), got float32 \(5,\)"):
+        bound.chain.learn(x, Truth(truth.y[:, 0].copy(), truth.weight))
     with pytest.raises(ValueError, match="weights: expected float32"):
         bound.chain.learn(x, Truth(truth.y, np.ones(4, np.float32)))
     with pytest.raises(ValueError, match="out: expected a writable"):
@@ -409,7 +429,7 @@ def test_learner_of_ones_own_fits_a_chain_without_a_fused_kernel(bind, stream):
         updates, batch_size = "sequential", 1
 
         def layout(self, spec):
-            return {"sums": Array((2,), "float64")}
+            return {"sums": Array((3,), "float64")}
 
         def bind(self, spec, state, touched):
             self.sums = state["sums"]
@@ -419,7 +439,7 @@ def test_learner_of_ones_own_fits_a_chain_without_a_fused_kernel(bind, stream):
 
         def learn(self, x, truth):
             known = ~np.isnan(truth.y[:, 0])
-            self.sums += truth.y[known].sum(), known.sum()
+            self.sums += truth.y[known].sum(), known.sum(), np.nansum(x.numeric)
 
     x, truth = part = stream(20, 0)
     bound = bind(Chain(StandardScaler(), Mean()))
@@ -427,6 +447,11 @@ def test_learner_of_ones_own_fits_a_chain_without_a_fused_kernel(bind, stream):
     y = truth.y[:, 0]
     np.testing.assert_allclose(out[1:, 0], np.cumsum(y)[:-1] / np.arange(1, 20), rtol=1e-6)
     assert bound.state["0/count"].sum() == np.count_nonzero(~np.isnan(x.numeric))
+    before, after = np.empty((2, *x.numeric.shape))
+    scaler = bind(Chain(StandardScaler(), Mean())).chain.parts[0]
+    scaler.apply_around(x, x, Rows(before, x.categories), Rows(after, x.categories))
+    assert bound.state["1/sums"][2] == pytest.approx(np.nansum(after))
+    assert abs(np.nansum(after) - np.nansum(before)) > 0.1
 
 
 # --- kernels without Numba

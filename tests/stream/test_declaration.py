@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 import polars as pl
 import pytest
+
 from headrace import (
     DeclarationError,
     Events,
@@ -154,7 +155,7 @@ def test_example_of_the_design_is_accepted() -> None:
     ids=repr,
 )
 def test_task_follows_from_the_type_of_the_label(labels: Any, task: Any, classes: Any) -> None:
-    declared = clicks(labels=labels)
+    declared = clicks(labels=labels, features=[category("user_id")])
     assert (declared.task, declared.classes) == (task, classes)
     assert declared.spec.outputs == max(1, len(classes))
 
@@ -226,14 +227,21 @@ def test_all_problems_come_in_one_error() -> None:
             name="Flights",
             features=[numeric("dep_dealy"), numeric("carrier")],
             delivery="once",
+            model=LinearRegression(),
             events=departures(ahead="1 day"),
         )
     lines = str(caught.value).splitlines()
-    assert lines[0] == "pipeline 'Flights' has 5 problems:"
-    places = ["name", "events.ahead", 'features[0] numeric("dep_dealy")', 'features[1] numeric("carrier")', "delivery"]
-    assert [line.split(". ", 1)[1].startswith(place) for line, place in zip(lines[1:], places, strict=True)] == [
-        True
-    ] * 5
+    assert lines[0] == "pipeline 'Flights' has 6 problems:"
+    places = [
+        "name",
+        "events.ahead",
+        'features[0] numeric("dep_dealy")',
+        'features[1] numeric("carrier")',
+        "delivery",
+        "model",
+    ]
+    for line, place in zip(lines[1:], places, strict=True):
+        assert line.split(". ", 1)[1].startswith(f"{place}: ")
 
 
 # --- mistakes: how it is declared, and the words that its error must hold
@@ -355,6 +363,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "within": (lambda: pipeline(labels=arrivals(within="1 day")), ["labels.within: expected a duration", "'1 day'"]),
     "within zero": (lambda: pipeline(labels=arrivals(within="0s")), ["labels.within", "above zero"]),
     "early": (lambda: pipeline(labels=arrivals(early="soon")), ["labels.early", "'soon'"]),
+    "early in the event": (lambda: clicks(labels=Labels(value="price", early="soon")), ["labels.early", "'soon'"]),
     "alignment": (
         lambda: pipeline(labels=arrivals(alignment="2d")),
         ["labels.alignment: expected no more than within='24h'", "'2d'"],
@@ -583,7 +592,50 @@ def test_mistake_is_named_with_its_place_and_the_remedy(mistake: str) -> None:
 
 def test_field_types_that_cannot_be_read_are_named() -> None:
     class Lost(msgspec.Struct):
-        __annotations__ = {"flight": "Nowhere"}  # noqa: RUF012  as `from __future__ import annotations` leaves it
+        __annotations__ = {"flight": "Nowhere"}  # as `from __future__ import annotations` leaves it
 
     with pytest.raises(DeclarationError, match="types of Lost cannot be read"):
         pipeline(events=departures(schema=Lost))
+
+
+GARBAGE: list[Any] = [
+    None, True, 0, -1.5, float("nan"), 10**30, "", "zzz", "\x00", b"time", [], ["zzz"], {"a": 1}, object(), len,
+    Departure, Nested, pl.col("dep_delay"), pl.all(), pl.len(), pl.Series([1]), pl.Float64, numeric("dep_delay"),
+    LogisticRegression(), arrivals(), departures(), Predictions("p"), Snapshots(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        *[("events", f.name) for f in dataclasses.fields(Events)],
+        *[("labels", f.name) for f in dataclasses.fields(Labels)],
+        *[("predictions", f.name) for f in dataclasses.fields(Predictions)],
+        *[("snapshots", f.name) for f in dataclasses.fields(Snapshots)],
+        *[("pipeline", f.name) for f in dataclasses.fields(Pipeline) if f.init],
+        *[("feature", name) for name in ("value", "by", "over", "half_life", "capacity", "name", "cross", "category")],
+    ],
+)
+def test_garbage_anywhere_is_accepted_or_a_declaration_error(part: str, name: str) -> None:
+    whole = {"events": departures, "labels": arrivals}
+    for value in GARBAGE:
+        try:
+            if part in whole:
+                declared = pipeline(**{part: whole[part](**{name: value})})
+            elif part == "predictions":
+                declared = pipeline(predictions=Predictions(**{"topic": "late", name: value}))
+            elif part == "snapshots":
+                declared = pipeline(snapshots=Snapshots(**{name: value}))
+            elif part == "pipeline":
+                declared = pipeline(**{name: value})
+            elif name in ("cross", "category"):
+                declared = pipeline(features=[cross("origin", value), category(value)])
+            else:
+                declared = pipeline(
+                    features=[mean(**{"value": "dep_delay", "by": "origin", "over": "1h", name: value})]
+                )
+        except DeclarationError as error:
+            assert str(error).startswith("pipeline ")  # noqa: PT017
+        else:
+            assert repr(declared)
+            assert json.dumps(declared.describe())

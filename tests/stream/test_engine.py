@@ -13,8 +13,10 @@ from headrace.stream.align import Aligner
 from headrace.stream.decode import Decoder
 from headrace.stream.engine import Engine
 from headrace.stream.slices import END_OF_STREAM, Record, Slice
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+
+UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # an example runs an engine; shrinking one takes minutes
 
 T0 = 1_700_000_000  # seconds
 HOUR = 3600
@@ -42,8 +44,9 @@ def delayed(**changes):
         name="clicks",
         events=Events("clicks", Click, key="id", time="time", unit="s"),
         features=[
-            numeric("price"), category("site"), cross("site", "shop"), count(by="site", over="1h"),
-            mean("price", by="shop", half_life="1h"), mean("label", by="site", over="6h"), last("amount", by="site"),
+            numeric("price"), category("site"), cross("site", "shop"), count(by="site", over="1h", capacity=5),
+            mean("price", by="shop", half_life="1h", capacity=9), mean("label", by="site", over="6h", capacity=9),
+            last("amount", by="site", capacity=5),
         ],
         model=StandardScaler(half_life="1h") | LogisticRegression(FTRL(alpha=0.1, half_life="2h"), bits=12),
         predictions=Predictions("scores"),
@@ -190,13 +193,8 @@ def test_delayed_label_is_learned_from_the_features_of_prediction_time():
     run.feed("events", [click(1, 0, price=2.0), click(2, 1, price=100.0), click(3, 2, price=100.0)])
     #  event 2 read a mean of 2, event 3 one of 51; by now the mean is 67
     run.feed("labels", [sale(2, 3, amount=1.0)])
-    before = run.feed("events", [click(4, 4)])
-    assert before[0] == pytest.approx(run_linear(w=0.1 * 2 * 1.0 * 2.0, b=0.1 * 2 * 1.0, x=202 / 3), rel=1e-4)
-
-
-def run_linear(w, b, x):
-    """River's SGD step on the squared loss from zero: w = lr 2 (y - p) x; the intercept learns with its own rate."""
-    return w * x + b / 10  # intercept_lr .01 against lr .1
+    #  from zero, on the squared loss: w = lr 2 y x = .1 * 2 * 1 * 2, and the bias .1 * 2 * 1
+    assert run.feed("events", [click(4, 4)])[0] == pytest.approx(0.4 * 202 / 3 + 0.2, rel=1e-6)
 
 
 # --- joins
@@ -219,7 +217,7 @@ def test_each_label_is_counted_once_for_what_it_is():
     waited = counters["joined"] + counters["expired"] + counters["pending"] + counters["repeated"]
     assert counters["predictions"] == counters["events"] == waited == 6
     told = ("joined", "orphans", "late", "duplicates", "misplaced", "early")
-    assert counters["labels"] == sum(counters[name] for name in told) == 8
+    assert counters["labels"] == sum(counters[name] for name in told) == 7
 
 
 def test_expiry_waits_for_the_clock_of_the_labels():
@@ -272,7 +270,7 @@ def test_label_in_another_partition_than_its_event_is_counted_apart_and_stops_wh
 # --- cuts and state
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, deadline=None, phases=UNSHRUNK)
 @given(seed=st.integers(0, 1000), cut_seed=st.integers(0, 1000), otherwise=st.sampled_from([None, False]))
 def test_nothing_depends_on_where_slices_and_pieces_are_cut(seed, cut_seed, otherwise):
     pipeline = delayed(otherwise=otherwise)
@@ -291,7 +289,7 @@ def test_nothing_depends_on_where_slices_and_pieces_are_cut(seed, cut_seed, othe
     assert whole.engine.counters()["joined"] > 50
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10, deadline=None, phases=UNSHRUNK)
 @given(seed=st.integers(0, 1000), at=st.floats(0, 1))
 def test_an_engine_that_loads_a_state_goes_on_as_the_one_that_gave_it(seed, at):
     pipeline = delayed(otherwise=False)
@@ -320,7 +318,7 @@ def test_counts_agree_with_a_plain_account_of_the_stream():
             arrivals.setdefault(row["id"], []).append(row["time"])
     events = {row["id"]: row["time"] for role, row in rows if role == "events"}
     sure = sum(-4 * 60 <= arrivals.get(i, [1e18])[0] - t <= 30 * 60 for i, t in events.items())
-    perhaps = sum(-6 * 60 <= arrivals.get(i, [1e18])[0] - t <= 31 * 60 for i, t in events.items())
+    perhaps = sum(any(-10 * 60 <= a - t <= 36 * 60 for a in arrivals.get(i, [])) for i, t in events.items())
     counters = run.engine.counters()
     assert sure <= counters["joined"] <= perhaps
     assert counters["joined"] + counters["expired"] == len(events)
@@ -331,21 +329,35 @@ def test_counts_agree_with_a_plain_account_of_the_stream():
 # --- alignment
 
 
-def test_a_backlog_of_a_week_joins_its_labels_only_when_topics_advance_together():
+@pytest.mark.parametrize("first", ["events", "labels"])
+def test_in_a_backlog_of_a_week_topics_advance_together_and_no_label_comes_before_its_time(first):
     minutes = range(7 * 24 * 60)
     rows = {"labels": [sale(m, m + 25) for m in minutes], "events": [click(m, m) for m in minutes]}
-    in_turn, together = Run(delayed()), Run(delayed())
-    for role in rows:
-        in_turn.feed(role, rows[role])
-    assert in_turn.counts("joined")[0] < len(minutes) / 50
-
-    aligner = Aligner(60 * 1_000_000)
-    for role in rows:
+    run, aligner = Run(delayed()), Aligner(60 * 1_000_000)
+    for role in sorted(rows, key=lambda role: role != first):
         aligner.own((role, 0))
-        aligner.add(together.decoders[role].decode(together.slice(role, rows[role])))
+        aligner.add(run.decoders[role].decode(run.slice(role, rows[role])))
+    pieces = 0
     while (following := aligner.next(at_end={("events", 0), ("labels", 0)})) is not None:
-        together.engine.process(*following)
-    assert together.counts("joined", "early", "orphans", "late") == (len(minutes), 0, 0, 0)
+        run.engine.process(*following)
+        pieces += 1
+        events, labels = run.engine.clock("events", 0), run.engine.clock("labels", 0)
+        if labels > 0 and events < (T0 + minutes[-1] * 60) * 1_000_000:
+            assert events - 120_000_000 <= labels <= events + 60_000_000  # the next row of either is a minute away
+    assert run.counts("joined", "early", "orphans", "late") == (len(minutes), 0, 0, 0)
+    assert pieces > 1000
+
+
+def test_a_partition_that_is_behind_and_not_read_to_its_end_holds_the_others_back():
+    run, aligner = Run(delayed()), Aligner(60 * 1_000_000)
+    for role in ("events", "labels"):
+        aligner.own((role, 0))
+    aligner.add(run.decoders["events"].decode(run.slice("events", [click(m, m) for m in range(10)])))
+    assert aligner.next(at_end=set()) is None  # labels may be anywhere yet
+    assert aligner.next(at_end={("labels", 0)}).next == 10
+    aligner.add(run.decoders["labels"].decode(run.slice("labels", [sale(1, 30)])))
+    assert aligner.next(at_end=set()) is None  # labels do not run ahead of events
+    assert aligner.next(at_end={("events", 0)}).next == 1
 
 
 # --- what is wrong with records

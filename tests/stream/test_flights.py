@@ -10,6 +10,9 @@ import pytest
 
 from headrace.errors import SetupError
 from headrace.stream import flights
+from headrace.stream.load import load_pipeline
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "flights.py"
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +123,13 @@ def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     flights._flights.cache_clear()
     with pytest.raises(SetupError, match=r"pip install 'headrace\[demo\]'"):
         flights.departures()
+
+
+def test_pipeline_of_the_example_joins_every_label_and_predicts_well() -> None:
+    found = load_pipeline(str(EXAMPLE)).evaluate(flights.departures(), flights.arrivals())
+    assert found["events"] == found["predictions"] == 328_521
+    assert found["labels"] == found["joined"] == 327_346
+    assert found["expired"] == 1_175
+    assert found["pending"] == found["orphans"] == found["late"] == found["dead_letters"] == 0
+    assert found["log_loss_constant"] == pytest.approx(0.5478, abs=1e-4)
+    assert found["log_loss"] < 0.245  # each label learned at its true delay; the goal was .262

@@ -1,0 +1,53 @@
+"""What must be true of the topics before a worker starts: said at once, with the remedy."""
+
+from __future__ import annotations
+
+from ..connectors.topics import create_topics, partitions_of
+from ..errors import InputError
+from .declaration import Pipeline
+
+JOURNAL_SETTINGS = {"retention.ms": "-1", "cleanup.policy": "delete"}
+
+
+def prepare_topics(pipeline: Pipeline, address: str) -> int:
+    """Check the input topics and create the output topics that are missing; returns the number of partitions.
+
+    Raises InputError for a missing input topic and for numbers of partitions that do not fit, Unreachable and Refused
+    as the broker answers.
+    """
+    events, labels, out = pipeline.events, pipeline.labels, pipeline.predictions
+    inputs = [events.topic] + ([labels.topic] if labels is not None and labels.topic is not None else [])
+    outputs = [out.topic, out.dead_letters]
+    found = partitions_of(address, [*inputs, *outputs, pipeline.journal_topic])
+    missing = [topic for topic in inputs if topic not in found]
+    if missing:
+        create = f"kafka-topics.sh --bootstrap-server {address} --create --partitions 4 --topic {missing[0]}"
+        raise InputError(
+            f"pipeline {pipeline.name!r} reads topic {' and '.join(missing)}, which broker {address} does not have. "
+            f"A typo? Otherwise create it: {create}"
+        )
+    counts = {topic: found[topic] for topic in inputs}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
+        raise InputError(
+            f"pipeline {pipeline.name!r}: events and labels need the same number of partitions, so that a label lies "
+            f"where its event is: {listed}. Make a new topic with as many partitions as the other, and copy"
+        )
+    partitions = found[events.topic]
+    for topic in outputs:
+        if found.get(topic, partitions) < partitions:
+            raise InputError(
+                f"topic {topic} has {found[topic]} partitions, {events.topic} has {partitions}: prediction and dead "
+                f"letter go to the partition of their event. Add partitions to {topic}"
+            )
+    if found.get(pipeline.journal_topic, 1) != 1:
+        raise InputError(
+            f"topic {pipeline.journal_topic} has {found[pipeline.journal_topic]} partitions; the journal is one order "
+            "of all cycles and needs exactly one. Delete the topic if it is not a journal, it is made anew"
+        )
+    create_topics(
+        address,
+        dict.fromkeys(outputs, partitions) | {pipeline.journal_topic: 1},
+        settings={pipeline.journal_topic: JOURNAL_SETTINGS},
+    )
+    return partitions

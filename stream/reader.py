@@ -1,0 +1,344 @@
+"""Predictions from the newest snapshot, in any process: it takes Redis and the pipeline's declaration, no Kafka."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import Any, NamedTuple, Self
+
+import msgspec
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ..connectors.store import Snapshot, SnapshotStore
+from ..errors import DeclarationError, HeadraceError, InputError, Refused, SnapshotError, Unreachable
+from .declaration import Pipeline
+from .decode import LATEST_TIME, Batch, Decoder
+from .durations import parse_duration
+from .engine import Engine
+from .expressions import fields_of
+from .features import Aggregate, Cross
+from .slices import Record, Slice
+from .snapshot import unpack
+
+log = logging.getLogger(__name__)
+
+ROWS = 8192  # decoded and predicted at one go
+
+Rows = Iterable[Mapping[str, Any] | msgspec.Struct] | pl.DataFrame
+
+
+class SnapshotReader:
+    """Serves the newest snapshot of a pipeline, and swaps to a newer one by itself.
+
+    pipeline  the declaration the worker runs, its features and its model to the letter
+    url, slot where the worker publishes: the Redis, and the slot of the worker
+    poll      a duration: a newer version is looked for at least so often, and Redis tried again when it is away
+    wait      seconds to wait for the first snapshot that can be served
+    hmac_key  if given, only snapshots signed with it are served
+
+    Raises SnapshotError when there is no snapshot, or none that is whole and of this pipeline; Unreachable or Refused
+    when Redis cannot be used: all of them at construction, which loads the first snapshot and compiles. From then on
+    there is always a version to serve, and trouble with Redis or a snapshot is told by `problem` and logged once.
+
+    `predict` may be called from several threads. Not promised: to survive a fork; make one in each process.
+    `close` it, or use it in a `with` statement, to stop the thread that looks for newer versions.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        url: str,
+        slot: int = 0,
+        *,
+        poll: str = "1s",
+        wait: float = 0.0,
+        hmac_key: bytes | None = None,
+    ) -> None:
+        if not isinstance(pipeline, Pipeline):
+            raise DeclarationError(f"SnapshotReader: expected a Pipeline, got {pipeline!r}")
+        self.pipeline = pipeline
+        self._poll = parse_duration(poll, "poll") / 1e6
+        self._store = SnapshotStore(url, pipeline.name, slot, hmac_key=hmac_key)
+        self._rows = _RowDecoder(pipeline)
+        self._lock = threading.Lock()  # models and decoders keep buffers
+        self._away: str | None = None  # why Redis cannot be used
+        self._bad: str | None = None  # why the current snapshot cannot be served
+        self._seen, self._served = self._first(wait)
+        self.predict([])  # compiles
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="headrace-reader", daemon=True)
+        self._thread.start()
+
+    def predict(self, rows: Rows) -> NDArray[np.float32]:
+        """P(true) or the value for each row, float32 (B,), in the order of the rows; with several classes (B, C).
+
+        rows  dicts by field name, Structs of the events' schema, or a Polars frame with a column for each field
+
+        All rows are predicted by one version and none of them changes it: each one as if it were the next event. Event
+        time is the row's time field; the time of the call where the pipeline takes that of the record. Fields that no
+        feature reads from the row (the key, a label in the event, what only aggregates fold in) may be missing or None.
+
+        For the state in the snapshot this equals the worker's next prediction to the bit, except where the event's
+        time first makes the worker forget (a 64th of a half-life) or end waits.
+
+        Raises InputError naming the first row that cannot be used and its field; then nothing is predicted.
+        """
+        served = self._served
+        now = LATEST_TIME // 1000 if self.pipeline.events.time else time.time_ns() // 1_000_000
+        out = [np.empty((0, self.pipeline.spec.outputs), np.float32)]
+        numbered = enumerate(self._rows.each(rows))
+        while part := list(islice(numbered, ROWS)):
+            structs = [self._rows.convert(number, row) for number, row in part]
+            with self._lock:
+                out.append(served.engine.look(self._rows.batch(part[0][0], structs, now)))
+        result = np.concatenate(out)
+        return result[:, 0] if result.shape[1] == 1 else result
+
+    @property
+    def version(self) -> int:
+        """The version that is served."""
+        return self._served.version
+
+    @property
+    def age_seconds(self) -> float:
+        """Wall time since the version that is served was published, by the clocks of both machines."""
+        return time.time() - self._served.created
+
+    @property
+    def problem(self) -> str | None:
+        """Why no newer version can be had now, although predictions go on; None when all is well."""
+        return self._away or self._bad
+
+    def close(self) -> None:
+        """Stop looking for newer versions. The one that is served stays and `predict` goes on working."""
+        self._closing.set()
+        self._thread.join(2 + self._poll)  # a Redis that hangs must not hold up an exit; the thread ends by itself
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"SnapshotReader({self._store.name!r}, version {self.version}, {self.age_seconds:.1f} s old)"
+
+    # -- versions
+
+    def _first(self, wait: float) -> tuple[int, _Served]:
+        """(the version that is current, one to serve): the same, unless the current one is torn."""
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                return self._newest_whole()
+            except (SnapshotError, Unreachable):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise
+            time.sleep(min(self._poll, left))
+
+    def _newest_whole(self) -> tuple[int, _Served]:
+        self._bad = None
+        try:
+            snapshot = self._store.load()
+            return snapshot.version, self._prepare(snapshot)
+        except SnapshotError as error:
+            current = self._store.current()
+            older = self._store.load_newest_whole()
+            if current is None or older is None or older.version == current.version:
+                raise
+            self._bad = str(error)
+            return current.version, self._prepare(older)
+
+    def _follow(self) -> None:
+        """Serve every version that becomes current and can be; runs in a thread of its own.
+
+        What is current decides, also where its number is lower: Redis may have begun anew, or a restore gone back.
+        """
+        while not self._closing.is_set():
+            try:
+                version = self._store.wait_newer(self._seen, self._poll)
+                if self._away is not None:
+                    log.info("%s: Redis answers again", self._store.name)
+                    self._away = None
+                if version is not None:
+                    self._take(version)
+            except Exception as error:  # Unreachable, Refused; and a fault of ours must not end the swapping unseen
+                self._away = self._keep(error, self._away)
+                self._closing.wait(self._poll)
+
+    def _take(self, version: int) -> None:
+        """Serve a version from now on, or keep the one that is served and say why."""
+        try:
+            served = self._prepare(self._store.load(version))
+        except (Unreachable, Refused):
+            raise
+        except Exception as error:
+            current = self._store.current()
+            if current is None or current.version == version:  # else it was replaced while it was loaded
+                self._seen, self._bad = version, self._keep(error, self._bad)
+            return
+        if self._bad is not None:
+            log.info("%s: version %d is whole and served", self._store.name, version)
+        self._seen, self._bad, self._served = version, None, served
+
+    def _keep(self, error: Exception, before: str | None) -> str:
+        """Say why the version that is served stays, unless something was said before; returns the problem."""
+        if before is None:
+            foreseen = isinstance(error, HeadraceError)
+            name, version = self._store.name, self.version
+            log.warning("%s: version %d goes on being served: %s", name, version, error, exc_info=not foreseen)
+        return str(error) or type(error).__name__
+
+    def _prepare(self, snapshot: Snapshot) -> _Served:
+        """An engine of its own for each version: nothing is ever loaded into one that may be predicting."""
+        state, _ = unpack(snapshot.arrays, snapshot.meta, self.pipeline)
+        _require_same(self.pipeline, snapshot.meta)
+        engine = Engine(self.pipeline)
+        engine.load(replace(state, partitions={}))  # what waits for labels does not predict
+        return _Served(engine, snapshot.version, snapshot.created)
+
+
+class _Served(NamedTuple):
+    engine: Engine
+    version: int
+    created: float
+
+
+class _RowDecoder:
+    """Rows of a user as the batches that the engine looks at. `batch` is used from one thread at a time."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        events = pipeline.events
+        self.schema = events.schema
+        self._decoder = Decoder(pipeline, "events")
+        required = {f.name for f in msgspec.structs.fields(self.schema) if f.required}
+        spare = required - _read_from_row(pipeline)
+        self._spare_key = events.key if events.key in spare else None
+        self._no_key: Any = "" if self._decoder.types[events.key] == pl.String else 0
+        # two types: what a record would do to its values at decoding has been done to those of a Struct
+        self._of_dicts = _with_optional(self.schema, spare, self.schema)
+        self._of_structs = _with_optional(self.schema, spare)
+
+    def each(self, rows: Any) -> Iterator[Any]:
+        """The rows one by one; raises InputError for what holds none."""
+        if isinstance(rows, pl.DataFrame):
+            names = (f.encode_name for f in msgspec.structs.fields(self.schema))
+            return rows.select(name for name in names if name in rows.columns).iter_rows(named=True)
+        if isinstance(rows, Mapping | msgspec.Struct | str | bytes | pl.LazyFrame) or not isinstance(rows, Iterable):
+            one = "; for one row predict([row])" if isinstance(rows, Mapping | msgspec.Struct) else ""
+            raise InputError(
+                f"rows: expected a list of dicts or Structs, or a Polars DataFrame, got `{type(rows).__name__}`{one}"
+            )
+        return iter(rows)
+
+    def convert(self, number: int, row: Any) -> Any:
+        """A row as a Struct with the fields of the schema; raises InputError."""
+        try:
+            if isinstance(row, self.schema):
+                return self._of(row, self._of_structs, from_attributes=True)
+            if isinstance(row, Mapping):
+                return self._of(dict(row), self._of_dicts)
+        except msgspec.ValidationError as error:
+            reason, _, path = str(error).partition(" - at `$.")
+            if reason.startswith("Object missing required field `"):
+                reason, path = f"missing, and {self.schema.__name__} requires it", reason.split("`")[1]
+            raise _invalid(number, reason, path.rstrip("`")) from None
+        raise _invalid(number, f"expected a dict or {self.schema.__name__}, got `{type(row).__name__}`")
+
+    def _of(self, row: Any, schema: type[msgspec.Struct], from_attributes: bool = False) -> Any:
+        try:
+            found = msgspec.convert(row, schema, from_attributes=from_attributes)
+        except msgspec.ValidationError:
+            if from_attributes or not any(isinstance(value, np.generic) for value in row.values()):
+                raise
+            plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+            found = msgspec.convert(plain, schema)
+        if self._spare_key is not None and getattr(found, self._spare_key) is None:
+            msgspec.structs.force_setattr(found, self._spare_key, self._no_key)
+        return found
+
+    def batch(self, start: int, structs: list[Any], timestamp: int) -> Batch:
+        """The batch of rows numbered from `start`, all with one record timestamp; raises InputError."""
+        records = [Record(start + i, timestamp, None, None) for i in range(len(structs))]
+        batch = self._decoder.columns(Slice("events", 0, start, start + len(structs), []), records, structs, [], [])
+        if batch.dead:
+            first = batch.dead[0]
+            raise _invalid(first.record.offset, first.reason, first.path.removeprefix("$."))
+        return batch
+
+
+def _read_from_row(pipeline: Pipeline) -> set[str]:
+    """The fields of an event that its own prediction depends on; what an aggregate folds in counts for later events."""
+    fields = {pipeline.events.time} if pipeline.events.time else set()
+    for feature in pipeline.features:
+        if isinstance(feature, Aggregate):
+            fields.update(feature.by)
+        else:
+            for part in feature.parts if isinstance(feature, Cross) else (feature.value,):
+                fields.update(fields_of(part))
+    return fields
+
+
+def _with_optional(
+    schema: type[msgspec.Struct], optional: set[str], base: type[msgspec.Struct] = msgspec.Struct
+) -> type[msgspec.Struct]:
+    """A schema with the same fields in the same order, of which some may be None or missing."""
+    fields: list[Any] = []
+    for f in msgspec.structs.fields(schema):
+        given = (
+            {"default": None} if f.name in optional else {"default": f.default, "default_factory": f.default_factory}
+        )
+        annotation = f.type | None if f.name in optional else f.type
+        fields.append((f.name, annotation, msgspec.field(name=f.encode_name, **given)))
+    return msgspec.defstruct(schema.__name__, fields, bases=(base,), kw_only=True)
+
+
+def _invalid(number: int, reason: str, field: str = "") -> InputError:
+    where = f"row {number}, field `{field}`" if field else f"row {number}"
+    return InputError(f"{where}: {reason[:1].lower()}{reason[1:]}; nothing was predicted")
+
+
+def _require_same(pipeline: Pipeline, meta: Mapping[str, Any]) -> None:
+    """Raise SnapshotError unless the snapshot was made with these features, in this order, and this model.
+
+    Arrays do not tell: a table of hashed categories fits any list of them. Expressions are compared where both sides
+    run one version of Polars, which alone can say whether two are equal.
+    """
+    here = json.loads(json.dumps(pipeline.describe()))
+    there = meta.get("declaration") or {}
+    if meta.get("libraries", {}).get("polars") != pl.__version__:
+        here, there = _without_expressions(here), _without_expressions(there)
+    names, before = ([f["name"] for f in side.get("features", ())] for side in (here, there))
+    changed = [
+        f"`{a['name']}` is declared otherwise" for a in here["features"] for b in there.get("features", ())
+        if a["name"] == b["name"] and a != b
+    ]  # fmt: skip
+    differences = [f"`{name}` is missing in it" for name in names if name not in before]
+    differences += [f"it has `{name}` besides" for name in before if name not in names]
+    differences += changed
+    if not differences and names != before:
+        differences = [f"its order is {', '.join(before)}"]
+    if differences:
+        raise SnapshotError(
+            f"the snapshot of {pipeline.name!r} was made with another feature list: {'; '.join(differences)}. "
+            "Read it with the pipeline file that the worker runs"
+        )
+    for what in ("task", "classes", "model"):
+        if here[what] != there.get(what):
+            raise SnapshotError(
+                f"the snapshot of {pipeline.name!r} was made with {what} {there.get(what)}, this pipeline declares "
+                f"{here[what]}. Read it with the pipeline file that the worker runs"
+            )
+
+
+def _without_expressions(declaration: Mapping[str, Any]) -> dict[str, Any]:
+    features = [{k: v for k, v in f.items() if k != "value"} for f in declaration.get("features", ())]
+    return {**declaration, "features": features}

@@ -1,0 +1,335 @@
+"""Contracts with aiokafka and Faust: the private names, signatures and habits that connectors builds on.
+
+A failure here after an upgrade says what to look at; the behaviour itself is tested in the other files.
+"""
+
+import asyncio
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import aiokafka
+import faust
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.consumer.subscription_state import Assignment, SubscriptionState, TopicPartitionState
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.producer.sender import BaseHandler, Sender, TxnOffsetCommitHandler
+from aiokafka.producer.transaction_manager import TransactionManager, TransactionState
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+from faust.transport.consumer import Consumer, ThreadDelegateConsumer
+from faust.transport.drivers import aiokafka as stock
+from faust.types import TP, ConsumerMessage
+
+AT = TopicPartition("t", 0)
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def source(function: Any) -> str:
+    return inspect.getsource(function)
+
+
+def in_loop(function: Any) -> Any:
+    async def run() -> Any:
+        return function()
+
+    return asyncio.run(run())
+
+
+def raw_batch(offset: int = 0, values: int = 3, **options: int) -> bytes:
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 16)
+    for number in range(values):
+        builder.append(number, 1000 + number, b"k", b"v%d" % number, [])
+    return offset.to_bytes(8, "big") + bytes(builder.build())[8:]
+
+
+def test_versions_are_those_that_were_read() -> None:
+    assert aiokafka.__version__.startswith("0.14.")
+    assert faust.__version__.startswith("0.15.")
+
+
+# fetching
+
+
+def test_a_fetched_result_knows_its_records_and_moves_the_position() -> None:
+    def take() -> None:
+        assignment = Assignment([AT])
+        state = assignment.state_value(AT)
+        state.seek(1)
+        records = PartitionRecords(AT, MemoryRecords(raw_batch()), None, 1, None, None, True, 0)
+        result = FetchResult(AT, assignment=assignment, partition_records=records, backoff=0.1)
+        assert 0 < result.calculate_backoff() <= 0.1
+        result._backoff = 0
+        assert result.calculate_backoff() == 0, "then it holds back no other partition"
+        assert result.check_assignment(AT)
+        assert result.has_more()
+        assert (result._partition_records, result._assignment) == (records, assignment)
+        records.next_fetch_offset = 3
+        result._update_position()
+        assert state.position == 3
+        state.seek(7)
+        assert not result.check_assignment(AT), "a seek voids what was fetched before"
+        assert not result.has_more()
+
+    in_loop(take)
+
+
+def test_records_are_read_batch_by_batch() -> None:
+    records = PartitionRecords(AT, MemoryRecords(raw_batch(0) + raw_batch(3)), [(7, 2), (6, 0)], 0, None, None, True, 1)
+    assert (records._tp, records._check_crcs, records._isolation_level) == (AT, True, 1)
+    assert records._aborted_producers == set()
+    records._consume_aborted_up_to(1)
+    assert records._aborted_producers == {6}
+    batch = records._records.next_batch()
+    assert isinstance(batch, DefaultRecordBatch)
+    assert batch.validate_crc()
+    assert (batch.base_offset, batch.next_offset, batch.producer_id) == (0, 3, -1)
+    assert not batch.is_control_batch
+    assert not batch.is_transactional
+    assert [(r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in batch] == [
+        (number, 1000 + number, b"k", b"v%d" % number, ()) for number in range(3)
+    ]
+    assert records._records.has_next()
+    assert parameters(records._contains_abort_marker) == ["next_batch"]
+
+
+def test_a_broken_batch_is_noticed() -> None:
+    broken = bytearray(raw_batch())
+    broken[-1] ^= 1
+    assert not MemoryRecords(bytes(broken)).next_batch().validate_crc()
+
+
+def test_the_fetcher_keeps_what_it_fetched_by_partition() -> None:
+    text = source(Fetcher.__init__)
+    for name in ("_records", "_wait_consume_future", "_fetch_waiters", "_closed", "_prefetch_backoff"):
+        assert f"self.{name} =" in text
+    text = source(Fetcher._get_actions_per_node)
+    assert "if tp in self._records:" in text, "a partition that is not drained is not fetched again"
+    assert "backoff = record.calculate_backoff()" in text
+    assert parameters(Fetcher._create_fetch_waiter) == ["self"]
+    assert parameters(Fetcher._notify) == ["self", "future"]
+    assert "self._notify(waiter)" in source(Fetcher._fetch_requests_routine), "new data wakes the waiters"
+    assert "tp_state.lso = lso" in source(Fetcher._proc_fetch_request)
+    assert "tp_state.timestamp = now_ms" in source(Fetcher._proc_fetch_request)
+
+
+def test_a_partition_has_a_last_stable_offset_and_a_position() -> None:
+    def state() -> TopicPartitionState:
+        return Assignment([AT]).state_value(AT)
+
+    assert (in_loop(state).lso, in_loop(state).timestamp) == (None, None), "until it was fetched from"
+
+
+def test_an_assignment_is_found_through_the_subscription() -> None:
+    def assign() -> None:
+        subscriptions = SubscriptionState()
+        assert subscriptions.reassignment_in_progress
+        assert subscriptions.subscription is None
+        subscriptions.subscribe({"t"})
+        assert subscriptions.subscription.assignment is None
+        subscriptions.assign_from_subscribed({AT})
+        assert not subscriptions.reassignment_in_progress
+        assert subscriptions.is_assigned(AT)
+        assert subscriptions.subscription.assignment.tps == {AT}
+        with subscriptions.fetch_context():
+            assert subscriptions.fetcher_idle_time == 0
+
+    in_loop(assign)
+
+
+def test_a_consumer_takes_its_settings_when_it_starts() -> None:
+    def settings() -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(group_id="g")
+
+    consumer = in_loop(settings)
+    assert consumer._fetch_max_wait_ms == 500
+    assert consumer._isolation_level == "read_uncommitted"
+    assert len(consumer._partition_assignment_strategy) == 1
+    assert isinstance(consumer._subscription, SubscriptionState)
+    assert consumer._closed is False
+    consumer._closed = True
+    text = source(AIOKafkaConsumer.start)
+    for part in ("self._fetcher = Fetcher(", "self._coordinator = GroupCoordinator("):
+        assert part in text
+    for name in ("_fetch_max_wait_ms", "_isolation_level", "_partition_assignment_strategy"):
+        assert f"=self.{name}," in text
+
+
+# groups
+
+
+def test_the_coordinator_knows_its_member() -> None:
+    text = source(GroupCoordinator.__init__)
+    for name in ("generation", "member_id", "group_id", "coordinator_id"):
+        assert f"self.{name} =" in text
+    assert parameters(GroupCoordinator._send_req) == ["self", "request"]
+    assert parameters(GroupCoordinator.coordinator_dead) == ["self"]
+    assert inspect.iscoroutinefunction(GroupCoordinator.ensure_coordinator_known)
+    assert parameters(AIOKafkaClient.coordinator_lookup) == ["self", "coordinator_type", "coordinator_key"]
+    assert parameters(AIOKafkaClient.send) == ["self", "node_id", "request", "group"]
+
+
+# transactions
+
+
+def test_a_producer_has_the_parts_that_are_used() -> None:
+    def make() -> AIOKafkaProducer:
+        return AIOKafkaProducer(transactional_id="x", max_batch_size=900_000)
+
+    producer = in_loop(make)
+    producer._closed = True
+    assert isinstance(producer._sender, Sender)
+    assert isinstance(producer._txn_manager, TransactionManager)
+    assert producer._sender._txn_manager is producer._txn_manager
+    assert producer._txn_manager.state is TransactionState.UNINITIALIZED
+    assert isinstance(producer.client, AIOKafkaClient)
+
+
+def test_a_batch_is_filled_past_its_own_append() -> None:
+    def fill() -> BatchBuilder:
+        producer = AIOKafkaProducer(transactional_id="x", max_batch_size=900_000)
+        producer._closed = True
+        return producer.create_batch()
+
+    ours, theirs = in_loop(fill), in_loop(fill)
+    for number in range(3):
+        ours._builder.append(number, 5, b"k", b"v", [("h", b"x")])
+        theirs.append(timestamp=5, key=b"k", value=b"v", headers=[("h", b"x")])
+    ours._relative_offset = 3
+    ours.close()
+    assert ours.record_count() == theirs.record_count() == 3
+    assert ours.size() == theirs.size()
+    assert bytes(ours._build()) == bytes(theirs._build())
+
+
+def test_offsets_are_committed_by_a_method_that_can_be_put_in_its_place() -> None:
+    assert "self._do_txn_offset_commit(offsets, group_id)" in source(Sender._maybe_do_transactional_request)
+    assert parameters(Sender._do_txn_offset_commit) == ["self", "offsets", "group_id"]
+    assert parameters(Sender._find_coordinator) == ["self", "coordinator_type", "coordinator_key"]
+    assert parameters(Sender._coordinator_dead) == ["self", "coordinator_type"]
+    assert parameters(TxnOffsetCommitHandler.__init__) == ["self", "sender", "offsets", "group_id"]
+    assert parameters(BaseHandler.do) == ["self", "node_id"]
+    sender = SimpleNamespace(_retry_backoff=0.25)
+    handler = TxnOffsetCommitHandler(sender, {}, "g")
+    assert (handler._sender, handler._offsets, handler._group_id, handler._default_backoff) == (sender, {}, "g", 0.25)
+
+
+def test_a_refused_offset_commit_leaves_a_transaction_that_can_be_aborted() -> None:
+    def refuse() -> None:
+        manager = TransactionManager("x", 1000)
+        manager.set_pid_and_epoch(1, 0)
+        manager.begin_transaction()
+        manager.maybe_add_partition_to_txn(AT)
+        manager.partition_added(AT)
+        waiting = manager.add_offsets_to_txn({AT: SimpleNamespace(offset=1)}, "g")
+        assert manager._pending_txn_offsets[0][2] is waiting
+        manager._pending_txn_offsets.popleft()
+        assert manager.state is TransactionState.IN_TRANSACTION
+        manager.aborting_transaction()
+        assert not manager.is_empty_transaction(), "so that the abort is really sent"
+
+    in_loop(refuse)
+
+
+def test_an_abortable_error_makes_aiokafka_forget_what_to_abort() -> None:
+    """Why a producer is spent after an error. When this fails, aiokafka has been mended."""
+
+    def forget() -> None:
+        manager = TransactionManager("x", 1000)
+        manager.set_pid_and_epoch(1, 0)
+        manager.begin_transaction()
+        manager.maybe_add_partition_to_txn(AT)
+        manager.partition_added(AT)
+        manager.error_transaction(ValueError("refused"))
+        manager._transaction_waiter.exception()
+        manager.aborting_transaction()
+        assert manager.is_empty_transaction()
+
+    in_loop(forget)
+
+
+# Faust
+
+
+def test_fausts_consumer_thread_calls_what_is_overridden() -> None:
+    assert parameters(stock.AIOKafkaConsumerThread._fetch_records)[1:] == [
+        "consumer",
+        "active_partitions",
+        "timeout",
+        "max_records",
+    ]
+    assert "self._fetch_records," in source(stock.AIOKafkaConsumerThread.getmany)
+    assert "active_partitions,\n" in source(stock.AIOKafkaConsumerThread.getmany), "passed by position"
+    assert "self._create_worker_consumer(transport)" in source(stock.AIOKafkaConsumerThread._create_consumer)
+    assert "self._thread = self._new_consumer_thread()" in source(ThreadDelegateConsumer.__init__)
+    assert parameters(stock.AIOKafkaConsumerThread.call_thread) == ["self", "fun", "args", "kwargs"]
+    assert parameters(ThreadDelegateConsumer._getmany) == ["self", "active_partitions", "timeout"]
+
+
+def test_fausts_consumer_calls_what_is_overridden() -> None:
+    from faust.app import App
+    from faust.tables.recovery import Recovery
+    from faust.transport.consumer import Fetcher as Fetching
+
+    assert "consumer._drain_messages(self)" in source(Fetching._fetcher.fun)
+    assert "perform_seek()" in source(Recovery.on_recovery_completed)
+    assert "perform_seek()" in source(Recovery._resume_streams)
+    assert "timeout=self.app.conf.broker_request_timeout" in source(Recovery._resume_streams)
+    assert "self._new_offset(tp)" in source(Consumer._filter_committable_offsets)
+    assert "self.verify_event_path(now, tp)" in source(Consumer.verify_all_partitions_active)
+    assert "await T(self._consumer_wait_empty)(consumer, on_timeout)" in source(App._on_partitions_revoked)
+    assert "await self._consumer_wait_empty(consumer, self.log)" in source(App._stop_consumer)
+    assert "self.conf.broker_consumer, self" in source(App._new_transport)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_active_partitions",
+        "_paused_partitions",
+        "_unacked_messages",
+        "_waiting_for_ack",
+        "_acked",
+        "_acked_index",
+        "_gap",
+        "_read_offset",
+        "_committed_offset",
+        "_on_partitions_revoked",
+        "can_resume_flow",
+        "suspend_flow",
+        "flow_active",
+    ],
+)
+def test_fausts_consumer_has_the_books_that_are_kept(name: str) -> None:
+    text = source(Consumer.__init__) + source(Consumer._reset_state) + source(Consumer)
+    assert f"self.{name} =" in text or f"    {name}:" in text
+
+
+def test_an_ack_reaches_the_consumer_when_nobody_else_holds_the_message() -> None:
+    acked: list[object] = []
+    message = ConsumerMessage("t", 0, 4, 1.0, 0, None, None, b"v", None, tp=TP("t", 0), generation_id=3)
+    consumer = SimpleNamespace(ack=acked.append)
+    message.incref()
+    message.ack(consumer)
+    assert acked == [message]
+    assert (message.generation_id, message.acked) == (3, False), "the consumer says when it is acked"
+
+
+def test_a_schema_is_compiled_once_into_a_decoder() -> None:
+    assert parameters(faust.Schema.compile)[:2] == ["self", "app"]
+    assert parameters(faust.App.create_event) == ["self", "key", "value", "headers", "message"]
+
+
+def test_an_assignors_protocol_is_range() -> None:
+    from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+
+    assert RangePartitionAssignor.name == "range"
+    text = source(stock.AIOKafkaConsumerThread._create_worker_consumer)
+    assert "fetch_max_wait_ms=1500," in text, "when Faust has a setting for it, use that"

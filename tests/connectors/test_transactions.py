@@ -1,0 +1,269 @@
+"""A cycle's outputs and offsets are committed together, or not at all, and only by the member that holds them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from headrace.connectors.groups import CommitRefused, Member, Rebalanced, stable_offsets
+from headrace.connectors.reading import read_range
+from headrace.connectors.records import Record
+from headrace.connectors.topics import committed_offsets, end_offsets
+from headrace.connectors.transactions import MAX_RECORD_BYTES, CycleProducer, Output, encode, send_all, send_offsets
+from headrace.errors import InputError, Refused, Unreachable
+
+Topic = Callable[..., str]
+
+
+@asynccontextmanager
+async def producing(
+    address: str, transactional_id: str | None, compression: str | None = None
+) -> AsyncIterator[CycleProducer]:
+    producer = CycleProducer(address, transactional_id=transactional_id, compression=compression)
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        await producer.close()
+
+
+@asynccontextmanager
+async def member_of(address: str, group: str, topic: str) -> AsyncIterator[tuple[AIOKafkaConsumer, Member]]:
+    """A live member of the group, which the topic's partitions were given to."""
+    consumer = AIOKafkaConsumer(topic, bootstrap_servers=address, group_id=group, enable_auto_commit=False)
+    await consumer.start()
+    while not consumer.assignment():
+        await asyncio.sleep(0.05)
+    try:
+        yield consumer, Member(consumer._coordinator.generation, consumer._coordinator.member_id)
+    finally:
+        await consumer.stop()
+
+
+def line(value: bytes) -> Output:
+    return (None, value, (), None)
+
+
+def committed(address: str, topic: str, partition: int = 0) -> list[Record]:
+    end = end_offsets(address, [(topic, partition)])[topic, partition]
+    return list(read_range(address, topic, partition, 0, end))
+
+
+def values(address: str, topic: str, partition: int = 0) -> list[bytes | None]:
+    return [record.value for record in committed(address, topic, partition)]
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+def test_outputs_and_offsets_of_a_cycle_are_committed(
+    kafka: str, unique: str, create_topic: Topic, transactional: bool
+) -> None:
+    source, output, journal = create_topic("in", 2), create_topic("out", 2), create_topic("journal")
+
+    async def cycles() -> list[dict[tuple[str, int], int]]:
+        async with (
+            member_of(kafka, unique, source) as (_, member),
+            producing(kafka, unique if transactional else None) as p,
+        ):
+            full: Output = (b"k", b"v", (("origin", b"x"), ("empty", None)), 1_700_000_000_123)
+            first = await p.commit_cycle(
+                {(output, 0): [full, line(b"w")], (output, 1): [line(b"x")], (journal, 0): [line(b"1")]},
+                {(source, 0): 5, (source, 1): 7},
+                unique,
+                member,
+            )
+            second = await p.commit_cycle({(journal, 0): [line(b"2")]}, {(source, 0): 6}, unique, member)
+            nothing = await p.commit_cycle({}, {}, unique, member)
+            return [first, second, nothing]
+
+    first, second, nothing = asyncio.run(cycles())
+    marker = 1 if transactional else 0
+    assert first == {(output, 0): 0, (output, 1): 0, (journal, 0): 0}
+    assert second == {(journal, 0): 1 + marker}, "the offset of the journal's record"
+    assert nothing == {}
+    assert committed(kafka, output)[0] == Record(0, 1_700_000_000_123, b"k", b"v", (("origin", b"x"), ("empty", None)))
+    assert values(kafka, output) == [b"v", b"w"]
+    assert values(kafka, output, 1) == [b"x"]
+    assert values(kafka, journal) == [b"1", b"2"]
+    assert committed_offsets(kafka, unique) == {(source, 0): 6, (source, 1): 7}
+
+
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
+def test_a_large_cycle_keeps_its_order(kafka: str, unique: str, create_topic: Topic, compression: str | None) -> None:
+    output = create_topic("out", 2)
+    rows = [b"%06d " % number * 60 for number in range(6000)]  # 2.5 MB: several batches a partition
+
+    async def cycle() -> None:
+        async with producing(kafka, unique, compression) as p:
+            outputs = {(output, partition): [line(row) for row in rows] for partition in range(2)}
+            await p.commit_cycle(outputs, {}, unique, Member(-1, ""))
+
+    asyncio.run(cycle())
+    assert values(kafka, output, 0) == rows
+    assert values(kafka, output, 1) == rows
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+def test_a_member_of_another_generation_is_refused(
+    kafka: str, unique: str, create_topic: Topic, transactional: bool
+) -> None:
+    source, output = create_topic("in"), create_topic("out")
+
+    async def cycle() -> None:
+        async with (
+            member_of(kafka, unique, source) as (_, member),
+            producing(kafka, unique if transactional else None) as p,
+        ):
+            await p.commit_cycle({(output, 0): [line(b"good")]}, {(source, 0): 1}, unique, member)
+            old = member._replace(generation=member.generation - 1)
+            with pytest.raises(CommitRefused, match=f"group {unique} refused .* ILLEGAL_GENERATION"):
+                await p.commit_cycle({(output, 0): [line(b"bad")]}, {(source, 0): 2}, unique, old)
+            with pytest.raises(Refused, match="did not end; restart"):  # what the engine knows is ahead of the group
+                await p.commit_cycle({(output, 0): [line(b"worse")]}, {(source, 0): 2}, unique, member)
+
+    asyncio.run(cycle())
+    assert values(kafka, output) == ([b"good"] if transactional else [b"good", b"bad"])
+    assert committed_offsets(kafka, unique) == {(source, 0): 1}
+
+
+def test_an_unknown_member_is_refused(kafka: str, unique: str, create_topic: Topic) -> None:
+    source, output = create_topic("in"), create_topic("out")
+
+    async def cycle() -> None:
+        async with member_of(kafka, unique, source) as (_, member), producing(kafka, unique) as p:
+            with pytest.raises(CommitRefused, match="UNKNOWN_MEMBER_ID"):
+                await p.commit_cycle(
+                    {(output, 0): [line(b"bad")]}, {(source, 0): 1}, unique, member._replace(member_id="me")
+                )
+
+    asyncio.run(cycle())
+    assert values(kafka, output) == []
+
+
+def test_a_successor_with_the_same_id_fences_a_producer(kafka: str, unique: str, create_topic: Topic) -> None:
+    output, nobody = create_topic("out"), Member(-1, "")
+
+    async def cycles() -> None:
+        async with producing(kafka, unique) as old, producing(kafka, unique) as new:
+            with pytest.raises(CommitRefused, match=f"transactional id {unique} was fenced"):
+                await old.commit_cycle({(output, 0): [line(b"old")]}, {}, unique, nobody)
+            await new.commit_cycle({(output, 0): [line(b"new")]}, {}, unique, nobody)
+
+    asyncio.run(cycles())
+    assert values(kafka, output) == [b"new"]
+
+
+def test_offsets_are_not_committed_when_an_output_is_refused(kafka: str, unique: str, create_topic: Topic) -> None:
+    source, good = create_topic("in"), create_topic("out")
+    narrow = create_topic("narrow", max_message_bytes=1000)
+
+    async def cycle() -> None:
+        async with member_of(kafka, unique, source) as (_, member), producing(kafka, unique) as p:
+            with pytest.raises(Refused, match=rf"{narrow}\[0\] did not take 1 records: MessageSizeTooLarge"):
+                outputs = {(good, 0): [line(b"x")], (narrow, 0): [line(b"y" * 2000)]}
+                await p.commit_cycle(outputs, {(source, 0): 1}, unique, member)
+
+    asyncio.run(cycle())
+    assert values(kafka, good) == []
+    assert committed_offsets(kafka, unique) == {}
+
+
+def test_a_record_above_the_limit_is_refused_before_anything_is_sent(
+    kafka: str, unique: str, create_topic: Topic
+) -> None:
+    output, nobody = create_topic("out"), Member(-1, "")
+
+    async def cycles() -> None:
+        async with producing(kafka, unique) as p:
+            for rows in ([line(b"x" * MAX_RECORD_BYTES)], [line(b"a"), line(b"x" * MAX_RECORD_BYTES), line(b"b")]):
+                with pytest.raises(InputError, match=rf"for {output}\[0\] is above the limit of 1,000,000 bytes"):
+                    await p.commit_cycle({(output, 0): rows}, {}, unique, nobody)
+            largest = line(b"x" * (MAX_RECORD_BYTES - 200))
+            await p.commit_cycle({(output, 0): [line(b"a"), largest, line(b"b")]}, {}, unique, nobody)
+
+    asyncio.run(cycles())
+    assert [len(value or b"") for value in values(kafka, output)] == [1, MAX_RECORD_BYTES - 200, 1]
+
+
+def test_closing_ends_an_open_transaction(kafka: str, unique: str, create_topic: Topic) -> None:
+    output = create_topic("out")
+
+    async def leave_open() -> None:
+        p = CycleProducer(kafka, transactional_id=unique, transaction_timeout_seconds=60)
+        await p.start()
+        assert p._producer is not None
+        await p._producer.begin_transaction()
+        await send_all(p._producer, {(output, 0): encode(p._producer, (output, 0), [line(b"half")])})
+        assert end_offsets(kafka, [(output, 0)]) == {(output, 0): 0}, "it holds back the readers"
+        await p.close()
+
+    asyncio.run(leave_open())
+    assert end_offsets(kafka, [(output, 0)]) == {(output, 0): 2}, "the record and the marker of its end"
+    assert values(kafka, output) == []
+
+
+def test_a_cancelled_commit_leaves_nothing(kafka: str, unique: str, create_topic: Topic) -> None:
+    source, output = create_topic("in"), create_topic("out")
+
+    async def cancel() -> None:
+        async with member_of(kafka, unique, source) as (_, member), producing(kafka, unique) as p:
+            commit = p.commit_cycle({(output, 0): [line(b"x")]}, {(source, 0): 1}, unique, member)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(commit, 0.001)
+
+    asyncio.run(cancel())
+    assert values(kafka, output) == []
+    assert committed_offsets(kafka, unique) == {}
+
+
+def test_stable_offsets_wait_for_an_open_transaction(kafka: str, unique: str, create_topic: Topic) -> None:
+    source, output = create_topic("in", 2), create_topic("out")
+
+    async def ask() -> dict[tuple[str, int], int | None]:
+        async with member_of(kafka, unique, source) as (consumer, member), producing(kafka, unique) as p:
+            assert p._producer is not None
+            await p._producer.begin_transaction()
+            await send_all(p._producer, {(output, 0): encode(p._producer, (output, 0), [line(b"x")])})
+            await send_offsets(p._producer, {(source, 0): 3}, unique, member)
+            asked = asyncio.create_task(stable_offsets(consumer._coordinator, [(source, 0), (source, 1)]))
+            await asyncio.sleep(0.5)
+            assert not asked.done(), "plain ones would be answered, and be too old"
+            await p._producer.commit_transaction()
+            return await asyncio.wait_for(asked, 5)
+
+    assert asyncio.run(ask()) == {(source, 0): 3, (source, 1): None}
+
+
+def test_stable_offsets_are_given_up_when_the_group_moves_on(kafka: str, unique: str, create_topic: Topic) -> None:
+    source = create_topic("in", 2)
+
+    async def ask() -> None:
+        async with member_of(kafka, unique, source) as (consumer, member), producing(kafka, unique) as p:
+            assert p._producer is not None
+            await p._producer.begin_transaction()
+            await send_offsets(p._producer, {(source, 0): 3}, unique, member)
+            asked = asyncio.create_task(stable_offsets(consumer._coordinator, [(source, 0)]))
+            async with member_of(kafka, unique, source):
+                with pytest.raises(Rebalanced, match=unique):
+                    await asyncio.wait_for(asked, 10)
+
+    asyncio.run(ask())
+
+
+def test_a_broker_that_is_away_is_named() -> None:
+    async def start() -> None:
+        await CycleProducer("127.0.0.1:1", transactional_id="x").start(patience_seconds=0.5)
+
+    with pytest.raises(Unreachable, match=r"broker 127.0.0.1:1 did not answer within 0.5 s"):
+        asyncio.run(start())
+
+
+def test_a_producer_that_was_not_started_says_so() -> None:
+    with pytest.raises(Refused, match="not started"):
+        asyncio.run(CycleProducer("127.0.0.1:1").commit_cycle({}, {("t", 0): 1}, "g", Member(-1, "")))
+
+
+def test_assigned_partitions_are_plain_pairs() -> None:
+    assert TopicPartition("t", 1) == ("t", 1)
+    assert {("t", 1): "x"}[TopicPartition("t", 1)] == "x"
