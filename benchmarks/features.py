@@ -13,7 +13,7 @@ from benchmarks.run import machine, today, write_section
 from examples.flights import pipeline
 
 from headrace.stream import flights
-from headrace.stream.features import Feature
+from headrace.stream.features import Cross, Feature
 
 
 def main() -> int:
@@ -26,7 +26,8 @@ def main() -> int:
     lines = ["| feature | log loss with it and those above | without it alone |", "|---|---|---|"]
     for i, feature in enumerate(every):
         added, without = log_loss(every[: i + 1]), log_loss(every[:i] + every[i + 1 :])
-        lines.append(f"| `{feature}` | {added:.4f} | {without:.4f} |")
+        shown = feature.name if isinstance(feature, Cross) else repr(feature)
+        lines.append(f"| `{shown}` | {added:.4f} | {without:.4f} |")
         print(lines[-1], flush=True)
     lines += ["", f"{today()}, {machine()}."]
     write_section("features", "\n".join(lines))

@@ -55,7 +55,7 @@ def table(views: throughput.Views, results: list[throughput.Result]) -> str:
         f"{today()}, {machine()}. {size} in {throughput.PARTITIONS} partitions; Apache Kafka 4.1.1 "
         f"and Redis on the same machine; one process each. Best constant: log loss {views.log_loss_constant():.3f}.",
         "",
-        f"{headrace}. {peers}.",
+        f"{headrace}." + (f" {peers}." if peers else ""),
     ]
     return "\n".join(lines)
 

@@ -73,7 +73,7 @@ class Result:
 
 @dataclass
 class Views:
-    """The events: clicks of a logistic model over 4 numbers and 2 categories, always the same ones."""
+    """The events: clicks of a logistic model over 4 numbers and 2 categories; the same ones for the same count."""
 
     count: int
     clicked: np.ndarray = field(init=False)  # bool (count,)

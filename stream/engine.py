@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from ..errors import SnapshotError, StreamStopped
 from ..models.base import Array, Rows, Truth, allocate, allocate_touched
 from ..models.chain import as_chain
 from ..models.metrics import Metrics
-from . import decode
 from .aggregates import Fold, GroupTable, group_layout
 from .align import BEFORE_ALL
 from .declaration import Pipeline
+from .columns import Group, groups_of, value_columns, value_name
 from .decode import Batch
-from .ring import Ring
+from .features import Aggregate
+from .ring import ABSENT, SETTLED, Ring
 from .slices import DeadLetter, Piece, Role
 
 I64 = NDArray[np.int64]
@@ -170,22 +172,22 @@ class Engine:
 
     def _plan_aggregates(self) -> None:
         p = self.pipeline
-        self.groups = decode.groups_of(p)
+        self.groups = groups_of(p)
         column = {name: j for j, name in enumerate(p.numeric)}
-        values = {source: decode.value_columns(p, source) for source in ("event", "label")}
+        values = {source: list(value_columns(p, source)) for source in ("event", "label")}
         self.label_values = len(values["label"])
         # per group: (fold, column of numeric, source, column of Batch.values)
         self.folds: list[list[tuple[Fold, int, str, int]]] = [[] for _ in self.groups]
         for f in p.features:
-            if not isinstance(f, decode.Aggregate):
+            if not isinstance(f, Aggregate):
                 continue
-            g = self.groups.index(decode.Group(f.by, f.capacity))
+            g = self.groups.index(Group(f.by, f.capacity))
             if f.value is None:
                 at = NO_VALUE
             elif isinstance(f.value, str):
                 at = THE_LABEL
             else:
-                at = decode.value_index(values[f.source], f.value)
+                at = values[f.source].index(value_name(f.value))
             self.folds[g].append((Fold(f), column[f.name], f.source, at))
         # a label in the event is there with it: what follows labels then moves with the event
         self.moves_with_event = {"event", "label"} if self.immediate else {"event"}
@@ -272,7 +274,7 @@ class Engine:
         nothing of this cycle may be published.
         """
         lo, hi = np.searchsorted(batch.offset, (start, next)).tolist()
-        dead = [letter for letter in batch.dead if start <= letter.record.offset < next]
+        dead = [letter for letter in batch.dead if start <= letter.record.offset < next] if batch.dead else []
         part = self.partitions[batch.partition]
         self._count("dead_letters", len(dead))
         self._count(f"bad_{batch.role}", len(dead))
@@ -351,23 +353,20 @@ class Engine:
         A wait ends where the watermark passes a tick, forgetting is due where the shared clock passes a step; both
         before the row that passes. A stretch also ends after each row of `after`.
         """
-        rows = len(clock)
-        cuts = {0, rows} | {row + 1 for row in after}
-        if self.delayed:
-            ticks = watermark // self.tick
-            if ticks[-1] > part.clocks[2]:
-                cuts |= _rises(ticks, int(part.clocks[2]))
+        cuts = {row + 1 for row in after}
+        if self.delayed and watermark[-1] // self.tick > part.clocks[2]:
+            cuts |= _rises(watermark // self.tick, int(part.clocks[2]))
         if shared is not None:
             for step, _, _ in self._decays:
-                before, last = int(self._clock[0]) // step, int(shared[-1]) // step
-                if last > before:
+                before = int(self._clock[0]) // step
+                if int(shared[-1]) // step > before:
                     cuts |= _rises(shared // step, before)
-        ordered = sorted(cuts)
-        for a, b in zip(ordered, ordered[1:], strict=False):
+        edges = sorted(cuts | {0, len(clock)})
+        for a, b in pairwise(edges):
             if shared is not None:
                 self._forget(int(self._clock[0]), int(shared[a]))
             if self.delayed:
-                self._pass_tick(part, int(watermark[a]), int(clock[a]))
+                self._pass_tick(part, int(watermark[a]))
             yield a, b
 
     def _forget(self, before: int, now: int) -> None:
@@ -378,8 +377,8 @@ class Engine:
             if steps > 0:
                 decay(2.0 ** (-steps * step / half_life))
 
-    def _pass_tick(self, part: _Partition, watermark: int, clock: int) -> None:
-        """End the waits that are over at this watermark; early labels wait for the clock of the events."""
+    def _pass_tick(self, part: _Partition, watermark: int) -> None:
+        """End the waits that are over at this watermark."""
         tick = watermark // self.tick
         if tick > part.clocks[2]:
             part.clocks[2] = tick
@@ -450,23 +449,20 @@ class Engine:
         self._count("labels", hi - lo)
 
     def _join(self, part: _Partition, batch: Batch, a: int, b: int, clock: I64) -> None:
-        keys = batch.key_hash[a:b]
-        found = part.pending.find(keys)
-        met = found >= 0
-        if met.any():
-            # of labels with one key in one piece the first counts; one that came before counts as settled
-            rows = found[met]
-            first = np.zeros(len(rows), bool)
-            first[np.unique(rows, return_index=True)[1]] = True
-            fresh = first & (part.pending.gather("settled", rows) == 0)
-            self._count("duplicates", len(rows) - int(fresh.sum()))
-            at = a + np.flatnonzero(met)[fresh]
-            part.pending.column["settled"][rows[fresh] & part.pending.mask] = 1
-            self._count("joined", int(fresh.sum()))
-            self._learn_pending(part, rows[fresh], batch.time[at], batch.y[at], batch.values[at])
-        if not met.all():
-            self._unmet(part, batch, a + np.flatnonzero(~met), clock[~met])
-        self._watch_misplaced(batch)
+        rows = part.pending.claim(batch.key_hash[a:b])
+        met = rows >= 0
+        if met.all():
+            at: Any = slice(a, b)
+        else:
+            at = a + np.flatnonzero(met)
+            self._count("duplicates", int((rows == SETTLED).sum()))
+            absent = rows == ABSENT
+            if absent.any():
+                self._unmet(part, batch, a + np.flatnonzero(absent), clock[absent])
+            rows = rows[met]
+        self._count("joined", len(rows))
+        self._learn_pending(part, rows, batch.time[at], batch.y[at], batch.values[at])
+        self._watch_misplaced()
 
     def _unmet(self, part: _Partition, batch: Batch, rows: I64, clock: I64) -> None:
         """Labels whose event does not wait here: late, repeated, misplaced, or early."""
@@ -505,15 +501,14 @@ class Engine:
 
     def _settle_early(self, part: _Partition, batch: Batch, row: int) -> None:
         """An event has come whose label was here before it."""
-        label = part.early.find(batch.key_hash[row : row + 1])
-        rows = part.pending.find(batch.key_hash[row : row + 1])
-        if label[0] < 0 or rows[0] < 0 or part.early.gather("settled", label)[0]:
-            return  # the label's wait ended at a tick between, or it has served
-        part.early.column["settled"][label & part.early.mask] = 1
-        if part.pending.gather("settled", rows)[0]:
+        key = batch.key_hash[row : row + 1]
+        label = part.early.claim(key)
+        if label[0] < 0:
+            return  # its wait ended at a tick just now
+        rows = part.pending.claim(key)
+        if rows[0] < 0:
             self._count("duplicates", 1)
             return
-        part.pending.column["settled"][rows & part.pending.mask] = 1
         self._count("joined", 1)
         time, y, values = (part.early.gather(name, label) for name in ("time", "y", "values"))
         self._learn_pending(part, rows, time, y, values)
@@ -600,7 +595,7 @@ class Engine:
 
     def _watch_bad_share(self, batch: Batch, lo: int, hi: int, dead: list[DeadLetter]) -> None:
         window, at = self.arrays["bad"], self.arrays["bad_at"]
-        if not dead and not window.any():
+        if not self.counters_now("dead_letters"):
             return
         offsets = np.concatenate([batch.offset[lo:hi], [letter.record.offset for letter in dead]])
         bad = np.zeros(len(offsets), np.uint8)
@@ -617,12 +612,11 @@ class Engine:
                 f"{letter.reason}{f' at `{letter.path}`' if letter.path else ''}"
             )
 
-    def _watch_misplaced(self, batch: Batch) -> None:
-        counts = self._counters
-        misplaced = int(counts[COUNTER_AT["misplaced"]])
-        if not misplaced or len(self.partitions) < 2:
+    def _watch_misplaced(self) -> None:
+        misplaced = self.counters_now("misplaced")
+        if not misplaced:
             return
-        seen = misplaced + int(counts[COUNTER_AT["joined"]])
+        seen = misplaced + self.counters_now("joined")
         if misplaced > MISPLACED_SHARE * MISPLACED_WINDOW and seen <= MISPLACED_WINDOW:
             labels = self.pipeline.labels
             assert labels is not None

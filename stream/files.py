@@ -13,7 +13,7 @@ import msgspec
 import polars as pl
 
 from ..errors import InputError
-from .decode import LATEST_TIME, Batch, Decoder
+from .decode import LATEST_TIME, Batch, Decoder, reason_and_path
 from .slices import DeadLetter, Record, Slice
 
 ROWS = 8192  # of one slice
@@ -54,8 +54,7 @@ def frame_batches(frame: pl.DataFrame, decoder: Decoder, strict: bool = True) ->
                 good.append(_record(decoder, offset, None))
             except msgspec.ValidationError as error:
                 record = _record(decoder, offset, msgspec.json.encode(row, enc_hook=str))
-                reason, _, path = str(error).partition(" - at `")
-                dead.append(DeadLetter(decoder.role, 0, record, reason, path.rstrip("`")))
+                dead.append(DeadLetter(decoder.role, 0, record, *reason_and_path(error)))
         yield decoder.columns(Slice(decoder.role, 0, start, start + len(part), []), good, rows, dead, [])
 
 

@@ -6,8 +6,10 @@ SplitMix64 (Steele et al. 2014) over their 64 bits. A hash is stable over machin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import numpy as np
-import polars as pl
 from numba import njit, uint64
 from numpy.typing import NDArray
 
@@ -81,7 +83,7 @@ def _hash_words(words, valid, seed, out, c):
 
 
 @njit(cache=True, nogil=True)
-def _combine(hashes, seed, out):
+def _combine(hashes, seed, out, c):
     """One hash per row over P hashes (B, P), order matters; 0 where any of them is 0."""
     for i in range(hashes.shape[0]):
         h = _mix(uint64(seed))
@@ -91,9 +93,9 @@ def _combine(hashes, seed, out):
                 known = False
             h = _mix(h ^ hashes[i, p]) + uint64(p + 1)
         if not known:
-            out[i] = uint64(0)
+            out[i, c] = uint64(0)
         else:
-            out[i] = h if h != uint64(0) else uint64(1)
+            out[i, c] = h if h != uint64(0) else uint64(1)
 
 
 def name_seed(name: str) -> int:
@@ -102,43 +104,30 @@ def name_seed(name: str) -> int:
     return int(_murmur(data, 0, len(data), np.uint64(0)))
 
 
-def hash_series(series: pl.Series, *seeds: int) -> U64:
-    """Hash a column under each seed: uint64 (B, S), 0 where the value is missing (null, or NaN in a float column)."""
-    out = np.empty((len(series), len(seeds)), np.uint64)
-    valid = series.is_not_null()
-    dtype = series.dtype
-    if dtype in (pl.Categorical, pl.Enum):
-        series, dtype = series.cast(pl.String), pl.String()
-    if dtype == pl.String:
-        ends = np.cumsum(series.str.len_bytes().fill_null(0).to_numpy(), dtype=np.int64)
-        data = np.frombuffer("".join(series.drop_nulls().to_list()).encode(), np.uint8)
-        for s, seed in enumerate(seeds):
-            _hash_texts(data, ends, valid.to_numpy(writable=True), np.uint64(seed), out, s)
-        return out
-    if dtype.is_float():
-        series = series.cast(pl.Float64) + 0.0  # -0.0 is 0.0
-        valid = valid & series.is_not_nan().fill_null(False)
-        words = series.fill_null(0.0).to_numpy(writable=True).view(np.uint64)
-    elif dtype == pl.UInt64:
-        words = series.fill_null(0).to_numpy(writable=True)
+def hash_texts(values: Sequence[str | None], seeds: Sequence[int], out: U64, column: int) -> None:
+    """Hash B strings under each seed into the columns of out from `column` on; 0 where a value is None."""
+    known = np.ones(len(values), np.bool_)
+    if None in values:
+        known = np.array([v is not None for v in values], np.bool_)
+        values = ["" if v is None else v for v in values]
+    text = "".join(cast(Sequence[str], values))
+    data = text.encode()
+    if len(data) == len(text):
+        sizes = map(len, cast(Sequence[str], values))
     else:
-        words = series.cast(pl.Int64).fill_null(0).to_numpy(writable=True).view(np.uint64)
-    known = valid.to_numpy(writable=True)
+        sizes = (len(v.encode()) for v in cast(Sequence[str], values))
+    ends = np.cumsum(np.fromiter(sizes, np.int64, len(values)))
     for s, seed in enumerate(seeds):
-        _hash_words(words, known, np.uint64(seed), out, s)
-    return out
+        _hash_texts(np.frombuffer(data, np.uint8), ends, known, np.uint64(seed), out, column + s)
 
 
-def hash_columns(columns: list[pl.Series], seed: int) -> U64:
-    """One hash per row over one or several columns: uint64 (B,), 0 where any of them is missing."""
-    if len(columns) == 1:
-        return hash_series(columns[0], seed)[:, 0]
-    parts = np.concatenate([hash_series(series, seed) for series in columns], axis=1)
-    out = np.empty(len(parts), np.uint64)
-    _combine(parts, np.uint64(seed), out)
-    return out
+def hash_words(values: NDArray, known: NDArray[np.bool_], seeds: Sequence[int], out: U64, column: int) -> None:
+    """Hash B values of 64 bits under each seed into the columns of out from `column` on; 0 where not known."""
+    words = np.array(values).view(np.uint64)  # a copy: what Polars gives may be read-only, which would compile anew
+    for s, seed in enumerate(seeds):
+        _hash_words(words, np.array(known), np.uint64(seed), out, column + s)
 
 
-def hash_keys(series: pl.Series) -> U64:
-    """128-bit hashes of join keys: uint64 (B, 2)."""
-    return hash_series(series, *KEY_SEEDS)
+def combine(hashes: U64, seed: int, out: U64, column: int) -> None:
+    """One hash per row over P hashes (B, P), order matters, into a column of out; 0 where any of them is 0."""
+    _combine(hashes, np.uint64(seed), out, column)

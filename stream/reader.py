@@ -22,7 +22,7 @@ from .declaration import Pipeline
 from .decode import LATEST_TIME, Batch, Decoder
 from .durations import parse_duration
 from .engine import Engine
-from .expressions import fields_of
+from .expressions import column_types, fields_of
 from .features import Aggregate, Cross
 from .slices import Record, Slice
 from .snapshot import unpack
@@ -148,14 +148,15 @@ class SnapshotReader:
         self._bad = None
         try:
             snapshot = self._store.load()
-            return snapshot.version, self._prepare(snapshot)
+            current = snapshot.version
         except SnapshotError as error:
-            current = self._store.current()
-            older = self._store.load_newest_whole()
-            if current is None or older is None or older.version == current.version:
+            pointer, older = self._store.current(), self._store.load_newest_whole()
+            if pointer is None or older is None:
                 raise
-            self._bad = str(error)
-            return current.version, self._prepare(older)
+            current, snapshot = pointer.version, older
+            if older.version != current:
+                self._bad = str(error)
+        return current, self._prepare(snapshot)
 
     def _follow(self) -> None:
         """Serve every version that becomes current and can be; runs in a thread of its own.
@@ -222,7 +223,7 @@ class _RowDecoder:
         required = {f.name for f in msgspec.structs.fields(self.schema) if f.required}
         spare = required - _read_from_row(pipeline)
         self._spare_key = events.key if events.key in spare else None
-        self._no_key: Any = "" if self._decoder.types[events.key] == pl.String else 0
+        self._no_key: Any = "" if column_types(self.schema)[events.key] == pl.String else 0
         # two types: what a record would do to its values at decoding has been done to those of a Struct
         self._of_dicts = _with_optional(self.schema, spare, self.schema)
         self._of_structs = _with_optional(self.schema, spare)
@@ -268,7 +269,10 @@ class _RowDecoder:
     def batch(self, start: int, structs: list[Any], timestamp: int) -> Batch:
         """The batch of rows numbered from `start`, all with one record timestamp; raises InputError."""
         records = [Record(start + i, timestamp, None, None) for i in range(len(structs))]
-        batch = self._decoder.columns(Slice("events", 0, start, start + len(structs), []), records, structs, [], [])
+        try:
+            batch = self._decoder.columns(Slice("events", 0, start, start + len(structs), []), records, structs, [], [])
+        except UnicodeEncodeError:
+            raise _not_text(start, structs) from None
         if batch.dead:
             first = batch.dead[0]
             raise _invalid(first.record.offset, first.reason, first.path.removeprefix("$."))
@@ -304,6 +308,15 @@ def _with_optional(
 def _invalid(number: int, reason: str, field: str = "") -> InputError:
     where = f"row {number}, field `{field}`" if field else f"row {number}"
     return InputError(f"{where}: {reason[:1].lower()}{reason[1:]}; nothing was predicted")
+
+
+def _not_text(start: int, structs: list[Any]) -> InputError:
+    """The error that names the first field with half of a surrogate pair, which a str of Python may hold."""
+    for number, row in enumerate(structs, start):
+        for name, value in msgspec.structs.asdict(row).items():
+            if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():
+                return _invalid(number, f"expected text, got {value!r}, which is no Unicode", name)
+    return InputError("rows: a text is no Unicode")
 
 
 def _require_same(pipeline: Pipeline, meta: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ Bools = NDArray[np.bool_]
 Columns = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> dtype, shape of one row
 
 FIRST_CAPACITY = 64
+ABSENT, SETTLED = -1, -2  # in the place of a row number
 
 
 @njit(cache=True, nogil=True)
@@ -41,6 +42,19 @@ def _find(wanted, keys, index, found):
     """found int64 (B,): the number of the row with the key, -1: none."""
     for i in range(wanted.shape[0]):
         found[i] = index[_place(wanted[i, 0], wanted[i, 1], keys, index)] - 1
+
+
+@njit(cache=True, nogil=True)
+def _claim(wanted, keys, index, settled, found):
+    """As _find, and settle what is found; found is ABSENT where no row waits, SETTLED where it was settled before."""
+    mask = keys.shape[0] - 1
+    for i in range(wanted.shape[0]):
+        row = index[_place(wanted[i, 0], wanted[i, 1], keys, index)] - 1
+        if row >= 0 and settled[row & mask]:
+            row = -2
+        elif row >= 0:
+            settled[row & mask] = 1
+        found[i] = row
 
 
 @njit(cache=True, nogil=True)
@@ -103,6 +117,15 @@ class Ring:
         """The row number of each key, -1 where it does not wait. keys uint64 (B, 2)."""
         found = np.empty(len(keys), np.int64)
         _find(keys, self.keys, self.index, found)
+        return found
+
+    def claim(self, keys: U64) -> I64:
+        """Settle rows, in order: the row number of each key, ABSENT where none waits, SETTLED where it was settled.
+
+        For queues with a uint8 column `settled`.
+        """
+        found = np.empty(len(keys), np.int64)
+        _claim(keys, self.keys, self.index, self.column["settled"], found)
         return found
 
     def append(self, keys: U64, columns: Mapping[str, NDArray]) -> Bools:

@@ -54,7 +54,9 @@ class WorkerApp(faust.App):
             broker_request_timeout=REQUEST_SECONDS,
             stream_buffer_maxsize=1 << 20,  # counts runs, and is shared by all partitions; bytes are bounded elsewhere
             consumer_max_fetch_size=4 << 20,
-            datadir=os.path.join(tempfile.gettempdir(), f"headrace-{os.getuid()}"),  # Faust makes it, nothing is kept there
+            datadir=os.path.join(
+                tempfile.gettempdir(), f"headrace-{os.getuid()}"
+            ),  # Faust makes it, nothing is kept there
         )
 
     async def on_start(self) -> None:

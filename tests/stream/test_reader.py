@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -306,9 +304,10 @@ WRONG = {
     "null": (click(1, price=None), r"row 1, field `price`: expected `float`, got `null`"),
     "unit": (
         click(1) | {"time": T0 * 1e6},
-        r"row 1, field `time`: time 1.7e\+15 is not in the years 1 to 9999; check `un",
+        r"row 1, field `time`: time 1700000000000000.0 is not in the years 1 to 9999",
     ),
     "key": (click(1) | {"id": 7}, r"row 1, field `id`: expected `str \| null`, got `int`"),
+    "surrogate": (click(1, site="\ud800"), r"row 1, field `site`: expected text, got '\\ud800', which is no Unicode"),
     "list": ([1, 2], r"row 1: expected a dict or Click, got `list`"),
     "numpy": (click(1, price=np.str_("x")), r"row 1, field `price`: expected `float`, got `str`"),
     "struct": (Click("1", T0, "a", "dear"), r"row 1, field `price`: expected `float`, got `str`"),
@@ -363,7 +362,7 @@ def test_newer_version_is_served_without_a_call(worker, reader):
     worker.publish()
     wait_for(lambda: reader.version == 2)
     assert reader.predict([click(1, 61)]) != before
-    assert repr(reader).endswith(" s old)") and "version 2" in repr(reader)
+    assert f"{worker.store.name!r}, version 2, " in repr(reader)
 
 
 def test_threads_predict_while_versions_change_and_each_gets_one_whole_version(worker, redis_url):
@@ -402,51 +401,43 @@ def chunks(worker: Worker, version: int) -> list[str]:
     return [f"{worker.store.name}:chunk:{digest}" for digest in sorted(own)]
 
 
-@pytest.mark.parametrize("harm", ["missing", "altered", "manifest", "unsigned"])
+@pytest.mark.parametrize("harm", ["is missing", "was altered", "manifest", "is not signed"])
 def test_version_that_is_torn_or_tampered_with_is_never_served_and_the_old_one_stays(redis_url, unique, harm, caplog):
-    """The reader is away from Redis while the harm is done: it must not have been quicker."""
     key = b"secret"
     worker = Worker(clicks(unique), redis_url, hmac_key=key)
     teach(worker, seed=1)
     worker.publish()
-    client = redis.Redis.from_url(redis_url)
-    with SnapshotReader(worker.pipeline, redis_url, poll="50ms", hmac_key=key) as reader:
+    client, pointer = redis.Redis.from_url(redis_url), f"{worker.store.name}:recovery"
+    first = client.hgetall(pointer)
+    teach(worker, seed=2, minutes=70)
+    if harm == "is not signed":
+        worker.store = SnapshotStore(redis_url, unique)
+    worker.publish()
+    second = client.hgetall(pointer)
+    if harm == "is missing":
+        client.delete(chunks(worker, 2)[0])
+    elif harm == "was altered":
+        client.setrange(chunks(worker, 2)[0], 0, b"\x01\x02\x03\x04")
+    elif harm == "manifest":
+        client.hset(f"{worker.store.name}:manifest:2", "body", "{}")
+    client.hset(pointer, mapping=first)
+    with SnapshotReader(worker.pipeline, redis_url, poll="50ms", hmac_key=key) as reader, caplog.at_level(logging.INFO):
         before = reader.predict([click(1, 61)])
-        hold = reader._store.load
-        gate = threading.Event()
-        reader._store.load = lambda version=None: (gate.wait(20), hold(version))[1]
-        teach(worker, seed=2, minutes=70)
-        if harm == "unsigned":
-            worker.store = SnapshotStore(redis_url, unique)
+        assert reader.problem is None
+        client.hset(pointer, mapping=second)
+        wait_for(lambda: reader.problem)
+        assert harm in reader.problem
+        time.sleep(0.3)  # it looks several times
+        assert reader.version == 1
+        assert reader.predict([click(1, 61)]) == before
+        told = f"{worker.store.name}: version 1 goes on being served: {reader.problem}"
+        assert [r.getMessage() for r in caplog.records if r.name == "headrace.stream.reader"] == [told]
+        worker.store = SnapshotStore(redis_url, unique, hmac_key=key)
+        teach(worker, seed=3, minutes=140)
         worker.publish()
-        if harm == "missing":
-            client.delete(chunks(worker, 2)[0])
-        elif harm == "altered":
-            client.setrange(chunks(worker, 2)[0], 0, b"\x01\x02\x03\x04")
-        elif harm == "manifest":
-            client.hset(f"{worker.store.name}:manifest:2", "body", "{}")
-        with caplog.at_level(logging.INFO):
-            gate.set()
-            wait_for(lambda: reader.problem)
-            message = {
-                "missing": "is missing",
-                "altered": "was altered",
-                "manifest": "was altered",
-                "unsigned": "not signed",
-            }
-            assert message[harm] in reader.problem
-            time.sleep(0.3)  # it looks several times
-            assert reader.version == 1
-            assert reader.predict([click(1, 61)]) == before
-            assert [r.getMessage() for r in caplog.records if "goes on being served" in r.getMessage()] == [
-                f"{worker.store.name}: version 1 goes on being served: {reader.problem}"
-            ]
-            worker.store = SnapshotStore(redis_url, unique, hmac_key=key)
-            teach(worker, seed=3, minutes=140)
-            worker.publish()
-            wait_for(lambda: reader.version == 3)
-            assert reader.problem is None
-            assert "version 3 is whole and served" in caplog.text
+        wait_for(lambda: reader.version == 3)
+        assert reader.problem is None
+        assert "version 3 is whole and served" in caplog.text
 
 
 def test_reader_that_starts_on_a_torn_version_serves_the_one_before_and_says_so(worker, redis_url):
@@ -456,7 +447,8 @@ def test_reader_that_starts_on_a_torn_version_serves_the_one_before_and_says_so(
     redis.Redis.from_url(redis_url).delete(chunks(worker, 2)[0])
     with SnapshotReader(worker.pipeline, redis_url, poll="50ms") as reader:
         assert reader.version == 1
-        assert "version 2" in reader.problem and "is missing" in reader.problem
+        assert "version 2" in reader.problem
+        assert "is missing" in reader.problem
         assert reader.predict([click("x", 61)]) == expected
         worker.publish()  # sends again what Redis lost
         wait_for(lambda: reader.version == 3)
@@ -543,30 +535,34 @@ def test_each_slot_has_its_own_snapshots(redis_url, unique):
 
 
 def test_redis_that_does_not_answer_at_the_start_is_named():
-    with pytest.raises(Unreachable, match="Redis at 127.0.0.1:1/0 does not answer"):
+    with pytest.raises(Unreachable, match=r"Redis at 127\.0\.0\.1:1/0 does not answer"):
         SnapshotReader(clicks("clicks"), "redis://127.0.0.1:1/0")
 
 
-def test_old_version_is_served_while_redis_is_away_and_a_newer_one_after(unique, tmp_path, caplog):
-    with embedded.redis(tmp_path) as own:
+@pytest.mark.parametrize("empty", [False, True])
+def test_old_version_is_served_while_redis_is_away_and_a_newer_one_after(unique, caplog, empty):
+    with embedded.redis() as own:
         worker = Worker(clicks(unique), own.url)
         teach(worker, seed=1)
         worker.publish()
-        reader = SnapshotReader(worker.pipeline, own.url, poll="50ms")
-        expected = reader.predict([click(1, 61)])
-        os.kill(own.pid, signal.SIGKILL)
-        wait_for(lambda: reader.problem)
-        assert "does not answer" in reader.problem
-        time.sleep(0.3)
-        assert reader.predict([click(1, 61)]) == expected
-        assert caplog.text.count("goes on being served") == 1
-    with reader, embedded.redis(port=int(own.url.split(":")[-1].split("/")[0])) as again:
-        assert again.url == own.url
-        wait_for(lambda: reader.problem is None)
-        assert reader.version == 1  # Redis began empty: nothing newer, the old one stays
-        teach(worker, seed=2, minutes=70)
-        assert worker.publish() == 2
-        wait_for(lambda: reader.version == 2)
+        with SnapshotReader(worker.pipeline, own.url, poll="50ms") as reader:
+            expected = reader.predict([click(1, 61)])
+            own.kill()
+            wait_for(lambda: reader.problem)
+            assert "does not answer" in reader.problem
+            time.sleep(0.3)
+            assert reader.predict([click(1, 61)]) == expected
+            assert caplog.text.count("goes on being served") == 1
+            own.start()
+            if empty:
+                redis.Redis.from_url(own.url).flushall()
+            wait_for(lambda: reader.problem is None)
+            assert reader.version == 1
+            assert reader.predict([click(1, 61)]) == expected
+            teach(worker, seed=2, minutes=70)
+            version = worker.publish()
+            wait_for(lambda: reader.version == version)
+            assert version == 2
 
 
 def test_closed_reader_goes_on_predicting_and_takes_no_newer_version(worker, redis_url):
