@@ -81,9 +81,11 @@ class Stateful(Protocol):
 
     def pull(self) -> None:
         """Bring the bound arrays up to date with a device, before they are saved; nothing to do on a CPU."""
+        return
 
     def push(self) -> None:
         """Bring a device up to date with the bound arrays, after they were loaded or merged; nothing on a CPU."""
+        return
 
     def decays(self) -> list[Decay]:
         """What forgets: the engine calls decay(2 ** (-k / 64)) when event time passes k multiples of half_life / 64."""

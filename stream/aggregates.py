@@ -1,8 +1,8 @@
 """Aggregates over the stream, by key: each row reads them as the rows before it left them, then is folded in.
 
-A group holds the keys (least recently used evicted at capacity); each aggregate of the group keeps arrays with a slot per
-key. `locate` runs first and says, row by row, which slot is read and which is written; then each aggregate's kernel makes
-its own pass. Rows are folded in one by one, so results do not depend on where the stream is cut.
+A group holds the keys (least recently used evicted at capacity); each aggregate of the group keeps arrays with a slot
+per key. `locate` runs first and says, row by row, which slot is read and which is written; then each aggregate's kernel
+makes its own pass. Rows are folded in one by one, so results do not depend on where the stream is cut.
 
 Shapes: B rows, C capacity, P panes of a window. Times are int64 microseconds since the epoch.
 """
@@ -84,7 +84,7 @@ def locate(key, g, write, keys, index, older, newer, meta, read_slot, write_slot
 
     key     uint64 (B, G), its column g  0: missing, the row has no slot
     write   bool  insert keys that are new, mark them as used
-    keys    uint64 (C,)  index int32 (power of two,)  older, newer int32 (C,)  meta int64 (4,)   changed in place if write
+    keys    uint64 (C,)  index int32 (power of two,)  older, newer int32 (C,)  meta int64 (4,)  changed in place
     read_slot, write_slot  int32 (B,)  filled: the slot before the row's own insertion, and after; -1: none
     fresh   bool (B,)    filled: the slot begins anew with this row
     """

@@ -1,13 +1,14 @@
 """Which piece of which partition comes next, so that events and labels advance together in event time.
 
-In a backlog one fetch may hold a week of events; taken in turn with a week of labels, nearly all labels would come after
-expiry or before their event. So the partition that lies furthest back goes first, and only as far as the others allow:
+In a backlog one fetch may hold a week of events. Taken in turn with a week of labels, labels would come long before
+their event, or their event would be predicted by a model that has seen its future. So the partition that lies furthest
+back goes first, and only as far as the others allow:
 
     events may run ahead of labels, and partitions of one kind ahead of each other, by at most `alignment`;
     labels never run ahead of events: no prediction is made by a model that has seen its future.
 
-A partition that is read to its end holds nothing back. What was decided is recorded in the journal, so nothing here needs
-to be repeatable.
+A partition that is read to its end holds nothing back. What was decided is recorded in the journal, so nothing here
+needs to be repeatable.
 """
 
 from __future__ import annotations

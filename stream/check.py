@@ -10,7 +10,7 @@ from rich.console import Console
 from ..models.chain import as_chain
 from .aggregates import Fold, group_layout
 from .declaration import Pipeline
-from .decode import groups_of
+from .columns import groups_of
 from .durations import format_duration
 from .engine import Engine
 from .expressions import column_types, show

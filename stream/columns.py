@@ -39,7 +39,7 @@ def groups_of(pipeline: Pipeline) -> list[Group]:
 
 
 def value_columns(pipeline: Pipeline, source: str) -> dict[str, pl.Expr]:
-    """What aggregates of one source fold in, without repeats, by the expression's text; in the order of Batch.values."""
+    """What aggregates of one source fold in, by text, without repeats; in the order of Batch.values."""
     return {
         value_name(f.value): f.value
         for f in pipeline.features

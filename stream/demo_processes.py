@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -82,15 +81,10 @@ class Process:
         if self.status is not None:
             raise self.failed(f"ended with status {self.status}")
 
-    def expect_done(self, seconds: float) -> None:
-        """Wait for it to end by itself; raises StreamStopped when it fails, or takes longer."""
-        assert self._guard is not None
-        try:
-            status = self._guard.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise self.failed(f"has not come to its end in {seconds:.0f} s") from None
-        if status:
-            raise self.failed(f"ended with status {status}")
+    def expect_done(self) -> None:
+        """Raises StreamStopped when it has ended with another status than 0."""
+        if self.status:
+            raise self.failed(f"ended with status {self.status}")
 
 
 class Worker(Process):
@@ -113,14 +107,6 @@ class Worker(Process):
         except (urllib.error.URLError, OSError):
             return {}
         return parse_metrics(text)
-
-    def wait_until_running(self, seconds: float) -> None:
-        """Raises StreamStopped when it has ended, or does not own its partitions by then."""
-        until = time.monotonic() + seconds
-        while not self.metrics().get("running"):
-            if time.monotonic() > until:
-                raise self.failed(f"has not begun in {seconds:.0f} s")
-            time.sleep(0.2)
 
 
 def parse_metrics(text: str) -> dict[str, float]:

@@ -3,8 +3,8 @@
     python -m headrace.stream.demo_producer BROKER PIPELINE.departures PIPELINE.arrivals EVENTS RECORDS PACE
 
 It writes the first EVENTS departures and their arrivals: the first RECORDS of them all (0: all), as fast as it can and
-with end-of-stream marks behind them (PACE 0), or PACE records a second. Keys are the flights, so that an arrival lies in
-the partition of its departure. Its last line of output says how far it is.
+with end-of-stream marks behind them (PACE 0), or PACE records a second. Keys are the flights, so that an arrival lies
+in the partition of its departure. Its last line of output says how far it is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import io
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 from aiokafka import AIOKafkaProducer
@@ -72,7 +72,7 @@ async def write_backlog(producer: AIOKafkaProducer, todo: list[Message]) -> None
     """As fast as it goes: in batches of our own, each record in the partition that the default partitioner takes."""
     said = time.monotonic()
     partition_of: dict[bytes, int] = {}
-    batches = {}
+    batches: dict[tuple[str, int], Any] = {}
     sent = []
     choose = DefaultPartitioner()
     partitions = {topic: sorted(await producer.partitions_for(topic)) for topic in {message.topic for message in todo}}

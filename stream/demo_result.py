@@ -1,4 +1,4 @@
-"""What came of the demo, from what lies in Kafka: predictions read back read_committed and joined with the true arrivals.
+"""What came of the demo, from what lies in Kafka: committed predictions, read back and joined with the true arrivals.
 
 Nothing here comes from the worker, so that its own counts can be checked against it.
 """
@@ -21,6 +21,7 @@ from ..errors import Unreachable
 
 READ_SECONDS = 120.0
 LATE_MINUTES = 15.0
+TOLERANCE = {"log_loss": 1e-6, "log_loss_constant": 1e-6, "accuracy": 1e-9, "accuracy_majority": 1e-9, "auc": 1e-3}
 NEVER = 2.0**-24  # probabilities are held within [NEVER, 1 - NEVER], as the worker's own loss does
 
 
@@ -104,24 +105,25 @@ class Watcher(threading.Thread):
 
     def __init__(self, broker: str, topic: str, partitions: int) -> None:
         super().__init__(name=f"reader of {topic}", daemon=True)
-        self.read, self.error = Read(), None
+        self.seen = Read()
+        self._error: BaseException | None = None
         self._where = broker, topic, partitions
         self._told = threading.Event()
 
     def run(self) -> None:
         """In the thread."""
         try:
-            asyncio.run(read_topic(*self._where, self.read, self._told.is_set))
+            asyncio.run(read_topic(*self._where, self.seen, self._told.is_set))
         except BaseException as error:
-            self.error: BaseException | None = error
+            self._error = error
 
     def count(self) -> int:
         """Records so far. Raises what ended the reading."""
-        if self.error is not None:
-            raise self.error
-        return len(self.read.arrived)
+        if self._error is not None:
+            raise self._error
+        return len(self.seen.arrived)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Returns when it has ended."""
         self._told.set()
         self.join(10.0)
@@ -142,7 +144,10 @@ class Outcome:
     events_per_second: float | None  # None: all came at once
 
     def figures(self) -> dict[str, float]:
-        """Each figure beside its baseline: the best constant and the majority, both known in hindsight."""
+        """Each figure beside its baseline: the best constant and the majority, both known in hindsight.
+
+        The AUC is exact; the worker's is taken in bins.
+        """
         late, p = self.joined["late"].to_numpy(), self.joined["prediction"].to_numpy()
         rate = float(late.mean())
         return {
@@ -155,14 +160,14 @@ class Outcome:
         }
 
 
-def outcome(read: Read, departures: pl.DataFrame, arrivals: pl.DataFrame) -> Outcome:
+def join_with_arrivals(read: Read, departures: pl.DataFrame, arrivals: pl.DataFrame) -> Outcome:
     """Join predictions with the arrivals of their flights."""
     made = read.predictions()
     known = made.join(departures.select("flight", "time"), on="flight", how="inner")
     truth = arrivals.select("flight", late=pl.col("arr_delay") > LATE_MINUTES)
     joined = known.unique("flight", keep="first").join(truth, on="flight", how="inner").sort("time", "flight")
-    p = joined["prediction"].clip(NEVER, 1 - NEVER)
-    loss = -pl.when(joined["late"]).then(p.log()).otherwise((-p).log1p())
+    p = pl.col("prediction").clip(NEVER, 1 - NEVER)
+    loss = -pl.when("late").then(p.log()).otherwise((-p).log1p())
     seconds, rate = 0.0, None
     if len(made):
         first, last = int(made["stamp"].min()), int(made["stamp"].max())  # type: ignore[arg-type]
@@ -172,7 +177,7 @@ def outcome(read: Read, departures: pl.DataFrame, arrivals: pl.DataFrame) -> Out
         predictions=len(made),
         repeated=len(made) - made["source"].n_unique(),
         strangers=len(made) - len(known),
-        joined=joined.select("time", "prediction", "late").with_columns(loss=loss),
+        joined=joined.select("time", "prediction", "late", loss=loss),
         seconds=seconds,
         events_per_second=rate,
     )
@@ -202,43 +207,47 @@ def latency(produced: Read, seen: Read, running_in: float) -> dict[str, float]:
     running_in  seconds from the first event whose predictions are left out
     """
     due = pl.DataFrame({"flight": [(key or b"").decode() for key in produced.keys], "due": produced.stamps})
-    due = due.filter(pl.col("due") >= due["due"].min() + running_in * 1000)
+    due = due.filter(pl.col("due") >= pl.col("due").min() + running_in * 1000)
     waited = seen.predictions().join(due, on="flight").select(ms=pl.col("arrived") * 1000 - pl.col("due"))["ms"]
     p50, p99 = (waited.quantile(q, "linear") for q in (0.5, 0.99))
     return {"p50": round(p50 or 0.0, 1), "p99": round(p99 or 0.0, 1), "predictions": len(waited)}
 
 
-def problems(outcome: Outcome, told: Mapping[str, float], events: int, labels: int) -> list[str]:
-    """What does not add up, between what was sent, what lies in Kafka and what the worker counted; empty: nothing."""
+def problems(
+    outcome: Outcome, dead: int, told: Mapping[str, float], saved: Mapping[str, float], events: int, labels: int
+) -> list[str]:
+    """What does not add up; empty: nothing.
+
+    dead            dead letters in Kafka
+    told, saved     what the worker counted, in its metrics at the end and in its last snapshot
+    events, labels  what was sent
+    """
     joined = len(outcome.joined)
-    expected = (
+    expected: list[tuple[str, float, str, float]] = [
         ("departures sent", events, "predictions in Kafka", outcome.predictions),
-        ("arrivals sent", labels, "predictions that have an arrival", joined),
-        ("none", 0, "predictions of one source twice", outcome.repeated),
-        ("none", 0, "predictions for unknown flights", outcome.strangers),
-        ("departures sent", events, "the worker's events", told["events"]),
-        ("departures sent", events, "the worker's predictions", told["predictions"]),
-        ("arrivals sent", labels, "the worker's labels", told["labels"]),
-        ("predictions that have an arrival", joined, "the worker's joined", told["joined"]),
-        ("departures without an arrival", events - joined, "the worker's expired", told["expired"]),
-        (
-            "the worker's predictions",
-            told["predictions"],
-            "its joined + expired + pending",
-            told["joined"] + told["expired"] + told["pending"],
-        ),
-        (
-            "the worker's labels",
-            told["labels"],
-            "its joined + orphans + late + duplicates + misplaced + early",
-            sum(told[name] for name in ("joined", "orphans", "late", "duplicates", "misplaced", "early")),
-        ),
-        ("the worker's examples", told["examples"], "its joined", told["joined"]),
-        ("none", 0, "the worker's dead letters", told["dead_letters"]),
-    )
+        ("arrivals sent", labels, "predictions in Kafka that have an arrival", joined),
+        ("expected", 0, "predictions with the source of another", outcome.repeated),
+        ("expected", 0, "predictions for flights that did not depart", outcome.strangers),
+        ("expected", 0, "dead letters in Kafka", dead),
+    ]
+    for who, count in (("the worker's", told), ("the last snapshot's", saved)):
+        if not count:
+            return [f"there are no counts where {who} should be"]
+        settled = sum(count[name] for name in ("joined", "expired", "pending"))
+        met = sum(count[name] for name in ("joined", "orphans", "late", "duplicates", "misplaced", "early"))
+        expected += [
+            ("departures sent", events, f"{who} events", count["events"]),
+            ("departures sent", events, f"{who} predictions", count["predictions"]),
+            ("arrivals sent", labels, f"{who} labels", count["labels"]),
+            ("predictions in Kafka that have an arrival", joined, f"{who} joined", count["joined"]),
+            ("departures without an arrival", events - joined, f"{who} expired", count["expired"]),
+            (f"{who} predictions", count["predictions"], f"{who} joined + expired + pending", settled),
+            (f"{who} labels", count["labels"], f"{who} joined and all that could not be", met),
+            (f"{who} joined", count["joined"], f"{who} examples", count["examples"]),
+            ("dead letters in Kafka", dead, f"{who} dead letters", count["dead_letters"]),
+        ]
     found = [f"{a}: {int(x):,}, but {b}: {int(y):,}" for a, x, b, y in expected if x != y]
-    figures = outcome.figures()
-    for name, tolerance in (("log_loss", 1e-6), ("log_loss_constant", 1e-6), ("accuracy", 1e-9), ("auc", 1e-3)):
-        if abs(figures[name] - told[name]) > tolerance:
-            found.append(f"{name} of the predictions in Kafka: {figures[name]:.6f}, the worker's: {told[name]:.6f}")
+    for name, value in outcome.figures().items():
+        if name in told and abs(value - told[name]) > TOLERANCE[name]:
+            found.append(f"{name} of the predictions in Kafka: {value:.6f}, but the worker's: {told[name]:.6f}")
     return found

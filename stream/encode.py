@@ -50,7 +50,7 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
 def encode_dead_letter(letter: DeadLetter, topic: str, max_bytes: int) -> tuple[bytes | None, bytes | None, Headers]:
     """Key, value and headers of a dead letter: the record as it came, with why it is one.
 
-    A record whose key and value are larger than max_bytes is cut, and says so in the headers `truncated`, `original_size`.
+    A record larger than max_bytes is cut, and says so in the headers `truncated` and `original_size`.
     """
     record = letter.record
     about = {
@@ -73,12 +73,18 @@ def encode_dead_letter(letter: DeadLetter, topic: str, max_bytes: int) -> tuple[
 
 
 class JournalRecord(NamedTuple):
-    """One cycle as the journal tells it: which pieces, in which order; and why the worker stopped after it, if it did."""
+    """One cycle as the journal tells it.
+
+    pieces    what it processed, in this order
+    stop      why the worker stopped after it, if it did
+    disowned  partitions whose state was dropped before it, because another worker had gone on with them
+    """
 
     slot: int
     cycle: int
     pieces: list[Piece]
     stop: str | None = None
+    disowned: list[int] = []  # noqa: RUF012, never changed
 
     def encode(self) -> bytes:
         """The record's JSON."""
@@ -88,6 +94,7 @@ class JournalRecord(NamedTuple):
             "cycle": self.cycle,
             "pieces": [list(piece) for piece in self.pieces],
             "stop": self.stop,
+            "disowned": self.disowned,
         }
         return _json(body)
 
@@ -97,4 +104,5 @@ class JournalRecord(NamedTuple):
         body = msgspec.json.decode(value)
         if body["format"] != JOURNAL_FORMAT:
             raise ValueError(f"journal record of format {body['format']}, this version reads {JOURNAL_FORMAT}")
-        return cls(body["slot"], body["cycle"], [Piece(*piece) for piece in body["pieces"]], body["stop"])
+        pieces = [Piece(*piece) for piece in body["pieces"]]
+        return cls(body["slot"], body["cycle"], pieces, body["stop"], body["disowned"])

@@ -20,10 +20,11 @@ from ..errors import SnapshotError, StreamStopped
 from ..models.base import Array, Rows, Truth, allocate, allocate_touched
 from ..models.chain import as_chain
 from ..models.metrics import Metrics
+from . import hashing
 from .aggregates import Fold, GroupTable, group_layout
 from .align import BEFORE_ALL
-from .declaration import Pipeline
 from .columns import Group, groups_of, value_columns, value_name
+from .declaration import Pipeline
 from .decode import Batch
 from .features import Aggregate
 from .ring import ABSENT, SETTLED, Ring
@@ -113,7 +114,7 @@ class _Partition:
             }
         )
         self.gone = Ring({"settled": ("uint8", ())})
-        # clock of events, clock of labels, tick of the watermark up to which waits have ended, mark of events, of labels
+        # clock of events, clock of labels, tick up to which waits have ended, end mark of events, end mark of labels
         self.clocks: I64 = np.array([BEFORE_ALL, BEFORE_ALL, BEFORE_ALL, 0, 0], np.int64)
 
     def state(self) -> dict[str, NDArray]:
@@ -161,7 +162,7 @@ class Engine:
             self.otherwise = float(pipeline.classes.index(value) if isinstance(value, str) else value)
 
         self._plan_aggregates()
-        self.metrics = Metrics(self.spec.task) if labels is not None else None
+        self.metrics = Metrics(self.spec.task) if labels is not None and self.spec.task is not None else None
         self._bind()
         self.partitions: dict[int, _Partition] = {}
         self._unlearned = _Unlearned()
@@ -176,6 +177,7 @@ class Engine:
         column = {name: j for j, name in enumerate(p.numeric)}
         values = {source: list(value_columns(p, source)) for source in ("event", "label")}
         self.label_values = len(values["label"])
+        self._value_columns = {"events": len(values["event"]), "labels": self.label_values}
         # per group: (fold, column of numeric, source, column of Batch.values)
         self.folds: list[list[tuple[Fold, int, str, int]]] = [[] for _ in self.groups]
         for f in p.features:
@@ -481,7 +483,7 @@ class Engine:
         rest = ~known & ~elsewhere
         if rest.any():
             at = rows[rest]
-            values = {
+            values: dict[str, NDArray] = {
                 "clock": clock[rest],
                 "time": batch.time[at],
                 "settled": np.zeros(len(at), np.uint8),
@@ -519,7 +521,7 @@ class Engine:
         part.early.leave(until)
 
     def _expire(self, part: _Partition, until: int) -> None:
-        """Let predictions go whose wait is over; those without a label are learned as `otherwise`, if one is declared."""
+        """Let predictions go whose wait is over; those without a label are learned as `otherwise`, if declared."""
         pending = part.pending
         rows = np.arange(pending.begin, until)
         if not len(rows):
@@ -608,7 +610,8 @@ class Engine:
             letter, share = dead[-1], window.sum() / BAD_WINDOW
             self.stop_reason = (
                 f"{int(window.sum())} of the last {BAD_WINDOW:,} records were bad, {share:.0%} where max_bad_share is "
-                f"{limit:.0%}: has a schema changed? The last: {batch.role}[{letter.partition}]@{letter.record.offset}: "
+                f"{limit:.0%}: has a schema changed? "
+                f"The last: {batch.role}[{letter.partition}]@{letter.record.offset}: "
                 f"{letter.reason}{f' at `{letter.path}`' if letter.path else ''}"
             )
 
@@ -635,6 +638,8 @@ class Engine:
             "declaration": self.pipeline.describe(),
             "numeric": list(self.pipeline.numeric),
             "categories": list(self.pipeline.categories),
+            "label_groups": [self.groups[g].name for g in self.label_groups],
+            "label_values": list(value_columns(self.pipeline, "label")),
             "metrics": {name: finite(value) for name, value in (self.counters() | self.results()).items()},
         }
         return EngineState(self.arrays, {p: part.state() for p, part in self.partitions.items()}, meta)
@@ -646,8 +651,8 @@ class Engine:
             if given is None or given.shape != array.shape or given.dtype != array.dtype:
                 came = "nothing" if given is None else f"{given.dtype} {given.shape}"
                 raise SnapshotError(
-                    f"array `{name}` of pipeline {self.pipeline.name!r}: expected {array.dtype} {array.shape}, got {came}; "
-                    "was the snapshot made with another feature list or another table size?"
+                    f"array `{name}` of pipeline {self.pipeline.name!r}: expected {array.dtype} {array.shape}, got "
+                    f"{came}; was the snapshot made with another feature list or another table size?"
                 )
         for name, array in self.arrays.items():
             array[...] = state.shared[name]
@@ -663,8 +668,27 @@ class Engine:
         self.partitions[partition] = part
 
     def warm_up(self) -> None:
-        """Compile every kernel, without a trace in the state."""
+        """Compile every kernel (or load it from Numba's cache), without a trace in the state."""
+        hashing.warm_up()
         self.model.warm_up()
+        twin = Engine(self.pipeline)
+        twin.own(0)
+        now = 0
+        for role in ("events", "labels", "events") if self.delayed else ("events",):
+            twin.process(self._blank(role, now), 0, 2)  # type: ignore[arg-type]
+            now += 3 * self.within + 1
+        twin.finish()
+
+    def _blank(self, role: Role, now: int) -> Batch:
+        """Two rows of nothing in particular."""
+        time = np.array([now, now + 1])
+        return Batch(
+            role=role, partition=0, start=0, next=2, offset=np.arange(2), time=time, clock=time, keys=("", ""),
+            record_keys=(None, None), key_hash=np.array([[1, 1], [2, 2]], np.uint64),
+            numeric=np.zeros((2, self.n), np.float32), categories=np.ones((2, self.k), np.uint64),
+            groups=np.ones((2, len(self.groups)), np.uint64), values=np.zeros((2, self._value_columns[role])),
+            y=np.zeros(2, np.float32),
+        )  # fmt: skip
 
 
 def finite(value: float | int | None) -> float | int | None:
@@ -673,5 +697,5 @@ def finite(value: float | int | None) -> float | int | None:
 
 
 def _rises(values: I64, before: int) -> set[int]:
-    """Rows at which values that never fall are greater than at the row before (`before`: at the row before the first)."""
+    """Rows at which values that never fall are greater than at the row before; `before`: that of the first row."""
     return set(np.flatnonzero(np.diff(values, prepend=before) > 0).tolist())

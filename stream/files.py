@@ -41,8 +41,8 @@ def frame_batches(frame: pl.DataFrame, decoder: Decoder, strict: bool = True) ->
     missing = [name for name, required in names.items() if required and name not in frame.columns]
     if missing:
         raise InputError(
-            f"{decoder.role}: no column {', '.join(f'`{n}`' for n in missing)}, which {decoder.schema.__name__} requires; "
-            f"there are: {', '.join(frame.columns)}"
+            f"{decoder.role}: no column {', '.join(f'`{n}`' for n in missing)}, which {decoder.schema.__name__} "
+            f"requires; there are: {', '.join(frame.columns)}"
         )
     frame = frame.select(name for name in names if name in frame.columns)
     for start in range(0, len(frame), ROWS):

@@ -1,7 +1,8 @@
 """Hashes of values: what joins a label to its event, names a category, and finds a key's aggregates.
 
-Strings are hashed by their UTF-8 bytes with MurmurHash64A (Austin Appleby, public domain); numbers by the finalizer of
-SplitMix64 (Steele et al. 2014) over their 64 bits. A hash is stable over machines and versions: it is kept in snapshots.
+Strings are hashed by their UTF-8 bytes with MurmurHash64A (Austin Appleby, public domain); numbers by the finalizer
+of SplitMix64 (Steele et al. 2014) over their 64 bits. Hashes are stable over machines and versions: snapshots
+hold them.
 """
 
 from __future__ import annotations
@@ -113,10 +114,10 @@ def hash_texts(values: Sequence[str | None], seeds: Sequence[int], out: U64, col
     text = "".join(cast(Sequence[str], values))
     data = text.encode()
     if len(data) == len(text):
-        sizes = map(len, cast(Sequence[str], values))
+        sizes = np.fromiter(map(len, cast(Sequence[str], values)), np.int64, len(values))
     else:
-        sizes = (len(v.encode()) for v in cast(Sequence[str], values))
-    ends = np.cumsum(np.fromiter(sizes, np.int64, len(values)))
+        sizes = np.fromiter((len(v.encode()) for v in cast(Sequence[str], values)), np.int64, len(values))
+    ends = np.cumsum(sizes)
     for s, seed in enumerate(seeds):
         _hash_texts(np.frombuffer(data, np.uint8), ends, known, np.uint64(seed), out, column + s)
 
@@ -126,6 +127,14 @@ def hash_words(values: NDArray, known: NDArray[np.bool_], seeds: Sequence[int], 
     words = np.array(values).view(np.uint64)  # a copy: what Polars gives may be read-only, which would compile anew
     for s, seed in enumerate(seeds):
         _hash_words(words, np.array(known), np.uint64(seed), out, column + s)
+
+
+def warm_up() -> None:
+    """Compile the kernels of this file."""
+    out = np.empty((1, 2), np.uint64)
+    hash_texts(["a"], (0,), out, 0)
+    hash_words(np.zeros(1), np.ones(1, np.bool_), (0,), out, 0)
+    combine(out, 0, out, 1)
 
 
 def combine(hashes: U64, seed: int, out: U64, column: int) -> None:

@@ -1,7 +1,7 @@
 """The life of a worker: recover, then cycle after cycle until told to stop.
 
-All methods run in the event loop of the Faust app, except `_work`, which runs in the one compute thread; the engine, the
-aligner and the decoders are touched by it alone while it runs. While one cycle commits, the next is computed.
+All methods run in the event loop of the Faust app, except `_work`, which runs in the one compute thread; the engine,
+the aligner and the decoders are touched by it alone while it runs. While one cycle commits, the next is computed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import gc
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from .decode import Decoder
 from .encode import JournalRecord, Served, encode_dead_letter
 from .engine import Engine
 from .publisher import SnapshotPublisher
-from .recovery import refuse_after_stop, replay, restore
+from .recovery import check_journal, replay, restore
 from .settings import Settings
 from .slices import Role, Slice
 from .snapshot import BEGINNING, NAN_ALLOWED, Position, pack
@@ -42,6 +42,7 @@ Answer = TypeVar("Answer")
 IDLE_SECONDS = 5.0  # a partition that gave nothing for so long holds the others back no longer
 LOOK_SECONDS = 0.02  # how often to look whether what waits may go on
 REPORT_SECONDS = 5.0
+FIGURES_SECONDS = 0.5
 HEADERS_ROOM = 20_000  # of a dead letter, for the headers that say why
 
 
@@ -58,7 +59,7 @@ class Runner:
         self.state = "starting"  # what it does or waits for, in words, for log and metrics
         self.engine: Engine | None = None
         self.position: Position = BEGINNING
-        self.version = 0
+        self.figures: dict[str, float | int | None] = {}  # counters and metrics, as of a moment ago
         self.last_learned: float | None = None
         self.ends: dict[Partition, int] = {}
         self.stall_seconds = 0.0
@@ -69,16 +70,24 @@ class Runner:
         self._store = SnapshotStore(settings.redis, pipeline.name, settings.slot, pipeline.snapshots.keep)
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="headrace-compute")
         self._ready, self._fresh, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._runs_at_all = False
+        self._loaded = 0  # the version of the snapshot that was loaded; 0: none
         self._member = Member(-1, "")
         self._assigned: Assigned | None = None  # partitions given to us that recovery has not seen to yet
         self._revoking = self._stopping = False
-        self._runs: defaultdict[Partition, deque[Fetched]] = defaultdict(deque)  # fetched, not decoded yet
+        self._disowned: list[int] = []  # partitions whose state was dropped, which the journal does not tell yet
+        self._runs: dict[Partition, deque[Fetched]] = {}  # fetched, not decoded yet
         self._unacked: defaultdict[Partition, deque[Any]] = defaultdict(deque)  # events of Faust, oldest first
         self._fetched: dict[Partition, int] = {}  # the offset up to which each partition has come to us
         self._heard: dict[Partition, float] = {}  # when a partition last gave something
         self._committing: asyncio.Task[None] | None = None
-        self._snapshot_due = 0.0
+        self._snapshot_due = self._figures_due = 0.0
         self._reported = (0.0, 0)
+
+    @property
+    def version(self) -> int:
+        """Of the last published snapshot; 0: none yet."""
+        return self.publisher.version if self.publisher is not None else self._loaded
 
     # -- what the transport calls
 
@@ -87,14 +96,19 @@ class Runner:
         await self._ready.wait()
 
     def assigned(self, assigned: Assigned) -> None:
-        """Partitions are ours from now on."""
+        """Partitions are ours from now on. Nothing of an earlier assignment is in hand any more."""
         self._assigned, self._revoking = assigned, False
         self._member = assigned.member
+        self._fetched = self._mine(assigned.starts)
+        self._runs = {partition: deque() for partition in self._fetched}
+        self._heard = dict.fromkeys(self._fetched, time.monotonic())
         self._fresh.set()
 
     def revoking(self, partitions: set[Any]) -> None:
         """The rebalance waits until nothing is in hand: finish the cycle, let go of the rest."""
         self._revoking = True
+        if self._assigned is not None:
+            self._let_go_of_runs()  # nothing of this assignment was touched: the rebalance need not wait for the replay
         self._fresh.set()
 
     def revoked(self, partitions: set[Any]) -> None:
@@ -117,10 +131,11 @@ class Runner:
 
     async def run(self, ends: Callable[[], dict[Any, int]]) -> None:
         """Until `close` is called; `ends()` gives the end of each topic partition. An error goes to `fail`."""
+        self._runs_at_all = True
         try:
             await self._start()
             while not self._stopping:
-                self.ends = {(self.topics[t], p): end for (t, p), end in ends().items() if t in self.topics}
+                self.ends = self._mine(ends())
                 if self._revoking:
                     await self._let_go()
                     await self._pause(1.0)
@@ -139,9 +154,11 @@ class Runner:
 
     async def close(self) -> None:
         """Finish the cycle in hand, publish a last snapshot, leave the group."""
-        self._stopping = True
-        self._fresh.set()
-        await self._closed.wait()
+        if self._runs_at_all:
+            log.info("told to stop: finishing cycle %s", f"{self.position.cycle:,}")
+            self._stopping = True
+            self._fresh.set()
+            await self._closed.wait()
         await self._producer.close()
         self._compute.shutdown(wait=False)
 
@@ -158,12 +175,12 @@ class Runner:
         self.state = "connecting"
         await self._producer.start()  # ends what a predecessor of this slot left open
         engine = self.engine = await self._in_compute(self._build)
-        version, token = self.version, -1
+        token = -1
         pointer = await asyncio.to_thread(self._store.current)
         if pointer is not None:
             token = pointer.token
         self.publisher = SnapshotPublisher(
-            self._store, version=version, token=token, on_error=lambda error: log.error("%s", error)
+            self._store, version=self._loaded, token=token, on_error=lambda error: log.error("%s", error)
         )
         self.decoders: dict[Role, Decoder] = {role: Decoder(self.pipeline, role) for role in self.topic_of}
         self.aligner = Aligner(self.pipeline.labels.alignment_us if self.pipeline.labels and engine.delayed else None)
@@ -177,25 +194,20 @@ class Runner:
         engine.warm_up()
         if (seconds := time.perf_counter() - began) > 2:
             log.info("compiled the kernels in %.1f s; from now on they are in the cache", seconds)
-        if warning := self._store.ping():
-            log.warning("%s", warning)
-        self.position, self.version = restore(engine, self._store)
-        if self.version:
-            log.info("snapshot %d loaded: %s events so far", self.version, f"{engine.counters()['events']:,}")
-        if not self.settings.resume:
-            refuse_after_stop(self.pipeline, self.settings.broker, self.settings.slot)
+        self.position, self._loaded = restore(engine, self._store)
+        self._note_figures(engine)
+        if self._loaded:
+            log.info("snapshot %d loaded: %s events so far", self._loaded, f"{self.figures['events']:,}")
+        settings = self.settings
+        check_journal(self.pipeline, settings.broker, settings.slot, self.position, settings.resume)
         gc.freeze()  # what is here stays; records come and go by the thousand and are no cycles
         return engine
 
     async def _recover(self, assigned: Assigned) -> None:
         """Bring the engine to where the group's offsets stand."""
         engine = self._engine()
-        mine = {(self.topics[t], p): start for (t, p), start in assigned.starts.items() if t in self.topics}
-        committed = {
-            (self.topics[t], p): offset
-            for (t, p), offset in assigned.committed.items()
-            if t in self.topics and offset is not None
-        }
+        mine = self._mine(assigned.starts)
+        committed = {p: offset for p, offset in self._mine(assigned.committed).items() if offset is not None}
         self._check_committed(committed, mine)
         self.state = "replaying"
         self.position = await self._in_compute(
@@ -209,12 +221,8 @@ class Runner:
                 self._say_replay,
             )
         )
-        if self._assigned is not assigned or self._revoking:
+        if self._assigned is not assigned or self._revoking or self._stopping:
             return  # another rebalance came meanwhile
-        if self.settings.resume:
-            engine.forgive()
-        if engine.stop_reason is not None:
-            raise StreamStopped(engine.stop_reason)
         for partition, offset in committed.items():
             at = self.position.offsets.get(partition)
             if at is not None and at > offset:
@@ -229,18 +237,18 @@ class Runner:
                     self._place(partition),
                     f"{offset:,}",
                 )
-                engine.disown(partition[1])
+                self._disown(partition[1])
         owned = {p for _, p in mine}
         for number in set(engine.partitions) - owned:
-            engine.disown(number)
+            self._disown(number)
         self.position = self.position._replace(
             offsets={**{p: o for p, o in self.position.offsets.items() if p[1] in owned}, **mine}
         )
-        self._fetched = dict(mine)
+        for partition in list(self.aligner.queues):
+            self.aligner.disown(partition)
         for role, number in mine:
             engine.own(number)
             self.aligner.own((role, number), engine.clock(role, number))
-            self._heard[role, number] = time.monotonic()
         self._assigned = None
         self.state = "running"
         log.info("%s owns partitions %s", self.name, ", ".join(map(str, sorted(owned))) or "none")
@@ -255,22 +263,34 @@ class Runner:
                 f"show {self.pipeline.name}), or give the pipeline another name to begin anew"
             )
 
-    def _say_replay(self, done: int, goal: int) -> None:
+    def _say_replay(self, done: int, goal: int) -> bool:
+        """In the compute thread: how far a replay is, and whether it shall go on."""
         self.state = f"replaying {done:,} of {goal:,} records"
         log.info("%s from the journal", self.state)
+        self._note_figures(self._engine())
+        return not (self._stopping or self._revoking)
+
+    def _disown(self, number: int) -> None:
+        self._engine().disown(number)
+        self._disowned.append(number)
 
     async def _cycle(self) -> bool:
         """Compute one cycle and hand it to the commit; whether there was anything to do."""
-        cycle = await self._in_compute(self._work)
-        if not cycle.pieces:
+        try:
+            cycle = await self._in_compute(self._work)
+        except StreamStopped as stop:  # a model that is broken: nothing of this cycle goes out, but the reason does
             await self._committed()
+            await self._commit(Cycle(), str(stop))
+            raise
+        await self._committed()
+        if not cycle.pieces:
             await self._snapshot_if_due()
             return False
-        await self._committed()
-        self._committing = asyncio.create_task(self._commit(cycle))
-        if self._engine().stop_reason is not None:
+        stop_reason = self._engine().stop_reason
+        self._committing = asyncio.create_task(self._commit(cycle, stop_reason))
+        if stop_reason is not None:
             await self._committed()
-            raise StreamStopped(self._engine().stop_reason)
+            raise StreamStopped(stop_reason)
         if time.monotonic() >= self._snapshot_due:
             await self._committed()
             await self._snapshot_if_due()
@@ -289,10 +309,11 @@ class Runner:
         served = Served(
             self.pipeline.name, self.version, None if self.last_learned is None else time.time() - self.last_learned
         )
+        fetched = self._runs
         while True:
-            hungry = [p for p, runs in self._runs.items() if runs and self.aligner.is_empty(p)]
+            hungry = [p for p, runs in fetched.items() if runs and self.aligner.is_empty(p)]
             for partition in hungry:
-                run = self._runs[partition].popleft()
+                run = fetched[partition].popleft()
                 part = Slice(*partition, run.start, run.next, run.records)
                 self.aligner.add(self.decoders[partition[0]].decode(part))
             pieces = len(cycle.pieces)
@@ -303,7 +324,14 @@ class Runner:
             engine.end_cycle()
         if engine.counters_now("examples") > examples:
             self.last_learned = time.time()
+        if time.monotonic() >= self._figures_due:
+            self._note_figures(engine)
         return cycle
+
+    def _note_figures(self, engine: Engine) -> None:
+        """In the compute thread: what log and metrics show, for they must not look at an engine at work."""
+        self.figures = engine.counters() | engine.results()
+        self._figures_due = time.monotonic() + FIGURES_SECONDS
 
     def _at_end(self) -> set[Partition]:
         """Partitions that hold nothing back: read to their end, or silent for long."""
@@ -311,14 +339,15 @@ class Runner:
         return {
             p
             for p, next in self._fetched.items()
-            if not self._runs[p] and (next >= self.ends.get(p, next + 1) or self._heard.get(p, 0) < silent)
+            if not self._runs.get(p) and (next >= self.ends.get(p, next + 1) or self._heard[p] < silent)
         }
 
     def _is_held(self) -> bool:
         """Whether something waits for another partition to advance."""
         return self.state == "running" and any(not self.aligner.is_empty(p) for p in self._fetched)
 
-    async def _commit(self, cycle: Cycle) -> None:
+    async def _commit(self, cycle: Cycle, stop: str | None) -> None:
+        """Write what a cycle gave, and its offsets; `stop` is why it is the last one, if it is."""
         pipeline = self.pipeline
         outputs: dict[TopicPartition, list[Output]] = {}
         for number, predictions in cycle.predictions.items():
@@ -330,7 +359,8 @@ class Runner:
             at = (pipeline.predictions.dead_letters, letter.partition)
             outputs.setdefault(at, []).append((key, value, headers, None))
         number = self.position.cycle
-        record = JournalRecord(self.settings.slot, number, merge(cycle.pieces), self._engine().stop_reason)
+        disowned, self._disowned = self._disowned, []
+        record = JournalRecord(self.settings.slot, number, merge(cycle.pieces), stop, disowned)
         journal = (pipeline.journal_topic, 0)
         outputs[journal] = [(str(self.settings.slot).encode(), record.encode(), (), None)]
         next = cycle.offsets()
@@ -352,7 +382,6 @@ class Runner:
         """Hand the state between two cycles to the publisher; nothing may be computing or committing."""
         publisher = self.publisher
         assert publisher is not None
-        self.version = publisher.version
         if publisher.error is not None:
             raise publisher.error
         if not force and time.monotonic() < self._snapshot_due:
@@ -384,7 +413,7 @@ class Runner:
             for event in events:
                 event.ack()
         self._unacked.clear()
-        self._runs.clear()
+        self._runs = {}
 
     async def _finish(self) -> None:
         if self.engine is None or self.publisher is None:
@@ -393,13 +422,16 @@ class Runner:
         if self._assigned is None and self.state == "running":
             await asyncio.to_thread(self.publisher.flush, 5.0)
             await self._snapshot_if_due(force=True)
-            if not await asyncio.to_thread(self.publisher.flush, 10.0):
+            if await asyncio.to_thread(self.publisher.flush, 10.0):
+                log.info("snapshot %d holds all that was learned", self.version)
+            else:
                 log.warning("the last snapshot was not published; the next start replays from the one before")
         await self._let_go()
         try:
             await asyncio.to_thread(remove_member, self.settings.broker, self.pipeline.group, self.name)
         except HeadraceError as error:
             log.info("the group keeps this member until its session ends: %s", error)
+        log.info("done: %s events so far", f"{self.figures['events']:,}")
 
     # -- small things
 
@@ -409,6 +441,10 @@ class Runner:
 
     def _place(self, partition: Partition) -> str:
         return f"{self.topic_of[partition[0]]}[{partition[1]}]"
+
+    def _mine(self, offsets: Mapping[TopicPartition, Answer]) -> dict[Partition, Answer]:
+        """What is told of our topics, by role; a user's agents may read others."""
+        return {(self.topics[topic], number): at for (topic, number), at in offsets.items() if topic in self.topics}
 
     async def _in_compute(self, work: Callable[[], Answer]) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._compute, work)
@@ -432,11 +468,11 @@ class Runner:
         then, events_then = self._reported
         if self.engine is None or now - then < REPORT_SECONDS:
             return
-        events = self.engine.counters_now("events")
+        figures = self.figures
+        events = int(figures["events"] or 0)
         if events > events_then and then:
-            results = self.engine.results()
-            loss = results.get("log_loss", results.get("mae"))
-            baseline = results.get("log_loss_constant", results.get("mae_constant"))
+            loss = figures.get("log_loss", figures.get("mae"))
+            baseline = figures.get("log_loss_constant", figures.get("mae_constant"))
             shown = "" if loss is None else f", loss {loss:.4f} (constant {baseline:.4f})"
             rate = (events - events_then) / (now - then)
             log.info("%s events, %s/s, lag %s%s", f"{events:,}", f"{rate:,.0f}", f"{sum(self.lag().values()):,}", shown)

@@ -67,7 +67,7 @@ def unpack(arrays: Mapping[str, NDArray], meta: Mapping[str, Any], pipeline: Pip
             partition, _, own = rest.partition("/")
             partitions.setdefault(int(partition), {})[own] = np.asarray(array)
     offsets: dict[Partition, int] = {
-        (role, int(partition)): offset  # type: ignore[misc]
+        (role, int(partition)): offset
         for role, of in meta["offsets"].items()
         for partition, offset in of.items()
     }

@@ -5,11 +5,12 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from headrace import count, ewm, last, max, mean, min, seconds_since, std, sum
 from headrace.models.base import allocate
 from headrace.stream.aggregates import PANES, Fold, GroupTable, group_layout
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 MINUTE = 60_000_000
 HOUR = 60 * MINUTE

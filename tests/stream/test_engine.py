@@ -7,14 +7,15 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
 from headrace import Events, Labels, Pipeline, Predictions, StreamStopped, category, count, cross, last, mean, numeric
 from headrace.models import FTRL, SGD, LinearRegression, LogisticRegression, StandardScaler
 from headrace.stream.align import Aligner
 from headrace.stream.decode import Decoder
 from headrace.stream.engine import Engine
 from headrace.stream.slices import END_OF_STREAM, Record, Slice
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # an example runs an engine; shrinking one takes minutes
 

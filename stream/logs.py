@@ -1,0 +1,49 @@
+"""What a worker prints: its own lines, and of the libraries beneath it what a reader can act on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+# Services of ours that speak for Faust, at INFO: "[^-WorkerApp]: Starting..."
+SERVICES = ("headrace.stream.worker", "headrace.connectors.transport")
+# Said again, in our words, by the error that follows; or tried again at once
+QUIET = ("kafka", "faust.transport.consumer", "mode.loop", "asyncio")
+HARMLESS = (
+    "Group Coordinator Request failed: [Error 15]",  # a broker that makes the topic of the groups, or a new leader
+    "FindCoordinator Request failed: [Error 15]",
+    "Heartbeat failed for group",  # a rebalance begins
+    "OffsetCommit failed for group",
+    "We experienced a crash! Reraising",  # the reason was said
+)
+
+
+def print_log(level: int = logging.INFO) -> None:
+    """Print our lines from `level` on, and warnings of libraries, to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line())
+    handler.addFilter(_is_useful)
+    logging.root.handlers[:] = [handler]
+    logging.root.setLevel(logging.WARNING)
+    logging.getLogger("headrace").setLevel(level)
+    for name in SERVICES:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _is_useful(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(HARMLESS)
+
+
+class _Line(logging.Formatter):
+    """15:10:47 what happened; warnings and errors say that they are, and those of libraries whose they are."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, the name is logging's
+        library = record.name.partition(".")[0]
+        words = [] if record.levelno < logging.WARNING else [f"{record.levelname.lower()}:"]
+        words += [] if library == "headrace" else [f"{library}:"]
+        return " ".join([record.asctime, *words, record.message])

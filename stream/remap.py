@@ -1,0 +1,84 @@
+"""A snapshot of an earlier declaration, carried over by name to a pipeline whose features have changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SnapshotError
+from .engine import Engine, EngineState
+
+
+def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[str]]:
+    """The state as `engine`, which has learned nothing yet, can load it; and what is different, in words.
+
+    A new feature begins at its fill, a removed one is left behind, an aggregate that is declared otherwise begins anew,
+    everything else is kept; also the predictions that wait keep the features that are still there.
+    Raises SnapshotError when the task or the classes are others.
+    """
+    here, there = engine.state().meta, state.meta
+    before, now = (_features(meta) for meta in (there, here))
+    for what in ("task", "classes"):
+        was, is_now = there["declaration"][what], here["declaration"][what]
+        if was != is_now:
+            raise SnapshotError(
+                f"the newest snapshot of {engine.pipeline.name!r} has {what} {was}, the pipeline declares {is_now}: "
+                "what was learned does not fit; give the pipeline another name"
+            )
+    notes = [f"`{name}` is new" for name in now if name not in before]
+    notes += [f"`{name}` is gone" for name in before if name not in now]
+    notes += [f"`{name}` is declared otherwise" for name in now if name in before and before[name] != now[name]]
+    names = {axis: (there[axis], here[axis]) for axis in ("numeric", "categories", "label_groups", "label_values")}
+    if not notes and all(was == is_now for was, is_now in names.values()):
+        return state, []
+    anew = {
+        f"aggregate/{fold.feature.name}/{array}"
+        for folds in engine.folds
+        for fold, *_ in folds
+        for array in fold.layout()
+        if before.get(fold.feature.name) != now[fold.feature.name]
+    }
+    shared: dict[str, NDArray] = {}
+    for name, layout in engine.layout.items():
+        given = state.shared.get(name)
+        if given is None or name in anew:
+            shared[name] = engine.arrays[name]
+        elif layout.axis in ("numeric", "categories"):
+            shared[name] = _by_name(given, engine.arrays[name], *names[layout.axis])
+        else:
+            shared[name] = given
+    partitions = {p: _waiting(arrays, names) for p, arrays in state.partitions.items()}
+    return EngineState(shared, partitions, state.meta), notes
+
+
+def _features(meta: Mapping[str, Any]) -> dict[str, Any]:
+    return {feature["name"]: feature for feature in meta["declaration"]["features"]}
+
+
+def _by_name(given: NDArray, fill: NDArray, was: Sequence[str], now: Sequence[str]) -> NDArray:
+    """Rows of `given`, one for each name it was made with, in the order of the names of now; new ones as in fill."""
+    out = fill.copy()
+    for i, name in enumerate(now):
+        if name in was:
+            out[i] = given[was.index(name)]
+    return out
+
+
+def _waiting(
+    arrays: Mapping[str, NDArray], names: Mapping[str, tuple[Sequence[str], Sequence[str]]]
+) -> dict[str, NDArray]:
+    columns = {
+        "pending/numeric": ("numeric", np.nan),
+        "pending/categories": ("categories", 0),
+        "pending/groups": ("label_groups", 0),
+        "early/values": ("label_values", np.nan),
+    }
+    out = dict(arrays)
+    for array, (axis, missing) in columns.items():
+        given, (was, now) = arrays[array], names[axis]
+        fill = np.full((len(now), len(given)), missing, given.dtype)
+        out[array] = np.ascontiguousarray(_by_name(given.T, fill, was, now).T)
+    return out
