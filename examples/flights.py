@@ -38,12 +38,12 @@ pipeline = Pipeline(
     labels=Labels(
         "flights.arrivals", Arrival, key="flight", time="time", unit="s", value=pl.col("arr_delay") > 15, within="24h"
     ),
-    features=[
+    features=[  # capacity: an aggregate by airport needs no room for the usual 100,000 keys
         numeric("dep_delay"),
-        ewm("lost", by="dest", half_life="6h"),  # the wind of the day on the way there
-        mean("lost", by="dest", over="3h"),  # the queue to land
-        mean("lost", by="origin", over="1h"),  # the queue to take off, seen from those who have landed
-        count(by="origin", over="30m"),  # the queue to take off, now
+        ewm("lost", by="dest", half_life="6h", capacity=1_000),  # the wind of the day on the way there
+        mean("lost", by="dest", over="3h", capacity=1_000),  # the queue to land
+        mean("lost", by="origin", over="1h", capacity=1_000),  # the queue to take off, seen from those who have landed
+        count(by="origin", over="30m", capacity=1_000),  # the queue to take off, now
         ewm("lost", by=["carrier", "number"], half_life="14d"),  # this flight as it usually goes
         cross(delay_step, hours),
         cross(delay_step, slack),

@@ -27,7 +27,8 @@ I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
-HEAD, TAIL, SIZE, EVICTED = 0, 1, 2, 3  # of meta: most and least recently used slot, slots in use, keys evicted
+# of meta: the most and the least recently used slot plus one (0: none), slots in use, keys evicted
+NEWEST, OLDEST, SIZE, EVICTED = 0, 1, 2, 3
 
 
 @njit(cache=True, nogil=True)
@@ -60,22 +61,23 @@ def _unlink(slot, older, newer, meta):
     if newer[slot] >= 0:
         older[newer[slot]] = older[slot]
     else:
-        meta[0] = older[slot]
+        meta[NEWEST] = older[slot] + 1
     if older[slot] >= 0:
         newer[older[slot]] = newer[slot]
     else:
-        meta[1] = newer[slot]
+        meta[OLDEST] = newer[slot] + 1
 
 
 @njit(cache=True, nogil=True)
 def _link_first(slot, older, newer, meta):
-    older[slot] = meta[0]
+    first = np.int32(meta[NEWEST] - 1)
+    older[slot] = first
     newer[slot] = -1
-    if meta[0] >= 0:
-        newer[meta[0]] = slot
+    if first >= 0:
+        newer[first] = slot
     else:
-        meta[1] = slot
-    meta[0] = slot
+        meta[OLDEST] = slot + 1
+    meta[NEWEST] = slot + 1
 
 
 @njit(cache=True, nogil=True)
@@ -101,26 +103,33 @@ def locate(key, g, write, keys, index, older, newer, meta, read_slot, write_slot
             read_slot[i] = slot
             if not write:
                 continue
-            if meta[0] != slot:
+            if meta[NEWEST] != slot + 1:
                 _unlink(slot, older, newer, meta)
                 _link_first(slot, older, newer, meta)
         else:
             if not write:
                 continue
-            if meta[2] < capacity:
-                slot = np.int32(meta[2])
-                meta[2] += 1
+            if meta[SIZE] < capacity:
+                slot = np.int32(meta[SIZE])
+                meta[SIZE] += 1
             else:
-                slot = np.int32(meta[1])
+                slot = np.int32(meta[OLDEST] - 1)
                 _remove(_find(keys[slot], keys, index), keys, index)
                 _unlink(slot, older, newer, meta)
-                meta[3] += 1
+                meta[EVICTED] += 1
                 at = _find(key[i, g], keys, index)
             keys[slot] = key[i, g]
             index[at] = slot + 1
             _link_first(slot, older, newer, meta)
             fresh[i] = True
         write_slot[i] = slot
+
+
+@njit(cache=True, nogil=True)
+def reindex(keys, index):
+    """Fill an empty index with keys, uint64 (size,), that are all different; changed in place."""
+    for slot in range(keys.shape[0]):
+        index[_find(keys[slot], keys, index)] = slot + 1
 
 
 # The passes below read into column j of out, float32 (B, N), unless j is -1; then they fold in column v of value,
@@ -315,7 +324,7 @@ def group_layout(capacity: int) -> dict[str, Array]:
         "index": Array((index,), "int32"),
         "older": Array((capacity,), "int32", -1),
         "newer": Array((capacity,), "int32", -1),
-        "meta": Array((4,), "int64", -1),
+        "meta": Array((4,), "int64"),
     }
 
 
@@ -372,6 +381,9 @@ class Fold:
                 window_totals(*given, width, KINDS[f.kind], a["pane"], a["n"], a["s"], out, j)
 
 
+SLOTTED = ("keys", "older", "newer")  # arrays of a group with a row for each slot
+
+
 @dataclass
 class GroupTable:
     """The keys of a group and the aggregates that hang on them, over arrays that the engine owns."""
@@ -389,6 +401,17 @@ class GroupTable:
         locate(key, g, write, self.keys, self.index, self.older, self.newer, self.meta, *slots)
         return slots
 
-    def clear(self) -> None:
-        """No keys yet."""
-        self.meta[:] = (-1, -1, 0, 0)
+    @property
+    def size(self) -> int:
+        """Slots in use; they are the first ones."""
+        return int(self.meta[SIZE])
+
+    @property
+    def evicted(self) -> int:
+        """Keys that had to go, so far."""
+        return int(self.meta[EVICTED])
+
+    def reindex(self) -> None:
+        """Make the index from the keys."""
+        self.index[:] = 0
+        reindex(self.keys[: self.size], self.index)

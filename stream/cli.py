@@ -56,8 +56,12 @@ def run(
     broker: Broker = DEFAULT_BROKER,
     redis: Redis = DEFAULT_REDIS,
     slot: Slot = 0,
-    web_port: Annotated[int, typer.Option(help="port of /metrics, on loopback; 0: none")] = 0,
-    resume: Annotated[bool, typer.Option(help="go on after a stop that the journal records")] = False,
+    web_port: Annotated[
+        int, typer.Option(envvar="HEADRACE_WEB_PORT", min=0, max=65535, help="port of /metrics, on loopback; 0: none")
+    ] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", envvar="HEADRACE_RESUME", help="go on after a stop that the journal records")
+    ] = False,
 ) -> None:
     """Start a worker. It goes on from the newest snapshot; SIGTERM ends it cleanly."""
     from .load import load_pipeline

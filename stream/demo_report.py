@@ -74,7 +74,8 @@ def draw(joined: pl.DataFrame, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(10, 5), dpi=120, layout="constrained")
     when = losses["date"].to_numpy()
     rate = float(np.mean(joined["late"].to_numpy()))
-    unit = "week" if _in_weeks(joined) else "day"
+    weeks = _in_weeks(joined)
+    unit = "week" if weeks else "day"
     axes.plot(when, losses["constant"], color=CONSTANT, lw=1.2, alpha=0.6)
     axes.plot(when, losses["model"], color=MODEL, lw=1.2, alpha=0.6, marker=".", ms=4)
     axes.plot(when, losses["constant_so_far"], color=CONSTANT, lw=2.2)
@@ -90,21 +91,24 @@ def draw(joined: pl.DataFrame, path: Path) -> None:
             va="center",
             weight="bold",
         )
+    figure.suptitle(
+        "Will a flight land more than 15 minutes late? Asked at departure, learned at arrival",
+        x=0.01,
+        ha="left",
+        fontsize=13,
+    )
     axes.set_title(
-        "Will a flight land more than 15 minutes late? Asked at departure, learned at arrival", loc="left", fontsize=12
-    )
-    axes.set_ylabel("log loss of predictions made\nbefore the arrival was known")
-    axes.set_xlabel(
-        f"thin: each {unit} by itself; thick: all flights so far. "
-        f"The constant says the share of late flights, {rate:.1%}, each time: known in hindsight",
-        color=QUIET,
+        f"Thin lines: each {unit} by itself. Thick lines: all flights so far. "
+        f"The constant always says {rate:.1%}, the share of late flights, which is known in hindsight only.",
+        loc="left",
         fontsize=9,
+        color=QUIET,
     )
+    axes.set_ylabel("log loss of the predictions")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.02)
-    locator = dates.AutoDateLocator()
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
+    axes.xaxis.set_major_locator(dates.MonthLocator() if weeks else dates.DayLocator(interval=len(when) // 10 + 1))
+    axes.xaxis.set_major_formatter(dates.DateFormatter("%b" if weeks else "%d %b"))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.92")
     figure.savefig(path)

@@ -33,13 +33,13 @@ PACED = """
 from dataclasses import replace
 
 from headrace import Predictions
-from headrace.examples.flights import pipeline as flights
+from headrace.examples import flights
 
 pipeline = replace(
-    flights,
+    flights.pipeline,
     name="flights-paced",
-    events=replace(flights.events, topic="flights-paced.departures"),
-    labels=replace(flights.labels, topic="flights-paced.arrivals"),
+    events=replace(flights.pipeline.events, topic="flights-paced.departures"),
+    labels=replace(flights.pipeline.labels, topic="flights-paced.arrivals"),
     predictions=Predictions("flights-paced.late"),
 )
 """
@@ -75,7 +75,7 @@ def run(stage: Stage, file: Path, count: int) -> tuple[dict[str, Any], Outcome]:
         stage.say("Reading the predictions back and joining them with the true arrivals ...")
         results, found = compare(stage, pipeline, told, count)
         least, most = PACED_RECORDS
-        results["latency_ms"], wrong = run_paced(stage, paced, worker, count, min(max(2 * count, least), most))
+        results["latency_ms"], wrong = run_paced(stage, paced, worker, min(max(2 * count, least), most))
     results["problems"] += wrong
     return results, found
 
@@ -96,9 +96,7 @@ def run_backlog(stage: Stage, pipeline: Pipeline, file: Path, count: int) -> dic
     return told
 
 
-def run_paced(
-    stage: Stage, pipeline: Pipeline, worker: Worker, count: int, records: int
-) -> tuple[dict[str, float], list[str]]:
+def run_paced(stage: Stage, pipeline: Pipeline, worker: Worker, records: int) -> tuple[dict[str, float], list[str]]:
     """A worker at leisure, and a producer of PACE records a second: the latency, and what does not add up."""
     assert pipeline.labels is not None
     _follow(stage, worker, lambda: _begun(worker), BEGIN_SECONDS)
@@ -106,7 +104,7 @@ def run_paced(
     watcher = Watcher(stage.broker, pipeline.predictions.topic, PARTITIONS)
     watcher.start()
     with closing(watcher):
-        with _producer(stage, pipeline, max(count, records), records, PACE) as producer:
+        with _producer(stage, pipeline, records, records, PACE) as producer:
             _follow(stage, producer, lambda: _produced(producer))
             producer.expect_done()
         partitions = [(pipeline.events.topic, number) for number in range(PARTITIONS)]

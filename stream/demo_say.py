@@ -26,7 +26,7 @@ class Say:
         if isinstance(what, str):
             print(what, file=self.out, flush=True)  # as it is: what can be copied must not be wrapped
         else:
-            self._console.print(what)
+            self._console.print(what, new_line_start=True)
             self.out.flush()
         self._said = time.monotonic()
 

@@ -21,7 +21,7 @@ from ..models.base import Array, Rows, Truth, allocate, allocate_touched
 from ..models.chain import as_chain
 from ..models.metrics import Metrics
 from . import hashing
-from .aggregates import Fold, GroupTable, group_layout
+from .aggregates import SLOTTED, Fold, GroupTable, group_layout
 from .align import BEFORE_ALL
 from .columns import Group, groups_of, value_columns, value_name
 from .declaration import Pipeline
@@ -214,9 +214,10 @@ class Engine:
         model = {k: self.arrays[f"model/{k}"] for k in self.model.layout(self.spec)}
         self.model.bind(self.spec, model, allocate_touched(self.model.layout(self.spec)))
         self.tables: list[GroupTable] = []
+        self._slotted: dict[str, int] = {}  # arrays with a row for each slot of a group, and which group
         for group in self.groups:
             table = GroupTable(**{k: self.arrays[f"group/{group.name}/{k}"] for k in group_layout(group.capacity)})
-            table.clear()
+            self._slotted |= {f"group/{group.name}/{k}": len(self.tables) for k in SLOTTED}
             self.tables.append(table)
         self._fold_arrays = [
             [{k: self.arrays[f"aggregate/{fold.feature.name}/{k}"] for k in fold.layout()} for fold, *_ in folds]
@@ -224,6 +225,13 @@ class Engine:
         ]
         if self.metrics is not None:
             self.metrics.bind({k: self.arrays[f"metrics/{k}"] for k in self.metrics.layout()})
+        self._slotted |= {
+            f"aggregate/{fold.feature.name}/{k}": g
+            for g, folds in enumerate(self.folds)
+            for fold, *_ in folds
+            for k in fold.layout()
+        }
+        self._derived = {f"group/{group.name}/index" for group in self.groups}  # not saved: made from the keys
         self._counters: I64 = self.arrays["counters"]
         self._clock: I64 = self.arrays["clock"]
         self._decays = [
@@ -235,7 +243,7 @@ class Engine:
     def counters(self) -> dict[str, int]:
         """Counts since the beginning of the stream, with what waits now: `pending` predictions, `early` labels."""
         counts = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
-        counts["evicted"] = int(sum(int(t.meta[3]) for t in self.tables))
+        counts["evicted"] = sum(table.evicted for table in self.tables)
         counts["pending"] = sum(self._unsettled(p.pending) for p in self.partitions.values())
         counts["early"] = sum(self._unsettled(p.early) for p in self.partitions.values())
         return counts
@@ -413,6 +421,7 @@ class Engine:
                 },
             )
             self._count("repeated", b - a - int(added.sum()))
+            self._watch_pending()
 
     def _aggregate(self, batch: Batch, a: int, b: int, numeric: F32) -> None:
         """Fill in the aggregates of rows [a, b), and fold in what comes with the event."""
@@ -615,6 +624,16 @@ class Engine:
                 f"{letter.reason}{f' at `{letter.path}`' if letter.path else ''}"
             )
 
+    def _watch_pending(self) -> None:
+        limit = self.pipeline.pending_limit
+        if limit is not None and (rows := sum(len(part.pending) for part in self.partitions.values())) > limit:
+            labels = self.pipeline.labels
+            assert labels is not None
+            self.stop_reason = (
+                f"{rows:,} predictions wait for their label, pending_limit is {limit:,}: do labels arrive on "
+                f"{labels.topic}? Otherwise wait less long (within={labels.within!r}) or raise the limit"
+            )
+
     def _watch_misplaced(self) -> None:
         misplaced = self.counters_now("misplaced")
         if not misplaced:
@@ -642,20 +661,37 @@ class Engine:
             "label_values": list(value_columns(self.pipeline, "label")),
             "metrics": {name: finite(value) for name, value in (self.counters() | self.results()).items()},
         }
-        return EngineState(self.arrays, {p: part.state() for p, part in self.partitions.items()}, meta)
+        shared = {name: array for name, array in self.arrays.items() if name not in self._derived}
+        for name, g in self._slotted.items():
+            shared[name] = shared[name][: self.tables[g].size]
+        return EngineState(shared, {p: part.state() for p, part in self.partitions.items()}, meta)
 
     def load(self, state: EngineState) -> None:
         """Take over a state; raises SnapshotError where it does not fit this pipeline."""
         for name, array in self.arrays.items():
+            if name in self._derived:
+                continue
             given = state.shared.get(name)
-            if given is None or given.shape != array.shape or given.dtype != array.dtype:
+            fits = given is not None and given.dtype == array.dtype and given.ndim == array.ndim
+            if fits and name in self._slotted:
+                fits = given.shape[1:] == array.shape[1:] and len(given) <= len(array)
+            elif fits:
+                fits = given.shape == array.shape
+            if not fits:
                 came = "nothing" if given is None else f"{given.dtype} {given.shape}"
                 raise SnapshotError(
                     f"array `{name}` of pipeline {self.pipeline.name!r}: expected {array.dtype} {array.shape}, got "
                     f"{came}; was the snapshot made with another feature list or another table size?"
                 )
         for name, array in self.arrays.items():
-            array[...] = state.shared[name]
+            if name in self._slotted:
+                given = state.shared[name]
+                array[: len(given)] = given
+                array[len(given) :] = self.layout[name].fill
+            elif name not in self._derived:
+                array[...] = state.shared[name]
+        for table in self.tables:
+            table.reindex()
         self.model.push()
         self.partitions = {}
         for p, arrays in state.partitions.items():

@@ -42,7 +42,7 @@ class _Line(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, the name is logging's
+    def formatMessage(self, record: logging.LogRecord) -> str:
         library = record.name.partition(".")[0]
         words = [] if record.levelno < logging.WARNING else [f"{record.levelname.lower()}:"]
         words += [] if library == "headrace" else [f"{library}:"]

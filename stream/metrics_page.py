@@ -13,7 +13,11 @@ from .engine import COUNTERS
 if TYPE_CHECKING:
     from .runner import Runner
 
-WAITING = ("pending", "early", "evicted")
+WAITING = {
+    "pending": "predictions that wait for their label",
+    "early": "labels that wait for their event",
+    "evicted": "keys of aggregates that had to make room",
+}
 
 
 def render(runner: Runner) -> str:
@@ -29,7 +33,7 @@ class _Worker:
 
     def collect(self) -> Iterator[Metric]:
         """Prometheus' interface of a collector."""
-        runner, engine = self.runner, self.runner.engine
+        runner, figures = self.runner, self.runner.figures
         up = GaugeMetricFamily("headrace_running", "1 while partitions are owned and replay is done")
         up.add_metric([], float(runner.state == "running"))
         yield up
@@ -45,20 +49,16 @@ class _Worker:
         for (role, partition), records in runner.lag().items():
             lag.add_metric([runner.topic_of[role], str(partition)], records)
         yield lag
-        if engine is None:
-            return
-        counters = engine.counters()
-        for name in COUNTERS:
-            yield _counter(f"headrace_{name}", name.replace("_", " "), counters[name])
-        for name in WAITING:
-            gauge = GaugeMetricFamily(f"headrace_{name}", name)
-            gauge.add_metric([], counters[name])
+        for name, value in figures.items():
+            if value is None:
+                continue
+            if name in COUNTERS:
+                yield _counter(f"headrace_{name}", name.replace("_", " "), int(value))
+                continue
+            words = WAITING.get(name) or f"progressive {name.replace('_', ' ')}"
+            gauge = GaugeMetricFamily(f"headrace_{name}", words)
+            gauge.add_metric([], value)
             yield gauge
-        for name, value in engine.results().items():
-            if value is not None and name not in counters:
-                gauge = GaugeMetricFamily(f"headrace_{name}", f"progressive {name.replace('_', ' ')}")
-                gauge.add_metric([], value)
-                yield gauge
 
 
 def _counter(name: str, text: str, value: int) -> Metric:

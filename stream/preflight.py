@@ -1,12 +1,44 @@
-"""What must be true of the topics before a worker starts: said at once, with the remedy."""
+"""What must be true before a worker starts: said at once, with the remedy."""
 
 from __future__ import annotations
 
+import logging
+import socket
+
+from ..connectors.store import SnapshotStore
 from ..connectors.topics import create_topics, partitions_of
 from ..errors import InputError
 from .declaration import Pipeline
+from .settings import WEB_HOST, Settings
+
+log = logging.getLogger("headrace")
 
 JOURNAL_SETTINGS = {"retention.ms": "-1", "cleanup.policy": "delete"}
+
+
+def prepare(pipeline: Pipeline, settings: Settings) -> None:
+    """Check the port, the broker, its topics and Redis; create the output topics that are missing.
+
+    Raises InputError, Unreachable and Refused: within 10 seconds when something does not answer.
+    """
+    if settings.web_port is not None:
+        check_port(settings.web_port)
+    prepare_topics(pipeline, settings.broker)
+    if warning := SnapshotStore(settings.redis, pipeline.name, settings.slot).ping():
+        log.warning("%s", warning)
+
+
+def check_port(port: int) -> None:
+    """Raise InputError when the port of the web server is taken, or not ours to take."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((WEB_HOST, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} for /metrics cannot be used ({error.strerror}); give another with --web-port, one for "
+                "each worker"
+            ) from None
 
 
 def prepare_topics(pipeline: Pipeline, address: str) -> int:

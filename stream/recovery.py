@@ -103,6 +103,7 @@ def replay(
             engine.end_cycle()
             if record.stop is not None:
                 engine.forgive()
+            engine.stop_reason = None  # the journal says where the worker stopped
             journal, cycle = next, record.cycle + 1
         if not go_on(done, goal):
             break

@@ -19,7 +19,8 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
     everything else is kept; also the predictions that wait keep the features that are still there.
     Raises SnapshotError when the task or the classes are others.
     """
-    here, there = engine.state().meta, state.meta
+    blank = engine.state()
+    here, there = blank.meta, state.meta
     before, now = (_features(meta) for meta in (there, here))
     for what in ("task", "classes"):
         was, is_now = there["declaration"][what], here["declaration"][what]
@@ -42,12 +43,12 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
         if before.get(fold.feature.name) != now[fold.feature.name]
     }
     shared: dict[str, NDArray] = {}
-    for name, layout in engine.layout.items():
-        given = state.shared.get(name)
+    for name in blank.shared:
+        layout, given = engine.layout[name], state.shared.get(name)
         if given is None or name in anew:
-            shared[name] = engine.arrays[name]
+            shared[name] = blank.shared[name]
         elif layout.axis in ("numeric", "categories"):
-            shared[name] = _by_name(given, engine.arrays[name], *names[layout.axis])
+            shared[name] = _by_name(given, blank.shared[name], *names[layout.axis])
         else:
             shared[name] = given
     partitions = {p: _waiting(arrays, names) for p, arrays in state.partitions.items()}

@@ -23,7 +23,7 @@ from ..connectors.topics import remove_member
 from ..connectors.transactions import MAX_RECORD_BYTES, CycleProducer, Output
 from ..connectors.transport import Assigned
 from ..errors import HeadraceError, StreamStopped
-from .align import Aligner, Partition
+from .align import BEFORE_ALL, Aligner, Partition
 from .cycle import Cycle, merge, run_cycle
 from .declaration import Pipeline
 from .decode import Decoder
@@ -70,7 +70,7 @@ class Runner:
         self._store = SnapshotStore(settings.redis, pipeline.name, settings.slot, pipeline.snapshots.keep)
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="headrace-compute")
         self._ready, self._fresh, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._runs_at_all = False
+        self._begun = False
         self._loaded = 0  # the version of the snapshot that was loaded; 0: none
         self._member = Member(-1, "")
         self._assigned: Assigned | None = None  # partitions given to us that recovery has not seen to yet
@@ -131,7 +131,7 @@ class Runner:
 
     async def run(self, ends: Callable[[], dict[Any, int]]) -> None:
         """Until `close` is called; `ends()` gives the end of each topic partition. An error goes to `fail`."""
-        self._runs_at_all = True
+        self._begun = True
         try:
             await self._start()
             while not self._stopping:
@@ -154,7 +154,7 @@ class Runner:
 
     async def close(self) -> None:
         """Finish the cycle in hand, publish a last snapshot, leave the group."""
-        if self._runs_at_all:
+        if self._begun:
             log.info("told to stop: finishing cycle %s", f"{self.position.cycle:,}")
             self._stopping = True
             self._fresh.set()
@@ -223,21 +223,24 @@ class Runner:
         )
         if self._assigned is not assigned or self._revoking or self._stopping:
             return  # another rebalance came meanwhile
+        moved: dict[int, str] = {}
         for partition, offset in committed.items():
             at = self.position.offsets.get(partition)
             if at is not None and at > offset:
                 raise StreamStopped(
-                    f"{self._place(partition)}: the model has learned up to offset {at:,}, the group stands at {offset:,}; "
-                    "the worker starts anew from its snapshot"
+                    f"{self._place(partition)}: the model has learned up to offset {at:,}, group {self.pipeline.group} "
+                    f"stands at {offset:,}: were its offsets set back? Set them to those of a snapshot (headrace "
+                    f"snapshots show {self.pipeline.name}), or give the pipeline another name to begin anew"
                 )
             if at != offset:
-                log.warning(
-                    "%s was read by another worker up to %s: its waiting predictions are not carried over, and labels "
-                    "for them will count as orphans",
-                    self._place(partition),
-                    f"{offset:,}",
-                )
-                self._disown(partition[1])
+                moved[partition[1]] = f"{self._place(partition)} up to offset {offset:,}"
+        for number, place in moved.items():
+            log.warning(
+                "another worker has read %s: the predictions that wait for their label there stay behind, and those "
+                "labels will count as orphans",
+                place,
+            )
+            self._disown(number)
         owned = {p for _, p in mine}
         for number in set(engine.partitions) - owned:
             self._disown(number)
@@ -254,13 +257,15 @@ class Runner:
         log.info("%s owns partitions %s", self.name, ", ".join(map(str, sorted(owned))) or "none")
 
     def _check_committed(self, committed: dict[Partition, int], mine: dict[Partition, int]) -> None:
-        ahead = [p for p in mine if p not in committed and self.position.offsets.get(p, 0) > mine[p]]
-        if ahead:
+        engine, name = self._engine(), self.pipeline.name
+        learned = {p: offset for p, offset in self.position.offsets.items() if engine.clock(*p) != BEFORE_ALL}
+        lost = sorted(p for p in mine if p in learned and p not in committed)
+        if lost:
             raise StreamStopped(
-                f"snapshot {self.version} of {self.pipeline.name!r} stands at offset {self.position.offsets[ahead[0]]:,} of "
-                f"{self._place(ahead[0])}, but group {self.pipeline.group} has no committed offset there: was the group "
-                "deleted, or is this another broker? Either set the group's offsets to the snapshot's (headrace snapshots "
-                f"show {self.pipeline.name}), or give the pipeline another name to begin anew"
+                f"snapshot {self.version} of {name!r} stands at offset {learned[lost[0]]:,} of {self._place(lost[0])}, "
+                f"but group {self.pipeline.group} has no committed offset there: was the group deleted, or is this "
+                f"another broker? Set the group's offsets to the snapshot's (headrace snapshots show {name}), or give "
+                "the pipeline another name to begin anew"
             )
 
     def _say_replay(self, done: int, goal: int) -> bool:
@@ -339,7 +344,7 @@ class Runner:
         return {
             p
             for p, next in self._fetched.items()
-            if not self._runs.get(p) and (next >= self.ends.get(p, next + 1) or self._heard[p] < silent)
+            if not self._runs.get(p) and (next >= self.ends.get(p, next + 1) or self._heard.get(p, 0.0) < silent)
         }
 
     def _is_held(self) -> bool:

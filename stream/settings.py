@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..connectors.store import redis_address
 from ..errors import InputError
 
 DEFAULT_BROKER = "127.0.0.1:9092"
 DEFAULT_REDIS = "redis://127.0.0.1:6379/0"
+ADDRESS = re.compile(r"([^\s:/]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?")
+WEB_HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Read once, at start.
+    """Read once, at start. Raises InputError for an address that cannot be one.
 
     broker    host:port of a Kafka broker, several separated by commas
     redis     URL of the Redis that keeps the snapshots
@@ -31,13 +35,20 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
-        """HEADRACE_BROKER, HEADRACE_REDIS, HEADRACE_SLOT, HEADRACE_WEB_PORT, for a worker that `faust` starts."""
+        """HEADRACE_BROKER, _REDIS, _SLOT, _WEB_PORT and _RESUME, for a worker that `faust` starts."""
         return cls(
             broker=environment.get("HEADRACE_BROKER", DEFAULT_BROKER),
             redis=environment.get("HEADRACE_REDIS", DEFAULT_REDIS),
             slot=_number(environment, "HEADRACE_SLOT") or 0,
             web_port=_number(environment, "HEADRACE_WEB_PORT"),
+            resume=bool(_number(environment, "HEADRACE_RESUME")),
         )
+
+    def __post_init__(self) -> None:
+        for address in self.broker.split(","):
+            if not ADDRESS.fullmatch(address):
+                raise InputError(f"{address!r} is no address of a broker; write host:port, without a scheme")
+        redis_address(self.redis)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int | None:

@@ -67,9 +67,7 @@ def unpack(arrays: Mapping[str, NDArray], meta: Mapping[str, Any], pipeline: Pip
             partition, _, own = rest.partition("/")
             partitions.setdefault(int(partition), {})[own] = np.asarray(array)
     offsets: dict[Partition, int] = {
-        (role, int(partition)): offset
-        for role, of in meta["offsets"].items()
-        for partition, offset in of.items()
+        (role, int(partition)): offset for role, of in meta["offsets"].items() for partition, offset in of.items()
     }
     position = Position(offsets, int(meta["journal"]), int(meta["cycle"]))
     return EngineState(shared, partitions, dict(meta)), position

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 import tempfile
 from typing import Any
 
@@ -16,10 +15,11 @@ from ..connectors.transport import Runs, Transport
 from ..connectors.transport import Settings as Reading
 from ..errors import HeadraceError
 from .declaration import Pipeline
+from .logs import print_log
 from .metrics_page import render
-from .preflight import prepare_topics
+from .preflight import prepare
 from .runner import Runner
-from .settings import Settings
+from .settings import WEB_HOST, Settings
 
 log = logging.getLogger("headrace")
 
@@ -44,7 +44,7 @@ class WorkerApp(faust.App):
             topic_disable_leader=True,
             topic_partitions=1,
             web_enabled=settings.web_port is not None,
-            web_bind="127.0.0.1",
+            web_bind=WEB_HOST,
             web_port=settings.web_port or 6066,
             consumer_group_instance_id=f"{pipeline.group}-{settings.slot}",
             consumer_auto_offset_reset="earliest",
@@ -60,13 +60,14 @@ class WorkerApp(faust.App):
         )
 
     async def on_start(self) -> None:
-        """Check what must be true before anything is read, then let the runner begin."""
-        await super().on_start()
+        """Check what must be true before anything is connected, then let the runner begin."""
         try:
-            await asyncio.to_thread(prepare_topics, self.pipeline, self.worker_settings.broker)
+            await asyncio.to_thread(prepare, self.pipeline, self.worker_settings)
         except HeadraceError as error:
             self.fail(error)
-        else:
+            await self._stopped.wait()
+        if not self.should_stop:
+            await super().on_start()
             self.add_future(self.runner.run(self._ends))
 
     async def on_stop(self) -> None:
@@ -84,6 +85,7 @@ class WorkerApp(faust.App):
         self.failure = error
         if isinstance(error, HeadraceError):
             log.error("%s", error)
+            self.beacon.root.data.crash_reason = error  # for the exit status; as a crash it would print our stack
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             self.add_future(self.crash(error))
@@ -117,13 +119,20 @@ def build_app(pipeline: Pipeline, settings: Settings) -> WorkerApp:
     async def metrics(web: Any, request: Any) -> Any:
         return web.text(render(app.runner), content_type="text/plain")
 
+    @app.page("/livez")
+    async def livez(web: Any, request: Any) -> Any:
+        return web.text(app.runner.state)
+
+    @app.page("/readyz")
+    async def readyz(web: Any, request: Any) -> Any:
+        return web.text(app.runner.state, status=200 if app.runner.state == "running" else 503)
+
     return app
 
 
 def run_worker(pipeline: Pipeline, settings: Settings) -> int:
     """Run a worker until SIGTERM or Ctrl-C; returns the exit status: 0 when it was told to stop, 1 when it had to."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("headrace").setLevel(logging.INFO)
+    print_log()
     app = build_app(pipeline, settings)
     log.info(
         "pipeline %s, slot %d: broker %s, snapshots at %s",
@@ -133,6 +142,7 @@ def run_worker(pipeline: Pipeline, settings: Settings) -> int:
         settings.redis,
     )
     worker = faust.Worker(app, loglevel="warn", redirect_stdouts=False, quiet=True, override_logging=False)
+    worker.spinner = None  # it writes control characters, also where there is no terminal
     try:
         worker.execute_from_commandline()
     except SystemExit as leaving:

@@ -53,7 +53,7 @@ def delayed(**changes):
         predictions=Predictions("scores"),
     )  # fmt: skip
     for name, value in changes.items():
-        (pipeline if name in pipeline or name in ("max_bad_share", "delivery") else labels)[name] = value
+        (pipeline if name in pipeline or name in ("max_bad_share", "pending_limit") else labels)[name] = value
     return Pipeline(labels=Labels("sales", Sale, **labels), **pipeline)
 
 
@@ -242,7 +242,9 @@ def test_otherwise_is_learned_as_the_label_when_the_wait_is_over():
 
 
 def weights(run):
-    return next(name[8:] for name, array in run.engine.arrays.items() if name.startswith("model/1/") and array.size > 4000)
+    return next(
+        name[8:] for name, array in run.engine.arrays.items() if name.startswith("model/1/") and array.size > 4000
+    )
 
 
 def test_end_of_stream_marks_on_both_topics_end_every_wait():
@@ -271,7 +273,7 @@ def test_label_in_another_partition_than_its_event_is_counted_apart_and_stops_wh
 # --- cuts and state
 
 
-@settings(max_examples=20, deadline=None, phases=UNSHRUNK)
+@settings(max_examples=10, deadline=None, phases=UNSHRUNK)
 @given(seed=st.integers(0, 1000), cut_seed=st.integers(0, 1000), otherwise=st.sampled_from([None, False]))
 def test_nothing_depends_on_where_slices_and_pieces_are_cut(seed, cut_seed, otherwise):
     pipeline = delayed(otherwise=otherwise)
@@ -454,3 +456,11 @@ def test_prediction_that_is_not_finite_stops_before_anything_is_published():
     run.engine.arrays["model/1/" + weights(run)][:] = np.nan
     with pytest.raises(StreamStopped, match=r"clicks\[0\]@0: the prediction is \[nan\], not finite"):
         run.feed("events", [click(1)])
+
+
+def test_more_waiting_predictions_than_the_limit_stop_the_stream():
+    run = Run(delayed(pending_limit=100))
+    run.feed("events", [click(i) for i in range(100)])
+    assert run.engine.stop_reason is None
+    run.feed("events", [click(101)])
+    assert run.engine.stop_reason.startswith("101 predictions wait for their label, pending_limit is 100")
