@@ -179,10 +179,9 @@ def test_snapshot_of_another_pipeline_is_refused_by_name():
         ({"features": (*FEATURES, numeric("price", name="again"))}, "model/"),
         ({"features": FEATURES[1:]}, "model/"),
         ({"features": (*FEATURES, count(by="site", over="5m", capacity=5))}, "model/"),
-        ({"features": (*FEATURES[:3], count(by="site", over="1h", capacity=6), *FEATURES[4:])}, "count_by_site_1h"),
         ({"bits": 13}, "model/"),
     ],
-    ids=["another", "one-less", "aggregate", "capacity", "table"],
+    ids=["another", "one-less", "aggregate", "table"],
 )
 def test_state_that_does_not_fit_is_refused_and_the_engine_stays_as_it_was(change, array):
     worker = Worker(clicks("clicks"))
