@@ -13,6 +13,8 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,18 +46,28 @@ def demo(events: int | None, json: bool, keep: bool) -> int:
     try:
         _check_setup()
         say("Starting Kafka and Redis (the first start on a machine downloads Kafka, 45 MB) ...")
-        with embedded.kafka() as broker, embedded.redis() as store:
+        with embedded.kafka() as broker, embedded.redis() as store, _told(say):
             results = _play(broker.address, store.url, say, count)
             results["seconds"] = round(time.monotonic() - began, 1)
             _show(results, json, say)
             if keep:
                 _keep(broker, store, say)
     except KeyboardInterrupt:
-        say("Stopped. Kafka, Redis and the other processes have ended.")
+        say("Stopped.")
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
     return 1 if results["problems"] else 0
+
+
+@contextmanager
+def _told(say: Say) -> Iterator[None]:
+    """Answer Ctrl-C at once; the servers take some seconds to stop."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("Stopping Kafka and Redis ...")
+        raise
 
 
 def _check_setup() -> None:

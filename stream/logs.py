@@ -33,7 +33,8 @@ def print_log(level: int = logging.INFO) -> None:
 
 
 def _is_useful(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(HARMLESS)
+    said = record.getMessage()
+    return not any(words in said for words in HARMLESS)
 
 
 class _Line(logging.Formatter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from ..connectors.reading import RangeReader, read_range
 from ..connectors.records import Partition as TopicPartition
@@ -25,11 +26,23 @@ WINDOW_CYCLES = 50  # whose input is read and decoded at one go
 WINDOW_RECORDS = 100_000
 
 
-def restore(engine: Engine, store: SnapshotStore) -> tuple[Position, int]:
-    """Load the newest whole snapshot; returns its position and version, or the beginning and 0 when there is none."""
+class Restored(NamedTuple):
+    """Where a worker begins.
+
+    version       of the snapshot that was loaded; 0: there is none
+    last_learned  the wall time at which its last example was learned; None: it has learned none
+    """
+
+    position: Position
+    version: int
+    last_learned: float | None
+
+
+def restore(engine: Engine, store: SnapshotStore) -> Restored:
+    """Load the newest whole snapshot, if there is one."""
     snapshot = store.load_newest_whole()
     if snapshot is None:
-        return BEGINNING, 0
+        return Restored(BEGINNING, 0, None)
     state, position = unpack(snapshot.arrays, snapshot.meta, engine.pipeline)
     state, changes = carry_over(state, engine)
     if changes:
@@ -40,7 +53,7 @@ def restore(engine: Engine, store: SnapshotStore) -> tuple[Position, int]:
             ", ".join(changes),
         )
     engine.load(state)
-    return position, snapshot.version
+    return Restored(position, snapshot.version, snapshot.meta.get("last_learned"))
 
 
 def check_journal(pipeline: Pipeline, address: str, slot: int, position: Position, resume: bool) -> None:

@@ -153,7 +153,7 @@ class Runner:
             self._closed.set()
 
     async def close(self) -> None:
-        """Finish the cycle in hand, publish a last snapshot, leave the group."""
+        """Finish the cycle in hand, publish a last snapshot."""
         if self._begun:
             log.info("told to stop: finishing cycle %s", f"{self.position.cycle:,}")
             self._stopping = True
@@ -161,6 +161,18 @@ class Runner:
             await self._closed.wait()
         await self._producer.close()
         self._compute.shutdown(wait=False)
+
+    async def leave(self) -> None:
+        """Out of the group, so that others take over at once; a static member never goes by itself.
+
+        Only when the consumer has stopped: it would come back.
+        """
+        if self._begun:
+            try:
+                await asyncio.to_thread(remove_member, self.settings.broker, self.pipeline.group, self.name)
+            except HeadraceError as error:
+                log.info("the group keeps this member until its session ends: %s", error)
+        log.info("done: %s events so far", f"{self.figures.get('events', 0):,}")
 
     async def abandon(self) -> None:
         """After an error: let go of what is in hand; what was not committed is read again."""
@@ -194,7 +206,7 @@ class Runner:
         engine.warm_up()
         if (seconds := time.perf_counter() - began) > 2:
             log.info("compiled the kernels in %.1f s; from now on they are in the cache", seconds)
-        self.position, self._loaded = restore(engine, self._store)
+        self.position, self._loaded, self.last_learned = restore(engine, self._store)
         self._note_figures(engine)
         if self._loaded:
             log.info("snapshot %d loaded: %s events so far", self._loaded, f"{self.figures['events']:,}")
@@ -398,6 +410,7 @@ class Runner:
 
         def stage() -> None:
             arrays, meta = pack(self._engine(), self.position)
+            meta["last_learned"] = self.last_learned
             publisher.stage(arrays, meta, token, NAN_ALLOWED)
 
         began = time.perf_counter()
@@ -432,11 +445,6 @@ class Runner:
             else:
                 log.warning("the last snapshot was not published; the next start replays from the one before")
         await self._let_go()
-        try:
-            await asyncio.to_thread(remove_member, self.settings.broker, self.pipeline.group, self.name)
-        except HeadraceError as error:
-            log.info("the group keeps this member until its session ends: %s", error)
-        log.info("done: %s events so far", f"{self.figures['events']:,}")
 
     # -- small things
 

@@ -78,6 +78,12 @@ class WorkerApp(faust.App):
             await self.runner.abandon()
         await super().on_stop()
 
+    async def on_shutdown(self) -> None:
+        """After Faust has stopped everything."""
+        if self.failure is None:
+            await self.runner.leave()
+        await super().on_shutdown()
+
     def fail(self, error: BaseException) -> None:
         """End the worker: in good order for what a user can act on, as a crash for a fault of ours."""
         if self.failure is not None:

@@ -1,0 +1,158 @@
+"""Workers as processes, on a real Kafka and a real Redis: what goes in comes out once, whatever happens to them."""
+
+import json
+import re
+import signal
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+import pytest
+from headrace.stream.snapshot import BEGINNING, pack
+
+FIRST, SECOND = 1_500, 500
+
+
+@dataclass
+class Story:
+    """A worker on three partitions, told to stop, and started again when more had come."""
+
+    shop: object
+    rows: list
+    metrics: dict
+    first: object  # the snapshot after the first stop
+    committed: dict  # the offsets then
+    metrics_before: dict  # after the restart, before anything new
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def story(open_shop, visits_and_sales):
+    shop = open_shop("story", partitions=3, changes="snapshots=Snapshots('1s', keep=3)")
+    rows = visits_and_sales(1, FIRST)
+    shop.produce(rows)
+    worker = shop.start()
+    labels = sum(role == "labels" for role, _ in rows)
+    worker.until(events=FIRST, labels=labels, snapshot_version=1)
+    assert worker.end() == 0, worker.printed
+    first, committed, printed = shop.snapshot(), shop.committed(), worker.printed
+
+    worker = shop.start()
+    before = worker.until(events=FIRST, running=1)
+    more = visits_and_sales(2, SECOND, first=FIRST)
+    shop.produce(more)
+    rows += more
+    labels = sum(role == "labels" for role, _ in rows)
+    metrics = worker.until(events=FIRST + SECOND, labels=labels)
+    assert worker.end() == 0, worker.printed
+    return Story(shop, rows, metrics, first, committed, before, printed + worker.printed)
+
+
+def assert_is_state_of(snapshot, engine):
+    arrays, _ = pack(engine, BEGINNING)
+    assert arrays.keys() == snapshot.arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(snapshot.arrays[name], array, name)
+
+
+def test_each_event_gives_one_prediction_in_its_partition_under_its_record_key(story):
+    assert story.shop.sources() == story.shop.events()
+    for partition, records in story.shop.read(story.shop.scores).items():
+        for record in records:
+            prediction = json.loads(record.value)
+            assert record.key == prediction["key"].encode()
+            assert crc32(record.key) % 3 == partition
+            assert prediction["source"].startswith(f"{story.shop.visits}-{partition}-")
+
+
+def test_prediction_says_what_it_was_made_for_and_by_which_model(story):
+    visits = {row["id"]: row for role, row in story.rows if role == "events"}
+    predictions = [p for rows in story.shop.predictions().values() for p in rows]
+    for prediction in predictions:
+        assert list(prediction) == ["key", "prediction", "model", "version", "age_seconds", "time", "source"]
+        assert 0 < prediction["prediction"] < 1
+        assert prediction["model"] == story.shop.name
+        assert prediction["time"] == pytest.approx(visits[prediction["key"]]["time"], abs=1e-6)
+    later = [p for p in predictions if int(p["key"][1:]) >= FIRST]
+    assert {p["version"] for p in later} >= {story.first.version}
+    assert all(p["version"] >= story.first.version for p in later)
+    assert predictions[0]["version"] == 0
+    assert any(p["age_seconds"] is not None and 0 <= p["age_seconds"] < 60 for p in predictions)
+
+
+def test_predictions_and_state_are_those_of_the_engine_over_the_journals_pieces(story):
+    engine, expected = story.shop.by_hand()
+    came = {p["source"]: p["prediction"] for rows in story.shop.predictions().values() for p in rows}
+    assert came == expected
+    assert_is_state_of(story.shop.snapshot(), engine)
+
+
+def test_counters_add_up(story):
+    m = story.metrics
+    labels = sum(role == "labels" for role, _ in story.rows)
+    assert m["events"] == m["predictions"] == FIRST + SECOND
+    assert m["labels"] == labels == m["joined"] + m["orphans"] + m["late"] + m["duplicates"] + m["misplaced"] + m["early"]
+    assert m["joined"] + m["expired"] + m["pending"] == m["events"]
+    assert m["joined"] == m["examples"] == labels
+    assert m["dead_letters"] == 0
+    assert m["log_loss"] < m["log_loss_constant"]
+
+
+def test_last_snapshot_stands_at_the_committed_offsets_which_are_the_end(story):
+    snapshot = story.shop.snapshot()
+    offsets = {(role, int(p)): offset for role, of in snapshot.meta["offsets"].items() for p, offset in of.items()}
+    ends = {
+        (role, p): records[-1].offset + 1
+        for role, topic in (("events", story.shop.visits), ("labels", story.shop.sales))
+        for p, records in story.shop.read(topic).items()
+    }
+    assert offsets == story.shop.committed() == ends
+    first = {(role, int(p)): offset for role, of in story.first.meta["offsets"].items() for p, offset in of.items()}
+    assert first == story.committed
+
+
+def test_restart_goes_on_where_the_worker_stopped(story):
+    assert story.metrics_before["events"] == FIRST
+    assert story.metrics_before["joined"] == story.first.meta["metrics"]["joined"]
+    assert story.shop.snapshot().version > story.first.version
+    assert f"snapshot {story.first.version} loaded: 1,500 events so far" in story.printed
+
+
+def test_worker_prints_lines_that_a_stranger_understands_and_no_others(story):
+    known = [
+        rf"pipeline {story.shop.name}, slot 0: broker [\d.:]+, snapshots at redis://[\d.:/]+",
+        r"compiled the kernels in [\d.]+ s; from now on they are in the cache",
+        r"snapshot \d+ loaded: [\d,]+ events so far",
+        rf"headrace\.{story.shop.name}-0 owns partitions 0, 1, 2",
+        r"[\d,]+ events, [\d,]+/s, lag [\d,]+, loss [\d.]+ \(constant [\d.]+\)",
+        r"told to stop: finishing cycle [\d,]+",
+        r"snapshot \d+ holds all that was learned",
+        r"done: [\d,]+ events so far",
+    ]
+    for line in story.printed.splitlines():
+        assert re.fullmatch(rf"\d\d:\d\d:\d\d ({'|'.join(known)})", line), line
+    assert story.printed.count("done: ") == 2
+
+
+@pytest.mark.parametrize("every", ["300ms", "1h"])
+def test_sigkill_in_a_backlog_loses_and_repeats_nothing(open_shop, visits_and_sales, every):
+    """With snapshots on the way, and without one: then the journal is replayed from its beginning."""
+    changes = f"snapshots=Snapshots('{every}'), cycle='20ms', max_cycle_rows=200"
+    shop = open_shop(f"kill-{every}", changes=changes)
+    rows = visits_and_sales(3, 8_000)
+    shop.produce(rows)
+    worker = shop.start()
+    worker.says("owns partitions")
+    while shop.end(shop.scores) < (4_000 if every == "300ms" else 1_000):
+        worker.alive()
+    worker.end(signal.SIGKILL)
+    assert len(shop.sources()) < 8_000, "killed too late to be in the middle of a backlog"
+    assert (shop.snapshot() is None) == (every == "1h")
+
+    worker = shop.start()
+    worker.until(events=8_000, labels=sum(role == "labels" for role, _ in rows))
+    assert worker.end() == 0
+    assert "records from the journal" in worker.printed
+    assert shop.sources() == shop.events()
+    engine, _ = shop.by_hand()
+    assert_is_state_of(shop.snapshot(), engine)
