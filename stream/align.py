@@ -43,12 +43,13 @@ class _Queue:
     batches: deque[Batch] = field(default_factory=deque)
     start: int = 0  # the first offset not handed out yet, of the first batch
     row: int = 0  # the first row not handed out yet, of the first batch
+    head: int = BEFORE_ALL  # the clock that the next row would set
     nbytes: int = 0
 
-    def head(self) -> int:
-        """The clock that the next row would set."""
-        batch = self.batches[0]
-        return max(self.clock, int(batch.clock[self.row])) if self.row < len(batch) else self.clock
+    def look(self) -> None:
+        """Set head, after the first row not handed out has changed."""
+        clocks = self.batches[0].clock if self.batches else ()
+        self.head = max(self.clock, int(clocks[self.row])) if self.row < len(clocks) else self.clock
 
 
 class Aligner:
@@ -70,9 +71,10 @@ class Aligner:
     def add(self, batch: Batch) -> None:
         """Take the next batch of a partition that is owned."""
         queue = self.queues[batch.role, batch.partition]
-        if not queue.batches:
-            queue.start, queue.row = batch.start, 0
         queue.batches.append(batch)
+        if len(queue.batches) == 1:
+            queue.start, queue.row = batch.start, 0
+            queue.look()
         queue.nbytes += batch.nbytes()
 
     def is_empty(self, partition: Partition) -> bool:
@@ -87,24 +89,24 @@ class Aligner:
 
     def next(self, at_end: Container[Partition]) -> Next | None:
         """The piece to process next; None: nothing is here, or what is here must wait for partitions not `at_end`."""
-        ready = [(queue.head(), partition) for partition, queue in self.queues.items() if queue.batches]
-        if not ready:
+        head, chosen = AFTER_ALL, None
+        for partition, queue in self.queues.items():
+            # at equal times events go before labels
+            if queue.batches and (queue.head < head or (queue.head == head and chosen and partition < chosen)):
+                head, chosen = queue.head, partition
+        if chosen is None:
             return None
         if self.alignment is None:
-            return self._take(min(ready)[1], AFTER_ALL)
-        head, chosen = min(ready)  # at equal times "events" sorts before "labels", as it must
+            return self._take(chosen, AFTER_ALL)
         limit = AFTER_ALL
         for partition, queue in self.queues.items():
-            if partition == chosen:
+            if partition == chosen or (not queue.batches and partition in at_end):
                 continue
-            if queue.batches:
-                bound = queue.head()
-            elif partition in at_end:
-                continue
-            else:
-                bound = queue.clock
-            ahead = chosen[0] == "labels" and partition[0] == "events"
-            limit = min(limit, bound if ahead else bound + self.alignment)
+            bound = queue.head if queue.batches else queue.clock
+            if chosen[0] == "events" or partition[0] == "labels":
+                bound += self.alignment
+            if bound < limit:
+                limit = bound
         return self._take(chosen, limit) if head <= limit else None
 
     def _take(self, partition: Partition, limit: int) -> Next:
@@ -122,7 +124,9 @@ class Aligner:
             queue.row = 0
             if queue.batches:
                 queue.start = queue.batches[0].start
+            queue.look()
             return Next(batch, start, batch.next)
         queue.row, queue.start = last, int(batch.offset[last])
         queue.clock = max(queue.clock, int(batch.clock[last - 1]))
+        queue.look()
         return Next(batch, start, queue.start)

@@ -18,7 +18,7 @@ MODEL, CONSTANT, QUIET = "#1f6f8b", "#b5532d", "#5f6368"
 def report(results: dict[str, Any]) -> Table:
     """The results as a table: each figure with its baseline, each count with what it means."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("", "model", "baseline"):
+    for name in ("", "value", "baseline"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     table.add_column("", overflow="fold")
     rows: list[tuple[str, str, str, str]] = []
@@ -48,7 +48,7 @@ def report(results: dict[str, Any]) -> Table:
         rows.append((words, f"{results[name]:,}", "", meaning))
     if results["events_per_second"] is not None:
         records = f"{results['records_per_second']:,} records/s"
-        meaning = f"departures/s from a backlog, exactly once; with their arrivals {records}"
+        meaning = f"departures/s from a backlog, exactly once; {records} with the arrivals"
         rows.append(("throughput", f"{results['events_per_second']:,}", "", meaning))
     latency = results["latency_ms"]
     meaning = f"from departure sent to prediction readable, at {latency['records_per_second']:,} records/s"

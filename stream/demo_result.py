@@ -247,7 +247,9 @@ def problems(
             ("dead letters in Kafka", dead, f"{who} dead letters", count["dead_letters"]),
         ]
     found = [f"{a}: {int(x):,}, but {b}: {int(y):,}" for a, x, b, y in expected if x != y]
-    for name, value in outcome.figures().items():
-        if name in told and abs(value - told[name]) > TOLERANCE[name]:
-            found.append(f"{name} of the predictions in Kafka: {value:.6f}, but the worker's: {told[name]:.6f}")
+    figures = outcome.figures()
+    for name, tolerance in TOLERANCE.items():
+        value, theirs = figures[name], told.get(name, math.nan)
+        if not abs(value - theirs) <= tolerance:
+            found.append(f"{name} of the predictions in Kafka: {value:.6f}, but the worker's: {theirs:.6f}")
     return found

@@ -734,4 +734,5 @@ def finite(value: float | int | None) -> float | int | None:
 
 def _rises(values: I64, before: int) -> set[int]:
     """Rows at which values that never fall are greater than at the row before; `before`: that of the first row."""
-    return set(np.flatnonzero(np.diff(values, prepend=before) > 0).tolist())
+    rises = np.flatnonzero(values[1:] > values[:-1]) + 1
+    return {0, *rises.tolist()} if values[0] > before else set(rises.tolist())

@@ -74,6 +74,8 @@ def eventually(condition: Callable[[], object], what: str) -> object:
 class Worker:
     """A worker as a process of its own; what it prints goes to a file."""
 
+    eventually = staticmethod(eventually)
+
     def __init__(self, command: Sequence[str], log: Path, folder: Path, environment: dict[str, str]) -> None:
         self.log = log
         with log.open("wb") as out:
@@ -127,6 +129,8 @@ class Worker:
 class Shop:
     """A pipeline file, its topics on the real broker, and what its workers make of them."""
 
+    scripts = Path(sys.executable).parent
+
     def __init__(
         self, kafka: str, redis_url: str, folder: Path, name: str, partitions: int = 2, changes: str = "", **config: object
     ) -> None:
@@ -178,8 +182,7 @@ class Shop:
             "HEADRACE_BROKER": self.kafka, "HEADRACE_REDIS": self.redis_url, "HEADRACE_SLOT": str(slot),
             "HEADRACE_WEB_PORT": str(port), "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
-        scripts = Path(sys.executable).parent
-        command = command or [str(scripts / "headrace"), "run", str(self.file), *options]
+        command = command or [str(self.scripts / "headrace"), "run", str(self.file), *options]
         worker = Worker(command, self.folder / f"worker-{self._started}.log", self.folder, settings | environment)
         self._open.callback(worker.process.wait)
         self._open.callback(worker.process.kill)
@@ -235,6 +238,14 @@ class Shop:
             admin.close()
         role = {self.visits: "events", self.sales: "labels"}
         return {(role[tp.topic], tp.partition): row.offset for tp, row in rows.items()}
+
+    def pieces(self) -> dict[tuple[str, int], list[tuple[int, int]]]:
+        """What the journal tells of each role and partition, over all slots: (start, next), in order of offsets."""
+        found: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        for told in self.read(self.pipeline.journal_topic)[0]:
+            for role, partition, start, next in JournalRecord.decode(told.value).pieces:
+                found.setdefault((role, partition), []).append((start, next))
+        return {of: sorted(pieces) for of, pieces in found.items()}
 
     def snapshot(self, slot: int = 0) -> Snapshot | None:
         return SnapshotStore(self.redis_url, self.name, slot).load_newest_whole()

@@ -156,3 +156,84 @@ def test_sigkill_in_a_backlog_loses_and_repeats_nothing(open_shop, visits_and_sa
     assert shop.sources() == shop.events()
     engine, _ = shop.by_hand()
     assert_is_state_of(shop.snapshot(), engine)
+
+
+def test_at_least_once_predicts_everything_also_after_sigkill(open_shop, visits_and_sales):
+    shop = open_shop("at least", changes="delivery='at_least_once', cycle='20ms', max_cycle_rows=200")
+    rows = visits_and_sales(4, 6_000)
+    shop.produce(rows)
+    worker = shop.start()
+    while shop.end(shop.scores) < 1_000:
+        worker.alive()
+    worker.end(signal.SIGKILL)
+    worker = shop.start()
+    figures = worker.until(events=6_000, labels=sum(role == "labels" for role, _ in rows))
+    assert worker.end() == 0
+    sources = shop.sources()
+    assert sorted(set(sources)) == shop.events()
+    assert len(sources) >= figures["events"] == 6_000
+
+
+def test_workers_that_join_and_leave_share_the_work_and_none_is_done_twice(open_shop, visits_and_sales):
+    """
+    slot 0  -------------------|        |-------
+    slot 1           -------------------------
+    """
+    shop = open_shop("two", partitions=4, changes="cycle='20ms', max_cycle_rows=200, snapshots=Snapshots('500ms')")
+    rows = visits_and_sales(5, 12_000)
+    parts = [rows[len(rows) * i // 6 : len(rows) * (i + 1) // 6] for i in range(6)]
+
+    shop.produce(parts[0])
+    zero = shop.start(slot=0)
+    zero.says("owns partitions 0, 1, 2, 3")
+    shop.produce(parts[1])
+    one = shop.start(slot=1)
+    while "0 owns partitions 0, 1\n" not in zero.printed or "owns partitions 2, 3" not in one.printed:
+        shop.produce(parts[2][:50])
+        del parts[2][:50]
+        assert zero.alive() and one.alive()
+    shop.produce(parts[2] + parts[3])
+    one.until(events=500)
+    assert zero.end() == 0
+    one.says("owns partitions 0, 1, 2, 3")
+    shop.produce(parts[4])
+    again = shop.start(slot=0)
+    again.says("owns partitions 0, 1\n")
+    shop.produce(parts[5])
+    labels = sum(role == "labels" for role, _ in rows)
+
+    def figures():
+        both = again.metrics(), one.metrics()
+        return {name: sum(m.get(name, 0) for m in both) for name in ("events", "labels", "joined")}
+
+    eventually = again.eventually
+    eventually(lambda: figures()["events"] >= 12_000 and figures()["labels"] >= labels, "all events and labels")
+    total = figures()
+    assert (again.end(), one.end()) == (0, 0)
+    assert shop.sources() == shop.events()
+    assert (total["events"], total["labels"]) == (12_000, labels)
+    assert labels * 0.5 < total["joined"] <= labels
+    for of in shop.pieces().values():  # no hole and no overlap, whoever did it
+        assert [start for start, _ in of] == [0, *(next for _, next in of[:-1])]
+
+
+def test_faust_starts_a_worker_in_which_an_agent_of_the_users_lives(open_shop, visits_and_sales):
+    shop = open_shop("faust")
+    shop.create({f"{shop.name}.notes": 1})
+    (shop.folder / "mine.py").write_text(
+        "from shop import pipeline\n"
+        "app = pipeline.app\n\n"
+        f"@app.agent(app.topic('{shop.name}.notes'))\n"
+        "async def read(notes):\n"
+        "    async for note in notes:\n"
+        "        print('a note:', note.decode(), flush=True)\n"
+    )
+    rows = visits_and_sales(6, 300)
+    shop.produce(rows)
+    shop.send(f"{shop.name}.notes", b"hello")
+    worker = shop.start(command=[str(shop.scripts / "faust"), "-A", "mine", "worker", "-l", "warn"])
+    worker.until(events=300, labels=sum(role == "labels" for role, _ in rows))
+    worker.says("a note: hello")
+    assert worker.end() == 0
+    assert shop.sources() == shop.events()
+    assert shop.snapshot().meta["metrics"]["events"] == 300
