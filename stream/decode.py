@@ -20,6 +20,7 @@ from .hashing import U64
 from .slices import END_OF_STREAM, DeadLetter, Record, Role, Slice
 
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+KEY_BYTES = 100_000  # of an event's key, and of its record's
 LATEST_TIME = 253_402_300_799_000_000  # the end of the year 9999
 LEAST_INT, GREATEST_INT = -(2**63), 2**63 - 1
 
@@ -128,6 +129,8 @@ class Decoder:
             for i in np.flatnonzero(np.isnan(computed["y"])).tolist():
                 refused.setdefault(i, (self._columns.why_no_label(frame, i), ""))
         keys = [getattr(row, self.side.key) for row in rows] if self.side.key is not None else [None] * len(rows)
+        if self.role == "events":
+            self._refuse_long_keys(records, keys, refused)
         if refused:
             keep = np.array([i not in refused for i in range(len(rows))], bool)
             keys = [key for key, kept in zip(keys, keep, strict=True) if kept]
@@ -171,6 +174,18 @@ class Decoder:
                 value = getattr(row, name)
                 if value is not None and not LEAST_INT <= value <= GREATEST_INT:
                     refused[i] = f"expected `int` of 64 bits, got one of {value.bit_length()} bits", f"$.{name}"
+
+    def _refuse_long_keys(self, records: list[Record], keys: Sequence[Any], refused: dict[int, tuple[str, str]]) -> None:
+        """A prediction carries its event's key and record key, and has to fit into a record."""
+        if max(map(len, filter(None, [record.key for record in records])), default=0) > KEY_BYTES:
+            for i, record in enumerate(records):
+                if (size := len(record.key or b"")) > KEY_BYTES:
+                    refused[i] = f"the record key has {size:,} bytes, predictions carry at most {KEY_BYTES:,}", ""
+        if keys and isinstance(keys[0], str) and max(map(len, keys)) > KEY_BYTES:
+            for i, key in enumerate(keys):
+                if len(key) > KEY_BYTES:
+                    reason = f"the key has {len(key):,} characters, predictions carry at most {KEY_BYTES:,}"
+                    refused[i] = reason, f"$.{self.side.key}"
 
     def _times(
         self, frame: pl.DataFrame, timestamp: NDArray[np.int64], refused: dict[int, tuple[str, str]]

@@ -103,6 +103,9 @@ def _show(results: dict[str, Any], json: bool, say: Say) -> None:
     if json:
         print(jsonlib.dumps(results), flush=True)
     else:
+        say(
+            "\nAt each departure: how likely is it that the flight lands more than 15 minutes late? The arrival told.\n"
+        )
         say(report(results))
         say(f"The loss over the year: {results['picture']}")
     if wrong:
@@ -129,7 +132,11 @@ for record in KafkaConsumer("flights.late", bootstrap_servers="{broker.address}"
     print(record.value.decode())
 END
 """)
-    while broker.running and store.running:
-        time.sleep(0.5)
+    try:
+        while broker.running and store.running:
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        say("Stopping Kafka and Redis ...")
+        return
     ended = store if broker.running else broker
     say(f"{ended.name} ended by itself. The last lines of its log:\n{ended.last_lines()}")

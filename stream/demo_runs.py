@@ -111,6 +111,7 @@ def run_paced(stage: Stage, pipeline: Pipeline, worker: Worker, records: int) ->
         events = sum(end_offsets(stage.broker, partitions).values())
 
         def arrived() -> Look:
+            worker.expect_running()
             seen = watcher.count()
             return Look(seen >= events, seen, f"{seen:,} of {events:,} predictions can be read")
 
@@ -184,9 +185,8 @@ def _follow(stage: Stage, process: Process, look: Callable[[], Look], patience: 
 
 
 def _begun(worker: Worker) -> Look:
-    told = worker.metrics()
-    shown = "the worker starts; the first time on a machine it compiles its kernels: half a minute"
-    return Look(bool(told.get("running")), None, shown)
+    running = worker.metrics().get("running")
+    return Look(bool(running), None, f"the {worker.name} starts (the first time on a machine it compiles its kernels)")
 
 
 def _produced(producer: Process) -> Look:

@@ -208,7 +208,8 @@ class Engine:
         layout["counters"] = Array((len(COUNTERS),), "int64")
         layout["clock"] = Array((1,), "int64", BEFORE_ALL)  # the greatest event time, over all partitions
         layout["bad"] = Array((BAD_WINDOW,), "uint8")  # the last records: 1 is bad
-        layout["bad_at"] = Array((1,), "int64")
+        layout["bad_at"] = Array((1,), "int64")  # records so far: the next one goes there, modulo BAD_WINDOW
+        layout["forgiven"] = Array((1,), "uint8")  # 1: told to go on although labels are misplaced
         self.layout = layout
         self.arrays = allocate(layout)
         model = {k: self.arrays[f"model/{k}"] for k in self.model.layout(self.spec)}
@@ -317,9 +318,10 @@ class Engine:
         self._learn_micro_batches(least=1)
 
     def forgive(self) -> None:
-        """Go on after a stop: the share of bad records is taken anew."""
+        """Go on after a stop: the share of bad records is taken anew, misplaced labels are only counted."""
         self.stop_reason = None
         self.arrays["bad"][:] = 0
+        self.arrays["forgiven"][:] = 1
 
     def finish(self) -> None:
         """The streams have ended: every wait ends now."""
@@ -606,23 +608,27 @@ class Engine:
 
     def _watch_bad_share(self, batch: Batch, lo: int, hi: int, dead: list[DeadLetter]) -> None:
         window, at = self.arrays["bad"], self.arrays["bad_at"]
-        if not self.counters_now("dead_letters"):
-            return
-        offsets = np.concatenate([batch.offset[lo:hi], [letter.record.offset for letter in dead]])
-        bad = np.zeros(len(offsets), np.uint8)
-        bad[hi - lo :] = 1
-        bad = bad[np.argsort(offsets, kind="stable")][-BAD_WINDOW:]
-        window[(at[0] + np.arange(len(bad))) % BAD_WINDOW] = bad
-        at[0] = (at[0] + len(bad)) % BAD_WINDOW
+        count = hi - lo + len(dead)
+        if dead or window.any():
+            offsets = np.concatenate([batch.offset[lo:hi], [letter.record.offset for letter in dead]])
+            bad = np.zeros(count, np.uint8)
+            bad[hi - lo :] = 1
+            bad = bad[np.argsort(offsets, kind="stable")]
+            window[(at[0] + np.arange(count))[-BAD_WINDOW:] % BAD_WINDOW] = bad[-BAD_WINDOW:]
+        at[0] += count
         limit = self.pipeline.max_bad_share
         if dead and window.sum() > limit * BAD_WINDOW:
             letter, share = dead[-1], window.sum() / BAD_WINDOW
             self.stop_reason = (
                 f"{int(window.sum())} of the last {BAD_WINDOW:,} records were bad, {share:.0%} where max_bad_share is "
                 f"{limit:.0%}: has a schema changed? "
-                f"The last: {batch.role}[{letter.partition}]@{letter.record.offset}: "
+                f"The last: {self._topic(batch.role)}[{letter.partition}]@{letter.record.offset}: "
                 f"{letter.reason}{f' at `{letter.path}`' if letter.path else ''}"
             )
+
+    def _topic(self, role: Role) -> str:
+        labels = self.pipeline.labels
+        return str(labels.topic) if role == "labels" and labels is not None else self.pipeline.events.topic
 
     def _watch_pending(self) -> None:
         limit = self.pipeline.pending_limit
@@ -636,7 +642,7 @@ class Engine:
 
     def _watch_misplaced(self) -> None:
         misplaced = self.counters_now("misplaced")
-        if not misplaced:
+        if not misplaced or self.arrays["forgiven"][0]:
             return
         seen = misplaced + self.counters_now("joined")
         if misplaced > MISPLACED_SHARE * MISPLACED_WINDOW and seen <= MISPLACED_WINDOW:
@@ -659,7 +665,7 @@ class Engine:
             "categories": list(self.pipeline.categories),
             "label_groups": [self.groups[g].name for g in self.label_groups],
             "label_values": list(value_columns(self.pipeline, "label")),
-            "metrics": {name: finite(value) for name, value in (self.counters() | self.results()).items()},
+            "metrics": {name: finite(value) for name, value in (self.results() | self.counters()).items()},
         }
         shared = {name: array for name, array in self.arrays.items() if name not in self._derived}
         for name, g in self._slotted.items():

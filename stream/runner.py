@@ -347,7 +347,7 @@ class Runner:
 
     def _note_figures(self, engine: Engine) -> None:
         """In the compute thread: what log and metrics show, for they must not look at an engine at work."""
-        self.figures = engine.counters() | engine.results()
+        self.figures = engine.results() | engine.counters()
         self._figures_due = time.monotonic() + FIGURES_SECONDS
 
     def _at_end(self) -> set[Partition]:
@@ -437,6 +437,7 @@ class Runner:
         if self.engine is None or self.publisher is None:
             return
         await self._committed()
+        await self._in_compute(lambda: self._note_figures(self._engine()))
         if self._assigned is None and self.state == "running":
             await asyncio.to_thread(self.publisher.flush, 5.0)
             await self._snapshot_if_due(force=True)

@@ -132,7 +132,14 @@ class Shop:
     scripts = Path(sys.executable).parent
 
     def __init__(
-        self, kafka: str, redis_url: str, folder: Path, name: str, partitions: int = 2, changes: str = "", **config: object
+        self,
+        kafka: str,
+        redis_url: str,
+        folder: Path,
+        name: str,
+        partitions: int = 2,
+        changes: str = "",
+        **config: object,
     ) -> None:
         self.kafka, self.redis_url, self.folder, self.name, self.partitions = kafka, redis_url, folder, name, partitions
         self.visits, self.sales, self.scores = f"{name}.visits", f"{name}.sales", f"{name}.scores"

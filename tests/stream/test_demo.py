@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_process_that_fails_is_reported_with_its_last_lines(tmp_path: Path) -> N
     command = (sys.executable, "-c", "import sys; print('out of coffee'); sys.exit(3)")
     with Process("maker", command, tmp_path / "maker") as maker:
         while maker.status is None:
-            pass
+            time.sleep(0.01)
         with pytest.raises(StreamStopped, match=r"the maker ended with status 3.*\n    out of coffee"):
             maker.expect_running()
 
@@ -74,7 +75,7 @@ def test_process_ends_with_its_block(tmp_path: Path) -> None:
     command = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)")
     with Process("sleeper", command, tmp_path / "sleeper") as sleeper:
         while not (sleeper.log.exists() and sleeper.lines()):
-            pass
+            time.sleep(0.01)
         sleeper.expect_running()
     assert sleeper.status is not None
 

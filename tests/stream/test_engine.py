@@ -440,7 +440,7 @@ def test_worker_is_told_to_stop_when_most_records_are_bad():
     assert run.engine.stop_reason is None
     run.feed("events", [b"bad"])
     assert "501 of the last 1,000 records were bad" in run.engine.stop_reason
-    assert "events[0]@2500: not valid JSON" in run.engine.stop_reason
+    assert "clicks[0]@2500: not valid JSON" in run.engine.stop_reason
 
 
 def test_event_times_that_jump_back_do_not_move_the_clock():

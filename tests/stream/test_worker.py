@@ -91,7 +91,9 @@ def test_counters_add_up(story):
     m = story.metrics
     labels = sum(role == "labels" for role, _ in story.rows)
     assert m["events"] == m["predictions"] == FIRST + SECOND
-    assert m["labels"] == labels == m["joined"] + m["orphans"] + m["late"] + m["duplicates"] + m["misplaced"] + m["early"]
+    assert (
+        m["labels"] == labels == m["joined"] + m["orphans"] + m["late"] + m["duplicates"] + m["misplaced"] + m["early"]
+    )
     assert m["joined"] + m["expired"] + m["pending"] == m["events"]
     assert m["joined"] == m["examples"] == labels
     assert m["dead_letters"] == 0
@@ -226,7 +228,7 @@ def test_faust_starts_a_worker_in_which_an_agent_of_the_users_lives(open_shop, v
         f"@app.agent(app.topic('{shop.name}.notes'))\n"
         "async def read(notes):\n"
         "    async for note in notes:\n"
-        "        print('a note:', note.decode(), flush=True)\n"
+        "        print(f'a note: {note.decode()}')\n"
     )
     rows = visits_and_sales(6, 300)
     shop.produce(rows)
