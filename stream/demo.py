@@ -7,7 +7,6 @@ from the topics, and checked against what the worker counted.
 
 from __future__ import annotations
 
-import json as jsonlib
 import shutil
 import signal
 import sys
@@ -18,6 +17,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ..connectors import embedded
 from ..errors import SetupError
@@ -101,11 +102,9 @@ def _show(results: dict[str, Any], json: bool, say: Say) -> None:
 
     wrong = results["problems"]
     if json:
-        print(jsonlib.dumps(results), flush=True)
+        print(msgspec.json.encode(results).decode(), flush=True)
     else:
-        say(
-            "\nAt each departure: how likely is it that the flight lands more than 15 minutes late? The arrival told.\n"
-        )
+        say("\nAt each departure: how likely is it that the flight lands more than 15 minutes late? The arrival told.")
         say(report(results))
         say(f"The loss over the year: {results['picture']}")
     if wrong:

@@ -30,19 +30,23 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
      "time": the event's time in seconds since the epoch, "source": "topic-partition-offset"}
     """
     batch, lo, hi = predicted.batch, predicted.lo, predicted.hi
+    if lo == hi:
+        return []
     age = "null" if served.age_seconds is None else f"{served.age_seconds:.3f}"
-    middle = f',"model":{_json(served.model).decode()},"version":{served.version},"age_seconds":{age},"time":'
-    source = f',"source":"{topic}-{batch.partition}-'
+    middle = b',"model":%b,"version":%d,"age_seconds":%b,"time":' % (_json(served.model), served.version, age.encode())
+    source = f',"source":"{topic}-{batch.partition}-'.encode()
     values = zip(
         batch.record_keys[lo:hi],
-        batch.keys[lo:hi],
+        map(_json, batch.keys[lo:hi]),
         predicted.out[:, 0].tolist(),
-        (batch.time[lo:hi] / 1e6).tolist(),
-        batch.offset[lo:hi].tolist(),
+        _json((batch.time[lo:hi] / 1e6).tolist())[1:-1].split(
+            b","
+        ),  # a list at once is four times as fast as one by one
+        _json(batch.offset[lo:hi].tolist())[1:-1].split(b","),
         strict=True,
     )
     return [
-        (record_key, f'{{"key":{_json(key).decode()},"prediction":{p:.9g}{middle}{time!r}{source}{offset}"}}'.encode())
+        (record_key, b'{"key":%b,"prediction":%.9g%b%b%b%b"}' % (key, p, middle, time, source, offset))
         for record_key, key, p, time, offset in values
     ]
 
