@@ -25,7 +25,7 @@ from .records import Partition
 Answer = TypeVar("Answer")
 
 COORDINATOR_STARTS = (CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError)
-PATIENCE_SECONDS = 8.0  # for a broker that does not answer; the whole start says so within 10
+PATIENCE_SECONDS = 6.0  # for a broker that does not answer; the whole start says so within 10
 
 
 def ask(address: str, question: Callable[[KafkaAdminClient], Answer]) -> Answer:

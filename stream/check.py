@@ -9,8 +9,8 @@ from rich.console import Console
 
 from ..models.chain import as_chain
 from .aggregates import Fold, group_layout
-from .declaration import Pipeline
 from .columns import groups_of
+from .declaration import Pipeline
 from .durations import format_duration
 from .engine import Engine
 from .expressions import column_types, show

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
+from ..connectors.transactions import Output
 from .align import Aligner, Partition
 from .encode import Served, encode_predictions
 from .engine import Engine
 from .slices import DeadLetter, Piece
-
-Outputs = list[tuple[bytes | None, bytes]]
 
 
 @dataclass
@@ -18,7 +17,9 @@ class Cycle:
     """What was processed, in order, and what came of it."""
 
     pieces: list[Piece] = field(default_factory=list)
-    predictions: dict[int, Outputs] = field(default_factory=dict)  # by partition, which is the output's partition too
+    predictions: dict[int, list[Output]] = field(
+        default_factory=dict
+    )  # by partition, which is the output's partition too
     dead: list[DeadLetter] = field(default_factory=list)
     rows: int = 0
 

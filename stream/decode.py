@@ -175,7 +175,9 @@ class Decoder:
                 if value is not None and not LEAST_INT <= value <= GREATEST_INT:
                     refused[i] = f"expected `int` of 64 bits, got one of {value.bit_length()} bits", f"$.{name}"
 
-    def _refuse_long_keys(self, records: list[Record], keys: Sequence[Any], refused: dict[int, tuple[str, str]]) -> None:
+    def _refuse_long_keys(
+        self, records: list[Record], keys: Sequence[Any], refused: dict[int, tuple[str, str]]
+    ) -> None:
         """A prediction carries its event's key and record key, and has to fit into a record."""
         if max(map(len, filter(None, [record.key for record in records])), default=0) > KEY_BYTES:
             for i, record in enumerate(records):

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ..connectors.transactions import Output
 from .engine import Predicted
-from .slices import DeadLetter, Headers, Piece
+from .slices import DeadLetter, Piece
 
 JOURNAL_FORMAT = 1
 
@@ -23,8 +24,8 @@ class Served(NamedTuple):
     age_seconds: float | None  # wall time since the last example was learned; None: none yet
 
 
-def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list[tuple[bytes | None, bytes]]:
-    """(record key, JSON) of each prediction, in the order of the events.
+def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list[Output]:
+    """The prediction records of a piece, in the order of the events: under the event's record key, with a JSON value.
 
     {"key": the event's key, "prediction": P(true) or the value, "model", "version", "age_seconds",
      "time": the event's time in seconds since the epoch, "source": "topic-partition-offset"}
@@ -46,13 +47,13 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
         strict=True,
     )
     return [
-        (record_key, b'{"key":%b,"prediction":%.9g%b%b%b%b"}' % (key, p, middle, time, source, offset))
+        (record_key, b'{"key":%b,"prediction":%.9g%b%b%b%b"}' % (key, p, middle, time, source, offset), (), None)
         for record_key, key, p, time, offset in values
     ]
 
 
-def encode_dead_letter(letter: DeadLetter, topic: str, max_bytes: int) -> tuple[bytes | None, bytes | None, Headers]:
-    """Key, value and headers of a dead letter: the record as it came, with why it is one.
+def encode_dead_letter(letter: DeadLetter, topic: str, max_bytes: int) -> Output:
+    """A dead letter: the record as it came, with headers that say why it is one.
 
     A record larger than max_bytes is cut, and says so in the headers `truncated` and `original_size`.
     """
@@ -73,7 +74,7 @@ def encode_dead_letter(letter: DeadLetter, topic: str, max_bytes: int) -> tuple[
         key = key[: max_bytes // 2] if key is not None else None
         value = value[: max_bytes - len(key or b"")] if value is not None else None
     ours = tuple((f"headrace-{name}", text.encode()) for name, text in about.items())
-    return key, value, (*headers, *ours)
+    return key, value, (*headers, *ours), None
 
 
 class JournalRecord(NamedTuple):

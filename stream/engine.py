@@ -678,12 +678,8 @@ class Engine:
             if name in self._derived:
                 continue
             given = state.shared.get(name)
-            fits = given is not None and given.dtype == array.dtype and given.ndim == array.ndim
-            if fits and name in self._slotted:
-                fits = given.shape[1:] == array.shape[1:] and len(given) <= len(array)
-            elif fits:
-                fits = given.shape == array.shape
-            if not fits:
+            room = array[: len(given)] if given is not None and name in self._slotted else array
+            if given is None or given.dtype != array.dtype or given.shape != room.shape:
                 came = "nothing" if given is None else f"{given.dtype} {given.shape}"
                 raise SnapshotError(
                     f"array `{name}` of pipeline {self.pipeline.name!r}: expected {array.dtype} {array.shape}, got "
@@ -717,7 +713,7 @@ class Engine:
         twin.own(0)
         now = 0
         for role in ("events", "labels", "events") if self.delayed else ("events",):
-            twin.process(self._blank(role, now), 0, 2)  # type: ignore[arg-type]
+            twin.process(self._blank(role, now), 0, 2)
             now += 3 * self.within + 1
         twin.finish()
 

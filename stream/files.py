@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from .slices import DeadLetter, Record, Slice
 
 ROWS = 8192  # of one slice
 FORMATS = (".ndjson", ".jsonl", ".json", ".csv", ".parquet")
+UNREADABLE = (gzip.BadGzipFile, EOFError, zlib.error)  # damaged, or cut off
 
 
 def batches(path: Path, decoder: Decoder) -> Iterator[Batch]:
@@ -61,11 +63,19 @@ def frame_batches(frame: pl.DataFrame, decoder: Decoder, strict: bool = True) ->
 def _line_batches(path: Path, decoder: Decoder) -> Iterator[Batch]:
     start = 0
     with _open(path) as file:
-        lines = (line for line in file if line.strip())
-        while chunk := list(islice(lines, ROWS)):
-            records = [_record(decoder, start + i, line) for i, line in enumerate(chunk)]
-            yield decoder.decode(Slice(decoder.role, 0, start, start + len(chunk), records))
-            start += len(chunk)
+        lines = ((number, line) for number, line in enumerate(file) if line.strip())
+        while chunk := _take(path, lines):
+            records = [_record(decoder, number, line) for number, line in chunk]
+            end = chunk[-1][0] + 1
+            yield decoder.decode(Slice(decoder.role, 0, start, end, records))
+            start = end
+
+
+def _take(path: Path, lines: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    try:
+        return list(islice(lines, ROWS))
+    except UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
 
 
 def _record(decoder: Decoder, offset: int, value: bytes | None) -> Record:
@@ -94,5 +104,5 @@ def _read(path: Path, read: Any) -> pl.DataFrame:
     with _open(path) as file:
         try:
             return read(io.BytesIO(file.read()))
-        except (pl.exceptions.PolarsError, gzip.BadGzipFile, EOFError) as error:
+        except (pl.exceptions.PolarsError, *UNREADABLE) as error:
             raise InputError(f"{path}: cannot be read: {error}") from None

@@ -23,7 +23,7 @@ WAITING = {
 def render(runner: Runner) -> str:
     """The metrics of a worker in Prometheus' text format."""
     registry = CollectorRegistry()
-    registry.register(_Worker(runner))  # type: ignore[arg-type]
+    registry.register(_Worker(runner))
     return generate_latest(registry).decode()
 
 

@@ -368,13 +368,10 @@ class Runner:
         pipeline = self.pipeline
         outputs: dict[TopicPartition, list[Output]] = {}
         for number, predictions in cycle.predictions.items():
-            outputs[pipeline.predictions.topic, number] = [(key, value, (), None) for key, value in predictions]
+            outputs[pipeline.predictions.topic, number] = predictions
         for letter in cycle.dead:
-            key, value, headers = encode_dead_letter(
-                letter, self.topic_of[letter.role], MAX_RECORD_BYTES - HEADERS_ROOM
-            )
-            at = (pipeline.predictions.dead_letters, letter.partition)
-            outputs.setdefault(at, []).append((key, value, headers, None))
+            output = encode_dead_letter(letter, self.topic_of[letter.role], MAX_RECORD_BYTES - HEADERS_ROOM)
+            outputs.setdefault((pipeline.predictions.dead_letters, letter.partition), []).append(output)
         number = self.position.cycle
         disowned, self._disowned = self._disowned, []
         record = JournalRecord(self.settings.slot, number, merge(cycle.pieces), stop, disowned)

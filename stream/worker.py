@@ -97,7 +97,7 @@ class WorkerApp(faust.App):
             self.add_future(self.crash(error))
 
     def _ends(self) -> dict[Any, int]:
-        return self.consumer.ends()  # type: ignore[attr-defined]
+        return self.consumer.ends()
 
     def _new_transport(self) -> Transport:
         events = self.pipeline.events
@@ -107,6 +107,13 @@ class WorkerApp(faust.App):
             starts={t: events.start for t in topics if t is not None},
         )
         return Transport(self.conf.broker_consumer, self, self.runner, reading)
+
+
+class _Process(faust.Worker):
+    """Faust's worker, without its second of sleep at the end."""
+
+    async def _sentinel_task(self) -> None:
+        return None
 
 
 def build_app(pipeline: Pipeline, settings: Settings) -> WorkerApp:
@@ -147,7 +154,7 @@ def run_worker(pipeline: Pipeline, settings: Settings) -> int:
         settings.broker,
         settings.redis,
     )
-    worker = faust.Worker(app, loglevel="warn", redirect_stdouts=False, quiet=True, override_logging=False)
+    worker = _Process(app, loglevel="warn", redirect_stdouts=False, quiet=True, override_logging=False)
     worker.spinner = None  # it writes control characters, also where there is no terminal
     try:
         worker.execute_from_commandline()

@@ -16,14 +16,15 @@ from zlib import crc32
 
 import numpy as np
 import pytest
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import KafkaAdminClient, NewTopic
+
 from headrace.connectors.store import Snapshot, SnapshotStore
 from headrace.stream.decode import Decoder
 from headrace.stream.encode import JournalRecord
 from headrace.stream.engine import Engine
 from headrace.stream.load import load_pipeline
 from headrace.stream.slices import Record, Slice
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import KafkaAdminClient, NewTopic
 
 T0 = 1_700_000_000  # seconds
 PATIENCE_SECONDS = 60.0  # for anything: the machine may be busy
@@ -31,7 +32,7 @@ PATIENCE_SECONDS = 60.0  # for anything: the machine may be busy
 PIPELINE = """
 import msgspec
 from headrace import Events, Labels, Pipeline, Predictions, Snapshots, category, count, mean, numeric
-from headrace.models import FTRL, LogisticRegression, StandardScaler
+from headrace.models import FTRL, SGD, LinearRegression, LogisticRegression, StandardScaler
 
 
 class Visit(msgspec.Struct):
@@ -233,8 +234,9 @@ class Shop:
         return sorted(prediction["source"] for rows in self.predictions().values() for prediction in rows)
 
     def events(self) -> list[str]:
-        """What there should be a prediction for, as `sources` tells it; good records only."""
-        return sorted(f"{self.visits}-{p}-{r.offset}" for p, records in self.read(self.visits).items() for r in records)
+        """What there should be a prediction for, as `sources` tells it: the visits that name their site."""
+        visits = ((p, record) for p, records in self.read(self.visits).items() for record in records)
+        return sorted(f"{self.visits}-{p}-{record.offset}" for p, record in visits if b'"site"' in record.value)
 
     def committed(self) -> dict[tuple[str, int], int]:
         """The group's offsets, by role and partition."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 from aiokafka import AIOKafkaProducer
+
 from headrace.errors import InputError
 from headrace.stream.preflight import prepare_topics
 
@@ -89,7 +90,7 @@ def odd(open_shop):
 
     def some_good(n):
         nonlocal good
-        for i in range(n):
+        for _ in range(n):
             good += 1
             shop.producer.send(shop.visits, raw(key=f"g{good}", time=T0 + good / 100), partition=good % 2)
         shop.producer.flush()

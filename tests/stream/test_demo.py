@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from headrace.errors import StreamStopped
+from headrace.errors import SetupError, StreamStopped
+from headrace.stream import demo
 from headrace.stream.demo_processes import Process, parse_metrics
 from headrace.stream.demo_report import by_date, draw
 from headrace.stream.demo_result import Outcome, Read, area_under_curve, join_with_arrivals, latency, problems
@@ -60,6 +61,12 @@ def test_demo_in_a_folder_that_cannot_be_written_says_so_at_once(tmp_path: Path)
     assert done.returncode == 1
     assert "cannot write its picture" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_demo_without_its_extra_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "NEEDS", ("json", "a_package_that_nobody_has"))
+    with pytest.raises(SetupError, match=r"needs a_package_that_nobody_has: pip install 'headrace\[demo\]'"):
+        demo.demo(1000, json=False, keep=False)
 
 
 def test_process_that_fails_is_reported_with_its_last_lines(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def predicted(keys, out, time, offset=None, record_keys=None):
 @pytest.mark.parametrize("key", ['a"b\\c', "é\u2028😀", "", 7, -(2**63), "x,y"])
 def test_prediction_record_is_json_with_the_event_it_is_for(key):
     given = predicted([key], [0.25], [1_700_000_000_123_456], [2**40], [b"k"])
-    ((record_key, value),) = encode_predictions(given, "clicks", Served("ctr", 12, 0.5))
+    ((record_key, value, _, _),) = encode_predictions(given, "clicks", Served("ctr", 12, 0.5))
     assert record_key == b"k"
     assert json.loads(value) == {
         "key": key, "prediction": 0.25, "model": "ctr", "version": 12, "age_seconds": 0.5,
@@ -32,20 +32,20 @@ def test_prediction_is_read_back_to_the_bit_of_a_float32():
     rng = np.random.default_rng(1)
     values = np.concatenate([rng.random(5000), 10.0 ** rng.uniform(-38, 38, 5000), [0, 1, 1e-45]]).astype(np.float32)
     given = predicted(["k"] * len(values), values, [0] * len(values))
-    read = [json.loads(value)["prediction"] for _, value in encode_predictions(given, "t", Served("m", 0, None))]
+    read = [json.loads(value)["prediction"] for _, value, _, _ in encode_predictions(given, "t", Served("m", 0, None))]
     np.testing.assert_array_equal(np.array(read, np.float32), values)
 
 
 def test_nothing_predicted_gives_no_records_and_no_age_is_null():
     assert encode_predictions(predicted([], [], []), "t", Served("m", 0, None)) == []
-    ((_, value),) = encode_predictions(predicted(["k"], [1], [0]), "t", Served("m", 0, None))
+    ((_, value, _, _),) = encode_predictions(predicted(["k"], [1], [0]), "t", Served("m", 0, None))
     assert json.loads(value)["age_seconds"] is None
 
 
 def test_dead_letter_is_the_record_as_it_came_with_why_in_headers():
     record = Record(81207, 1_700_000_000_000, b"k", b"{bad", (("trace", b"1"),))
     letter = DeadLetter("events", 3, record, "not valid JSON", "$.price")
-    key, value, headers = encode_dead_letter(letter, "clicks", 1000)
+    key, value, headers, _ = encode_dead_letter(letter, "clicks", 1000)
     assert (key, value, headers[0]) == (b"k", b"{bad", ("trace", b"1"))
     assert dict(headers[1:]) == {
         "headrace-topic": b"clicks", "headrace-partition": b"3", "headrace-offset": b"81207",
@@ -55,7 +55,7 @@ def test_dead_letter_is_the_record_as_it_came_with_why_in_headers():
 
 @pytest.mark.parametrize("record", [Record(1, 0, b"k", b"v" * 5000), Record(1, 0, b"k" * 5000, None)])
 def test_dead_letter_above_the_limit_is_cut_and_says_so(record):
-    key, value, headers = encode_dead_letter(DeadLetter("labels", 0, record, "too long"), "sales", 1000)
+    key, value, headers, _ = encode_dead_letter(DeadLetter("labels", 0, record, "too long"), "sales", 1000)
     assert len(key or b"") + len(value or b"") <= 1000
     assert dict(headers)["headrace-truncated"] == b"true"
     assert int(dict(headers)["headrace-original_size"]) >= 5000

@@ -8,6 +8,7 @@ from zlib import crc32
 
 import numpy as np
 import pytest
+
 from headrace.stream.snapshot import BEGINNING, pack
 
 FIRST, SECOND = 1_500, 500
@@ -142,6 +143,8 @@ def test_sigkill_in_a_backlog_loses_and_repeats_nothing(open_shop, visits_and_sa
     changes = f"snapshots=Snapshots('{every}'), cycle='20ms', max_cycle_rows=200"
     shop = open_shop(f"kill-{every}", changes=changes)
     rows = visits_and_sales(3, 8_000)
+    for _, row in [row for row in rows if row[0] == "events"][::40]:
+        del row["site"]  # a bad record
     shop.produce(rows)
     worker = shop.start()
     worker.says("owns partitions")
@@ -152,10 +155,12 @@ def test_sigkill_in_a_backlog_loses_and_repeats_nothing(open_shop, visits_and_sa
     assert (shop.snapshot() is None) == (every == "1h")
 
     worker = shop.start()
-    worker.until(events=8_000, labels=sum(role == "labels" for role, _ in rows))
+    worker.until(events=7_800, bad_events=200, labels=sum(role == "labels" for role, _ in rows))
     assert worker.end() == 0
     assert "records from the journal" in worker.printed
     assert shop.sources() == shop.events()
+    letters = [dict(r.headers) for of in shop.read(shop.pipeline.predictions.dead_letters).values() for r in of]
+    assert len({(told["headrace-partition"], told["headrace-offset"]) for told in letters}) == len(letters) == 200
     engine, _ = shop.by_hand()
     assert_is_state_of(shop.snapshot(), engine)
 
@@ -217,6 +222,23 @@ def test_workers_that_join_and_leave_share_the_work_and_none_is_done_twice(open_
     assert labels * 0.5 < total["joined"] <= labels
     for of in shop.pieces().values():  # no hole and no overlap, whoever did it
         assert [start for start, _ in of] == [0, *(next for _, next in of[:-1])]
+
+
+def test_model_that_is_not_finite_any_more_stops_the_worker_before_anything_of_it_is_published(open_shop):
+    label = "labels=Labels(value='price')"
+    shop = open_shop(
+        "broken", partitions=1, changes=f"{label}, model=LinearRegression(SGD(1e30)), features=[numeric('time')]"
+    )
+    shop.produce([("events", {"id": f"v{i}", "time": 1_700_000_000, "site": "a", "price": 1e3}) for i in range(50)])
+    worker = shop.start()
+    assert worker.ends() == 1
+    assert "not finite" in worker.printed
+    assert "Traceback" not in worker.printed
+    worker = shop.start()
+    assert worker.ends() == 1
+    assert "stopped for a reason that is still there" in worker.printed
+    assert shop.snapshot() is None
+    assert shop.read(shop.scores)[0] == []
 
 
 def test_faust_starts_a_worker_in_which_an_agent_of_the_users_lives(open_shop, visits_and_sales):
