@@ -23,7 +23,8 @@ from .flights import arrivals, departures
 from .slices import END_OF_STREAM
 
 BATCH_BYTES = 256 << 10
-TICK_SECONDS = 0.002  # how often a paced producer sends what is due
+TICK_SECONDS = 0.005  # how often a paced producer sends what is due
+LINGER_MS = 5  # so small records are sent in batches; it counts as latency
 SAY_SECONDS = 0.5
 
 
@@ -56,7 +57,7 @@ def ndjson(frame: pl.DataFrame) -> list[bytes]:
 async def produce(broker: str, events: str, labels: str, limit: int, records: int, pace: int) -> None:
     """Write what the module says."""
     todo = messages(events, labels, limit)[: records or None]
-    producer = AIOKafkaProducer(bootstrap_servers=broker, acks="all", max_batch_size=BATCH_BYTES)
+    producer = AIOKafkaProducer(bootstrap_servers=broker, acks="all", max_batch_size=BATCH_BYTES, linger_ms=LINGER_MS)
     await producer.start()
     try:
         if pace:

@@ -32,6 +32,12 @@ def print_log(level: int = logging.INFO) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+def hush_libraries() -> None:
+    """From now on only we speak: what is torn down while it waits for an answer says so, and it does not matter."""
+    for name in ("aiokafka", "faust", "mode"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _is_useful(record: logging.LogRecord) -> bool:
     said = record.getMessage()
     return not any(words in said for words in HARMLESS)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from ..connectors.groups import Member
+from ..connectors.groups import CommitRefused, Member
 from ..connectors.records import Fetched
 from ..connectors.records import Partition as TopicPartition
 from ..connectors.store import SnapshotStore
@@ -40,6 +40,7 @@ log = logging.getLogger("headrace")
 Answer = TypeVar("Answer")
 
 IDLE_SECONDS = 5.0  # a partition that gave nothing for so long holds the others back no longer
+SLICE_RECORDS = 2_000  # runs are joined up to so many records before they are decoded
 LOOK_SECONDS = 0.02  # how often to look whether what waits may go on
 REPORT_SECONDS = 5.0
 FIGURES_SECONDS = 0.5
@@ -147,6 +148,9 @@ class Runner:
             await self._finish()
         except asyncio.CancelledError:
             raise
+        except CommitRefused as error:
+            slot = self.settings.slot
+            self.fail(CommitRefused(f"{error}. If another worker runs with slot {slot}, start one with another --slot"))
         except BaseException as error:
             self.fail(error)
         finally:
@@ -330,9 +334,7 @@ class Runner:
         while True:
             hungry = [p for p, runs in fetched.items() if runs and self.aligner.is_empty(p)]
             for partition in hungry:
-                run = fetched[partition].popleft()
-                part = Slice(*partition, run.start, run.next, run.records)
-                self.aligner.add(self.decoders[partition[0]].decode(part))
+                self.aligner.add(self.decoders[partition[0]].decode(self._take(partition)))
             pieces = len(cycle.pieces)
             run_cycle(engine, self.aligner, self._at_end(), served, is_full, cycle)
             if is_full(cycle) or engine.stop_reason is not None or (not hungry and pieces == len(cycle.pieces)):
@@ -345,6 +347,19 @@ class Runner:
             self._note_figures(engine)
         return cycle
 
+    def _take(self, partition: Partition) -> Slice:
+        """What was fetched of a partition, one run or some up to SLICE_RECORDS, as one slice: each has its price."""
+        runs = self._runs[partition]
+        first = runs.popleft()
+        records, end = first.records, first.next
+        if runs and len(records) < SLICE_RECORDS:
+            records = list(records)
+            while runs and len(records) < SLICE_RECORDS:
+                run = runs.popleft()
+                records += run.records
+                end = run.next
+        return Slice(*partition, first.start, end, records)
+
     def _note_figures(self, engine: Engine) -> None:
         """In the compute thread: what log and metrics show, for they must not look at an engine at work."""
         self.figures = engine.results() | engine.counters()
@@ -352,7 +367,11 @@ class Runner:
 
     def _at_end(self) -> set[Partition]:
         """Partitions that hold nothing back: read to their end, or silent for long."""
-        silent = time.monotonic() - IDLE_SECONDS
+        now = time.monotonic()
+        for p in self._fetched:
+            if self._runs.get(p) or not self.aligner.is_empty(p):
+                self._heard[p] = now  # of a long run that is being worked off more may follow: not silent yet
+        silent = now - IDLE_SECONDS
         return {
             p
             for p, next in self._fetched.items()

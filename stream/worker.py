@@ -11,11 +11,12 @@ from typing import Any
 
 import faust
 
+from ..connectors.store import redis_address
 from ..connectors.transport import Runs, Transport
 from ..connectors.transport import Settings as Reading
 from ..errors import HeadraceError
 from .declaration import Pipeline
-from .logs import print_log
+from .logs import hush_libraries, print_log
 from .metrics_page import render
 from .preflight import prepare
 from .runner import Runner
@@ -72,6 +73,7 @@ class WorkerApp(faust.App):
 
     async def on_stop(self) -> None:
         """Before Faust stops anything: the cycle in hand is finished, the last snapshot published."""
+        hush_libraries()
         if self.failure is None:
             await self.runner.close()
         else:
@@ -147,13 +149,8 @@ def run_worker(pipeline: Pipeline, settings: Settings) -> int:
     """Run a worker until SIGTERM or Ctrl-C; returns the exit status: 0 when it was told to stop, 1 when it had to."""
     print_log()
     app = build_app(pipeline, settings)
-    log.info(
-        "pipeline %s, slot %d: broker %s, snapshots at %s",
-        pipeline.name,
-        settings.slot,
-        settings.broker,
-        settings.redis,
-    )
+    redis = redis_address(settings.redis)  # which has no password in it
+    log.info("pipeline %s, slot %d: broker %s, Redis %s", pipeline.name, settings.slot, settings.broker, redis)
     worker = _Process(app, loglevel="warn", redirect_stdouts=False, quiet=True, override_logging=False)
     worker.spinner = None  # it writes control characters, also where there is no terminal
     try:

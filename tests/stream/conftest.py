@@ -30,9 +30,11 @@ T0 = 1_700_000_000  # seconds
 PATIENCE_SECONDS = 60.0  # for anything: the machine may be busy
 
 PIPELINE = """
+import math
+
 import msgspec
 from headrace import Events, Labels, Pipeline, Predictions, Snapshots, category, count, mean, numeric
-from headrace.models import FTRL, SGD, LinearRegression, LogisticRegression, StandardScaler
+from headrace.models import FTRL, LogisticRegression, StandardScaler
 
 
 class Visit(msgspec.Struct):
@@ -60,6 +62,7 @@ parts = dict(
     predictions=Predictions("{name}.scores"),
 )
 pipeline = Pipeline(**(parts | dict({changes})))
+app = pipeline.app
 """
 
 

@@ -290,6 +290,9 @@ def test_missing_topic_is_named_with_the_way_to_make_it(open_shop):
     assert worker.ends() == 1
     assert str(caught.value) in worker.printed
     assert len(worker.printed.splitlines()) == 2, worker.printed
+    worker = shop.start(command=[str(shop.scripts / "faust"), "-A", "shop", "worker"])
+    assert worker.ends() == 1
+    assert str(caught.value) in " ".join(worker.printed.split())
 
 
 def test_topics_with_other_numbers_of_partitions_are_refused(open_shop):

@@ -123,7 +123,7 @@ def test_restart_goes_on_where_the_worker_stopped(story):
 
 def test_worker_prints_lines_that_a_stranger_understands_and_no_others(story):
     known = [
-        rf"pipeline {story.shop.name}, slot 0: broker [\d.:]+, snapshots at redis://[\d.:/]+",
+        rf"pipeline {story.shop.name}, slot 0: broker [\d.:]+, Redis [\d.:/]+",
         r"compiled the kernels in [\d.]+ s; from now on they are in the cache",
         r"snapshot \d+ loaded: [\d,]+ events so far",
         rf"headrace\.{story.shop.name}-0 owns partitions 0, 1, 2",
@@ -224,12 +224,24 @@ def test_workers_that_join_and_leave_share_the_work_and_none_is_done_twice(open_
         assert [start for start, _ in of] == [0, *(next for _, next in of[:-1])]
 
 
-def test_model_that_is_not_finite_any_more_stops_the_worker_before_anything_of_it_is_published(open_shop):
-    label = "labels=Labels(value='price')"
-    shop = open_shop(
-        "broken", partitions=1, changes=f"{label}, model=LinearRegression(SGD(1e30)), features=[numeric('time')]"
-    )
+def spoiled(open_shop, name, consequence):
+    """A shop with 50 visits and a model that does this once it sees them."""
+    shop = open_shop(name, partitions=1)
+    with shop.file.open("a") as file:
+        file.write(
+            "from headrace.models import Chain\n\n"
+            "def spoil(self, x, out):\n"
+            "    out.fill(0.5)\n"
+            "    if (x.numeric[:, 0] == 1e3).any():\n"
+            f"        {consequence}\n\n"
+            "Chain.predict_then_observe = spoil\n"
+        )
     shop.produce([("events", {"id": f"v{i}", "time": 1_700_000_000, "site": "a", "price": 1e3}) for i in range(50)])
+    return shop
+
+
+def test_model_that_is_not_finite_any_more_stops_the_worker_before_anything_of_it_is_published(open_shop):
+    shop = spoiled(open_shop, "broken", "out.fill(math.nan)")
     worker = shop.start()
     assert worker.ends() == 1
     assert "not finite" in worker.printed
@@ -237,6 +249,16 @@ def test_model_that_is_not_finite_any_more_stops_the_worker_before_anything_of_i
     worker = shop.start()
     assert worker.ends() == 1
     assert "stopped for a reason that is still there" in worker.printed
+    assert shop.snapshot() is None
+    assert shop.read(shop.scores)[0] == []
+
+
+def test_fault_of_ours_ends_the_worker_with_its_stack_and_nothing_is_published(open_shop):
+    shop = spoiled(open_shop, "fault", "raise RuntimeError('a fault')")
+    worker = shop.start()
+    assert worker.ends() == 1
+    assert "Traceback" in worker.printed
+    assert "RuntimeError: a fault" in worker.printed
     assert shop.snapshot() is None
     assert shop.read(shop.scores)[0] == []
 
