@@ -13,10 +13,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from .declaration import Pipeline
-from .expressions import column_types
+from .expressions import column_types, fields_of, plain_column
 from .features import Aggregate, Category, Cross, Numeric
 from .hashing import KEY_SEEDS, U64, combine, hash_texts, hash_words, name_seed
 from .slices import Role
+
+Fields = dict[str, Sequence[Any]]  # by name: the values of one field, one for each row
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -52,14 +54,27 @@ def value_name(value: pl.Expr) -> str:
     return value.meta.serialize(format="json")
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where values come from: a field as it was decoded, or an expression's place among the outputs."""
+
+    dtype: pl.DataType
+    field: str = ""
+    output: int = -1
+    known: int = -1  # of a hashed expression that is not text: the place of "is not missing"
+
+
 class Columns:
-    """Computes the columns of one topic's batches. Holds no state of the stream."""
+    """Computes the columns of one topic's batches. Holds no state of the stream.
+
+    What is a plain field goes straight into arrays; only expressions see Polars, all in one `select`, since a select
+    costs half a millisecond however few its rows are.
+    """
 
     def __init__(self, pipeline: Pipeline, role: Role, schema: type[msgspec.Struct]) -> None:
         events = role == "events"
         side = pipeline.events if events else pipeline.labels
         self.types = column_types(schema)
-        self._empty = pl.DataFrame(schema=self.types)
         self._outputs: list[pl.Expr] = []
         self._width = len(pipeline.numeric) if events else 0
         features = pipeline.features if events else ()
@@ -80,97 +95,90 @@ class Columns:
         self._label: pl.Expr | None = None
         labels = pipeline.labels
         if labels is not None and (labels.topic is None) == events:
-            self._plan_label(labels.value_expr, pipeline.classes)
+            self._label = labels.value_expr
+            self._label_fields = sorted(fields_of(self._label))
+            self._classes = {name: float(i) for i, name in enumerate(pipeline.classes)}
+            is_text = self._dtype(self._label) == pl.String
+            self._label_source = self._hashed(self._label) if is_text else self._number(self._label)
+        read = dict.fromkeys(name for expr in self._outputs for name in fields_of(expr))
+        self._read = {name: self.types[name] for name in read}
 
-    def _plan_label(self, value: pl.Expr, classes: Sequence[str]) -> None:
-        self._label = value
-        self._label_fields = sorted(set(value.meta.root_names()))
-        self._classes = {name: float(i) for i, name in enumerate(classes)}
-        self._label_is_text = self._empty.select(value).dtypes[0] == pl.String
-        self._label_at = self._add(value) if self._label_is_text else self._number(value)
-        known = [
-            pl.col(name).is_not_null() & (pl.col(name).is_not_nan() if self.types[name].is_float() else pl.lit(True))
-            for name in self._label_fields
-        ]
-        self._label_known_at = self._add(pl.all_horizontal(known))
+    # -- planning: where each value will come from
 
-    # -- planning: each method adds to what is selected, and says where it will stand
+    def _dtype(self, expr: pl.Expr) -> pl.DataType:
+        return pl.DataFrame(schema=self.types).select(expr).dtypes[0]
 
     def _add(self, expr: pl.Expr) -> int:
         self._outputs.append(expr.alias(f"#{len(self._outputs)}"))
         return len(self._outputs) - 1
 
-    def _number(self, expr: pl.Expr) -> int:
-        return self._add(expr.cast(pl.Float64).fill_null(np.nan))
+    def _number(self, expr: pl.Expr) -> _Source:
+        name = plain_column(expr)
+        if name is not None:
+            return _Source(self.types[name], field=name)
+        return _Source(pl.Float64(), output=self._add(expr.cast(pl.Float64).fill_null(np.nan)))
 
-    def _hashed(self, expr: pl.Expr) -> tuple[bool, int, int]:
-        """(is text, where the values stand, where it stands which of them are known)."""
-        dtype = self._empty.select(expr).dtypes[0]
+    def _hashed(self, expr: pl.Expr) -> _Source:
+        name = plain_column(expr)
+        if name is not None:
+            return _Source(self.types[name], field=name)
+        dtype = self._dtype(expr)
         if dtype in (pl.String, pl.Categorical, pl.Enum):
-            at = self._add(expr.cast(pl.String))
-            return True, at, at
+            return _Source(pl.String(), output=self._add(expr.cast(pl.String)))
         if dtype.is_float():
             value = expr.cast(pl.Float64)
             known = self._add(value.is_not_nan().fill_null(False))
-            return False, self._add(value.fill_null(0.0) + 0.0), known  # -0.0 is 0.0
+            return _Source(dtype, output=self._add(value.fill_null(0.0) + 0.0), known=known)  # -0.0 is 0.0
         known = self._add(expr.is_not_null())
-        return False, self._add(expr.cast(pl.Int64, wrap_numerical=True).fill_null(0)), known
+        return _Source(dtype, output=self._add(expr.cast(pl.Int64, wrap_numerical=True).fill_null(0)), known=known)
 
     # -- computing
 
-    def frame(self, rows: Sequence[Any]) -> pl.DataFrame:
-        """Decoded rows (Structs of the schema) as columns."""
+    def fields(self, rows: Sequence[Any]) -> Fields:
+        """Decoded rows (Structs of the schema) by field: the values of each, None where missing."""
         if not rows:
-            return self._empty
-        fields = zip(*map(msgspec.structs.astuple, rows), strict=True)
-        series: list[pl.Series] = []
-        for (name, dtype), values in zip(self.types.items(), fields, strict=True):
-            if isinstance(dtype, pl.Datetime):
-                micro = [None if v is None else _microseconds(v) for v in values]
-                series.append(pl.Series(name, micro, pl.Int64).cast(dtype))
-            else:
-                series.append(pl.Series(name, values, dtype))
-        return pl.DataFrame(series)
+            return dict.fromkeys(self.types, ())
+        return dict(zip(self.types, zip(*map(msgspec.structs.astuple, rows), strict=True), strict=True))
 
-    def compute(self, frame: pl.DataFrame) -> tuple[dict[str, Any], dict[int, str]]:
+    def compute(self, fields: Fields, rows: int) -> tuple[dict[str, Any], dict[int, str]]:
         """The computed columns of Batch, by name; and the rows on which an expression raised, with what it said."""
-        got, poison = self._select(frame)
-        b = len(frame)
-        numeric = np.full((b, self._width), np.nan, np.float32)
+        outputs, poison = self._select(fields, rows)
+        got = _Values(fields, outputs)
+        numeric = np.full((rows, self._width), np.nan, np.float32)
         with np.errstate(over="ignore"):
-            for j, at in self._numeric:
-                numeric[:, j] = got[at].to_numpy()
+            for j, source in self._numeric:
+                numeric[:, j] = got.floats(source)
         numeric[np.isinf(numeric)] = np.nan  # log of zero, overflow: nothing that can be learned from
-        values = np.empty((b, len(self._values)))
-        for v, at in enumerate(self._values):
-            values[:, v] = got[at].to_numpy()
+        values = np.empty((rows, len(self._values)))
+        for v, source in enumerate(self._values):
+            values[:, v] = got.floats(source)
         values[np.isinf(values)] = np.nan
-        texts: dict[int, list[str | None]] = {}
-        key_hash = np.zeros((b, 2), np.uint64)
+        key_hash = np.zeros((rows, 2), np.uint64)
         if self._key is not None:
-            _hash(got, texts, self._key, KEY_SEEDS, key_hash, 0)
+            got.hash(self._key, KEY_SEEDS, key_hash, 0)
         return {
             "numeric": numeric,
-            "categories": _hash_all(got, texts, self._categories, b),
-            "groups": _hash_all(got, texts, self._groups, b),
+            "categories": self._hash_all(got, self._categories, rows),
+            "groups": self._hash_all(got, self._groups, rows),
             "values": values,
             "key_hash": key_hash,
-            "y": self._labels(got) if self._label is not None else np.full(b, np.nan, np.float32),
+            "y": self._labels(got) if self._label is not None else np.full(rows, np.nan, np.float32),
         }, poison
 
-    def _select(self, frame: pl.DataFrame) -> tuple[list[pl.Series], dict[int, str]]:
+    def _select(self, fields: Fields, rows: int) -> tuple[list[pl.Series], dict[int, str]]:
         if not self._outputs:
             return [], {}
+        frame = pl.DataFrame([_series(name, fields[name], dtype) for name, dtype in self._read.items()])
         try:
             return frame.select(self._outputs).get_columns(), {}
         except pl.exceptions.PolarsError:
-            if len(frame) == 0:
+            if not rows:
                 raise
         # an expression raised: find the rows on which it does, and give those nulls
-        nulls = self._empty.select(self._outputs).clear(1)
+        nulls = frame.clear().select(self._outputs).clear(1)
         done: list[pl.DataFrame] = []
         poison: dict[int, str] = {}
-        for i in range(len(frame)):
+        for i in range(rows):
             try:
                 done.append(frame[i : i + 1].select(self._outputs))
             except pl.exceptions.PolarsError as error:
@@ -178,66 +186,93 @@ class Columns:
                 done.append(nulls)
         return pl.concat(done).get_columns(), poison
 
-    def _labels(self, got: list[pl.Series]) -> NDArray[np.float32]:
-        known = got[self._label_known_at].to_numpy()
-        if self._label_is_text:
-            y = np.array([self._classes.get(v, np.nan) for v in got[self._label_at].to_list()], np.float32)
+    def _labels(self, got: _Values) -> NDArray[np.float32]:
+        if self._label_source.dtype == pl.String:
+            y = np.array([self._classes.get(v or "", np.nan) for v in got.texts(self._label_source)], np.float32)
         else:
             with np.errstate(over="ignore"):
-                y = got[self._label_at].to_numpy().astype(np.float32)
-        return np.where(known & np.isfinite(y), y, np.float32(np.nan))
+                y = got.floats(self._label_source).astype(np.float32)
+        known = np.isfinite(y)
+        for name in self._label_fields:
+            if self.types[name] == pl.String:
+                known &= np.array([v is not None for v in got.fields[name]], np.bool_)
+            elif not isinstance(self.types[name], pl.Datetime):
+                known &= ~np.isnan(np.array(got.fields[name], np.float64))
+        return np.where(known, y, np.float32(np.nan))
 
-    def why_no_label(self, frame: pl.DataFrame, i: int) -> str:
+    def why_no_label(self, fields: Fields, i: int) -> str:
         """Why row i has no label."""
-        row = frame.row(i, named=True)
+        row = {name: values[i] for name, values in fields.items()}
         missing = [n for n in self._label_fields if row[n] is None or row[n] != row[n]]
         if missing:
             return f"no label: {', '.join(f'`{n}`' for n in missing)} is null or NaN"
         assert self._label is not None
-        value = frame[i : i + 1].select(self._label).item()
+        frame = pl.DataFrame([_series(n, (row[n],), self.types[n]) for n in self._label_fields])
+        value = frame.select(self._label).item()
         if isinstance(value, str):
             return f"no label: {value!r} is not one of classes={list(self._classes)}"
         return f"no label: the value is {value!r}"
 
-
-def _hash_all(
-    got: list[pl.Series],
-    texts: dict[int, list[str | None]],
-    columns: list[tuple[list[tuple[bool, int, int]], int]],
-    rows: int,
-) -> U64:
-    """uint64 (B, len(columns)): one hash per row over the parts of each column."""
-    out = np.empty((rows, len(columns)), np.uint64)
-    for k, (parts, seed) in enumerate(columns):
-        if len(parts) == 1:
-            _hash(got, texts, parts[0], (seed,), out, k)
-            continue
-        hashes = np.empty((rows, len(parts)), np.uint64)
-        for p, part in enumerate(parts):
-            _hash(got, texts, part, (seed,), hashes, p)
-        combine(hashes, seed, out, k)
-    return out
+    @staticmethod
+    def _hash_all(got: _Values, columns: list[tuple[list[_Source], int]], rows: int) -> U64:
+        """uint64 (B, len(columns)): one hash per row over the parts of each column."""
+        out = np.empty((rows, len(columns)), np.uint64)
+        for k, (parts, seed) in enumerate(columns):
+            if len(parts) == 1:
+                got.hash(parts[0], (seed,), out, k)
+                continue
+            hashes = np.empty((rows, len(parts)), np.uint64)
+            for p, part in enumerate(parts):
+                got.hash(part, (seed,), hashes, p)
+            combine(hashes, seed, out, k)
+        return out
 
 
-def _hash(
-    got: list[pl.Series],
-    texts: dict[int, list[str | None]],
-    part: tuple[bool, int, int],
-    seeds: Sequence[int],
-    out: U64,
-    column: int,
-) -> None:
-    is_text, at, known = part
-    if is_text:
-        if at not in texts:
-            texts[at] = got[at].to_list()
-        hash_texts(texts[at], seeds, out, column)
-    else:
-        hash_words(got[at].to_numpy(), got[known].to_numpy(), seeds, out, column)
+class _Values:
+    """The values of one slice: fields as they were decoded, and what the expressions gave."""
+
+    def __init__(self, fields: Fields, outputs: list[pl.Series]) -> None:
+        self.fields, self.outputs = fields, outputs
+        self._texts: dict[int, Sequence[str | None]] = {}
+
+    def floats(self, source: _Source) -> NDArray[np.float64]:
+        """float64 (B,), NaN where missing."""
+        if source.field:
+            return np.array(self.fields[source.field], np.float64)  # None becomes NaN, True 1
+        return self.outputs[source.output].to_numpy()
+
+    def texts(self, source: _Source) -> Sequence[str | None]:
+        """The values of a source of text."""
+        if source.field:
+            return self.fields[source.field]
+        if source.output not in self._texts:
+            self._texts[source.output] = self.outputs[source.output].to_list()
+        return self._texts[source.output]
+
+    def hash(self, source: _Source, seeds: Sequence[int], out: U64, column: int) -> None:
+        """Hash the values under each seed into the columns of out from `column` on; 0 where missing."""
+        if source.dtype == pl.String:
+            hash_texts(self.texts(source), seeds, out, column)
+        elif source.field:
+            values = self.fields[source.field]
+            known = np.ones(len(values), np.bool_)
+            if None in values:
+                known = np.array([v is not None for v in values], np.bool_)
+                values = [0 if v is None else v for v in values]
+            hash_words(np.array(values, np.int64), known, seeds, out, column)
+        else:
+            words, known = self.outputs[source.output].to_numpy(), self.outputs[source.known].to_numpy()
+            hash_words(words, known, seeds, out, column)
 
 
-def _microseconds(moment: datetime) -> int:
-    """A datetime without a zone is read as UTC."""
+def _series(name: str, values: Sequence[Any], dtype: pl.DataType) -> pl.Series:
+    if isinstance(dtype, pl.Datetime):
+        return pl.Series(name, [None if v is None else microseconds(v) for v in values], pl.Int64).cast(dtype)
+    return pl.Series(name, values, dtype)
+
+
+def microseconds(moment: datetime) -> int:
+    """Since the epoch. A datetime without a zone is read as UTC."""
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     delta = aware - EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds

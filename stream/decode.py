@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from .columns import Columns
+from .columns import Columns, Fields, microseconds
 from .declaration import Events, Labels, Pipeline
 from .hashing import U64
 from .slices import END_OF_STREAM, DeadLetter, Record, Role, Slice
@@ -77,6 +77,7 @@ class Decoder:
         self.schema: type[msgspec.Struct] = side.schema
         self._decode: Callable[[Any], Any] = msgspec.json.Decoder(self.schema).decode
         self._columns = Columns(pipeline, role, self.schema)
+        self._is_moment = side.time is not None and isinstance(self._columns.types[side.time], pl.Datetime)
         self._ints = [name for name, dtype in self._columns.types.items() if dtype == pl.Int64]
 
     def decode(self, s: Slice) -> Batch:
@@ -120,15 +121,15 @@ class Decoder:
         self._fit_integers(rows, refused)
         records, rows = self._without(refused, s, records, rows, dead)
         refused = {}
-        frame = self._columns.frame(rows)
+        fields = self._columns.fields(rows)
         timestamp = np.fromiter((r.timestamp for r in records), np.int64, len(records)) * 1000
-        time = self._times(frame, timestamp, refused) if self.side.time is not None else timestamp
-        computed, poison = self._columns.compute(frame)
+        time = self._times(fields, timestamp, refused) if self.side.time is not None else timestamp
+        computed, poison = self._columns.compute(fields, len(rows))
         refused |= {i: (reason, "") for i, reason in poison.items() if i not in refused}
         if self.role == "labels":
             for i in np.flatnonzero(np.isnan(computed["y"])).tolist():
-                refused.setdefault(i, (self._columns.why_no_label(frame, i), ""))
-        keys = [getattr(row, self.side.key) for row in rows] if self.side.key is not None else [None] * len(rows)
+                refused.setdefault(i, (self._columns.why_no_label(fields, i), ""))
+        keys = fields[self.side.key] if self.side.key is not None else [None] * len(rows)
         if self.role == "events":
             self._refuse_long_keys(records, keys, refused)
         if refused:
@@ -190,11 +191,13 @@ class Decoder:
                     refused[i] = reason, f"$.{self.side.key}"
 
     def _times(
-        self, frame: pl.DataFrame, timestamp: NDArray[np.int64], refused: dict[int, tuple[str, str]]
+        self, fields: Fields, timestamp: NDArray[np.int64], refused: dict[int, tuple[str, str]]
     ) -> NDArray[np.int64]:
         """The event time of each row in microseconds; rows whose time cannot be are refused."""
         name = str(self.side.time)
-        given = frame[name].to_physical().to_numpy()  # a datetime is microseconds
+        given = np.array(fields[name] if not self._is_moment else [microseconds(v) for v in fields[name]])
+        if not len(given):
+            return timestamp
         scale = MICROSECONDS[self.side.unit or "us"]
         with np.errstate(invalid="ignore"):
             inside = np.abs(given.astype(np.float64)) <= LATEST_TIME / scale

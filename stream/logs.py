@@ -34,7 +34,7 @@ def print_log(level: int = logging.INFO) -> None:
 
 def hush_libraries() -> None:
     """From now on only we speak: what is torn down while it waits for an answer says so, and it does not matter."""
-    for name in ("aiokafka", "faust", "mode"):
+    for name in ("aiokafka", "faust", "mode", *SERVICES):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

@@ -216,7 +216,8 @@ class Runner:
             log.info("snapshot %d loaded: %s events so far", self._loaded, f"{self.figures['events']:,}")
         settings = self.settings
         check_journal(self.pipeline, settings.broker, settings.slot, self.position, settings.resume)
-        gc.freeze()  # what is here stays; records come and go by the thousand and are no cycles
+        gc.freeze()  # what is here stays
+        gc.set_threshold(100_000, 20, 100)  # records come and go by the thousand and are no cycles
         return engine
 
     async def _recover(self, assigned: Assigned) -> None:

@@ -86,17 +86,22 @@ class WorkerApp(faust.App):
             await self.runner.leave()
         await super().on_shutdown()
 
+    async def crash(self, reason: BaseException) -> None:
+        """What Faust calls for an error in anything of the app."""
+        self.fail(reason)
+
     def fail(self, error: BaseException) -> None:
-        """End the worker: in good order for what a user can act on, as a crash for a fault of ours."""
+        """End the worker; what is in hand is not committed. The first error counts."""
         if self.failure is not None:
             return
         self.failure = error
         if isinstance(error, HeadraceError):
             log.error("%s", error)
-            self.beacon.root.data.crash_reason = error  # for the exit status; as a crash it would print our stack
-            os.kill(os.getpid(), signal.SIGTERM)
         else:
-            self.add_future(self.crash(error))
+            log.critical("a fault of the worker itself, please report it", exc_info=error)
+        hush_libraries()
+        self.beacon.root.data.crash_reason = error  # for the exit status, also under `faust -A`
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _ends(self) -> dict[Any, int]:
         return self.consumer.ends()

@@ -92,11 +92,15 @@ class Worker:
     def printed(self) -> str:
         return self.log.read_text()
 
+    def page(self, path: str) -> tuple[int, str]:
+        """Status and text of a page of its web server; raises OSError while there is none."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as page:
+            return page.status, page.read().decode()
+
     def metrics(self) -> dict[str, float]:
         """The figures at /metrics, without "headrace_" and "_total"; empty before the page is there."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as page:
-                lines = page.read().decode().splitlines()
+            lines = self.page("/metrics")[1].splitlines()
         except OSError:
             return {}
         pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
@@ -311,7 +315,7 @@ def open_shop(kafka: str, redis_url: str, tmp_path_factory: pytest.TempPathFacto
     with ExitStack() as shops:
 
         def open_one(name: str, partitions: int = 2, changes: str = "", **config: object) -> Shop:
-            name = f"{re.sub('[^a-z0-9]+', '-', name)}-{os.urandom(3).hex()}"
+            name = f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{os.urandom(3).hex()}"
             shop = Shop(kafka, redis_url, tmp_path_factory.mktemp(name), name, partitions, changes, **config)
             shops.callback(shop.close)
             return shop

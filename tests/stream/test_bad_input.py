@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from kafka import TopicPartition
+from kafka.admin import KafkaAdminClient
 
 from headrace.errors import InputError
 from headrace.stream.preflight import prepare_topics
@@ -277,6 +279,25 @@ def test_worker_stops_when_labels_lie_in_other_partitions_than_their_events(open
     assert worker.end() == 0
     assert figures["joined"] + figures["misplaced"] == 1_000
     assert len(shop.sources()) == 1_000
+
+
+def test_records_deleted_before_they_were_read_stop_the_worker(open_shop):
+    shop = open_shop("gap", partitions=1)
+    for i in range(300):
+        shop.producer.send(shop.visits, raw(key=f"v{i}", time=T0 + i))
+        if i == 99:
+            worker = shop.start()
+            worker.until(events=100)
+            assert worker.end() == 0
+    shop.producer.flush()
+    admin = KafkaAdminClient(bootstrap_servers=shop.kafka)
+    admin.delete_records({TopicPartition(shop.visits, 0): 150})
+    admin.close()
+    worker = shop.start()
+    assert worker.ends() == 1
+    assert f"{shop.visits}[0] goes on at offset 150, expected 100" in worker.printed
+    assert "Traceback" not in worker.printed
+    assert len(worker.printed.splitlines()) == 4, worker.printed
 
 
 # --- topics

@@ -24,6 +24,7 @@ class Story:
     first: object  # the snapshot after the first stop
     committed: dict  # the offsets then
     metrics_before: dict  # after the restart, before anything new
+    ready: tuple  # status and text of /readyz
     printed: str
 
 
@@ -35,6 +36,7 @@ def story(open_shop, visits_and_sales):
     worker = shop.start()
     labels = sum(role == "labels" for role, _ in rows)
     worker.until(events=FIRST, labels=labels, snapshot_version=1)
+    ready = worker.page("/readyz")
     assert worker.end() == 0, worker.printed
     first, committed, printed = shop.snapshot(), shop.committed(), worker.printed
 
@@ -46,7 +48,7 @@ def story(open_shop, visits_and_sales):
     labels = sum(role == "labels" for role, _ in rows)
     metrics = worker.until(events=FIRST + SECOND, labels=labels)
     assert worker.end() == 0, worker.printed
-    return Story(shop, rows, metrics, first, committed, before, printed + worker.printed)
+    return Story(shop, rows, metrics, first, committed, before, ready, printed + worker.printed)
 
 
 def assert_is_state_of(snapshot, engine):
@@ -121,6 +123,10 @@ def test_restart_goes_on_where_the_worker_stopped(story):
     assert f"snapshot {story.first.version} loaded: 1,500 events so far" in story.printed
 
 
+def test_worker_that_works_says_that_it_is_ready(story):
+    assert story.ready == (200, "running")
+
+
 def test_worker_prints_lines_that_a_stranger_understands_and_no_others(story):
     known = [
         rf"pipeline {story.shop.name}, slot 0: broker [\d.:]+, Redis [\d.:/]+",
@@ -137,30 +143,31 @@ def test_worker_prints_lines_that_a_stranger_understands_and_no_others(story):
     assert story.printed.count("done: ") == 2
 
 
-@pytest.mark.parametrize("every", ["300ms", "1h"])
-def test_sigkill_in_a_backlog_loses_and_repeats_nothing(open_shop, visits_and_sales, every):
-    """With snapshots on the way, and without one: then the journal is replayed from its beginning."""
+@pytest.mark.parametrize(("number", "every"), [("SIGKILL", "300ms"), ("SIGKILL", "1h"), ("SIGTERM", "1h")])
+def test_signal_in_a_backlog_loses_and_repeats_nothing(open_shop, visits_and_sales, number, every):
+    """Killed with snapshots on the way, killed without one (then the journal is replayed from its beginning), or told
+    to stop (then nothing is replayed, for there is a last snapshot)."""
     changes = f"snapshots=Snapshots('{every}'), cycle='20ms', max_cycle_rows=200"
-    shop = open_shop(f"kill-{every}", changes=changes)
-    rows = visits_and_sales(3, 8_000)
+    shop = open_shop(f"{number}-{every}", changes=changes)
+    rows = visits_and_sales(3, 6_000)
     for _, row in [row for row in rows if row[0] == "events"][::40]:
         del row["site"]  # a bad record
     shop.produce(rows)
     worker = shop.start()
     worker.says("owns partitions")
-    while shop.end(shop.scores) < (4_000 if every == "300ms" else 1_000):
+    while shop.end(shop.scores) < (3_000 if every == "300ms" else 1_000):
         worker.alive()
-    worker.end(signal.SIGKILL)
-    assert len(shop.sources()) < 8_000, "killed too late to be in the middle of a backlog"
-    assert (shop.snapshot() is None) == (every == "1h")
+    assert worker.end(signal.Signals[number]) == (0 if number == "SIGTERM" else -9)
+    assert len(shop.sources()) < 5_850, "too late to be in the middle of a backlog"
+    assert (shop.snapshot() is None) == (every == "1h" and number == "SIGKILL")
 
     worker = shop.start()
-    worker.until(events=7_800, bad_events=200, labels=sum(role == "labels" for role, _ in rows))
+    worker.until(events=5_850, bad_events=150, labels=sum(role == "labels" for role, _ in rows))
     assert worker.end() == 0
-    assert "records from the journal" in worker.printed
+    assert ("records from the journal" in worker.printed) == (number == "SIGKILL")
     assert shop.sources() == shop.events()
     letters = [dict(r.headers) for of in shop.read(shop.pipeline.predictions.dead_letters).values() for r in of]
-    assert len({(told["headrace-partition"], told["headrace-offset"]) for told in letters}) == len(letters) == 200
+    assert len({(told["headrace-partition"], told["headrace-offset"]) for told in letters}) == len(letters) == 150
     engine, _ = shop.by_hand()
     assert_is_state_of(shop.snapshot(), engine)
 
