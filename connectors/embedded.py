@@ -36,7 +36,6 @@ KAFKA_LOGS = "org.slf4j:slf4j-simple:1.7.36"  # without a backend for slf4j Kafk
 START_SECONDS = 90.0
 PORTS = range(15_000, 32_000)  # systems give higher ones to outgoing connections: they would take ours in a restart
 EXTRA = "pip install 'headrace[embedded]'"
-MAVEN_CENTRAL = "https://repo.maven.apache.org/maven2"
 JVM = (
     "-XX:+UseG1GC",
     "-XX:MaxGCPauseMillis=20",
@@ -455,11 +454,12 @@ def download_jars(jars: Path) -> None:
     """Fill the folder `jars` as a whole or not at all."""
     try:
         from jgo.config import GlobalSettings
+        from jgo.constants import MAVEN_CENTRAL_URL
         from jgo.maven import MavenContext
         from jgo.parse import Coordinate
     except ImportError:
         raise SetupError(f"embedded Kafka needs the package jgo to download its jars: {EXTRA}") from None
-    repositories = {"central": MAVEN_CENTRAL} | GlobalSettings.load().repositories
+    repositories = {"central": MAVEN_CENTRAL_URL} | GlobalSettings.load().repositories
     log.info("downloading %s (45 MB, once) to %s", KAFKA, jars)
     with tempfile.TemporaryDirectory(dir=jars.parent, prefix="partial-") as partial:
         maven = MavenContext(repo_cache=Path(partial) / "repository", local_repos=[], remote_repos=repositories)

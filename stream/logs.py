@@ -7,13 +7,11 @@ import sys
 
 # Services of ours that speak for Faust, at INFO: "[^-WorkerApp]: Starting..."
 SERVICES = ("headrace.stream.worker", "headrace.connectors.transport")
-# Said again, in our words, by the error that follows; or tried again at once
-QUIET = ("kafka", "faust.transport.consumer", "mode.loop", "asyncio")
+QUIET = ("kafka",)  # what its client says of a broker that does not answer, our error says once
 HARMLESS = (
     "Group Coordinator Request failed: [Error 15]",  # a broker that makes the topic of the groups, or a new leader
     "FindCoordinator Request failed: [Error 15]",
     "Heartbeat failed for group",  # a rebalance begins
-    "OffsetCommit failed for group",
     "We experienced a crash! Reraising",  # the reason was said
 )
 

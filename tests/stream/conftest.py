@@ -66,11 +66,11 @@ app = pipeline.app
 """
 
 
-def eventually(condition: Callable[[], object], what: str) -> object:
-    """Wait until condition() is true; returns what it gave."""
+def eventually(condition: Callable[[], object], state: Callable[[], object]) -> object:
+    """Wait until condition() is true; returns what it gave. state() says how things stand when it never is."""
     until = time.monotonic() + PATIENCE_SECONDS
     while not (found := condition()):
-        assert time.monotonic() < until, f"not within {PATIENCE_SECONDS:g} s: {what}"
+        assert time.monotonic() < until, f"not within {PATIENCE_SECONDS:g} s; now: {state()}"
         time.sleep(0.05)
     return found
 
@@ -117,11 +117,11 @@ class Worker:
             figures = self.metrics() if self.alive() else {}
             return figures if figures and all(figures.get(name, 0) >= n for name, n in least.items()) else None
 
-        return eventually(reached, f"{least} in {self.metrics()}\n{self.printed}")  # type: ignore[return-value]
+        return eventually(reached, lambda: f"{self.metrics()}\n{self.printed}")  # type: ignore[return-value]
 
     def says(self, words: str) -> str:
         """Wait until it has printed these words; returns all that it has printed."""
-        eventually(lambda: words in self.printed or not self.alive(), f"{words!r} in\n{self.printed}")
+        eventually(lambda: words in self.printed or not self.alive(), lambda: self.printed)
         return self.printed
 
     def end(self, number: int = signal.SIGTERM) -> int:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from headrace.stream.encode import JournalRecord, Served, encode_dead_letter, encode_predictions
 from headrace.stream.slices import DeadLetter, Piece, Record
 

@@ -221,9 +221,11 @@ def test_workers_that_join_and_leave_share_the_work_and_none_is_done_twice(open_
         return {name: sum(m.get(name, 0) for m in both) for name in ("events", "labels", "joined")}
 
     eventually = again.eventually
-    eventually(lambda: figures()["events"] >= 12_000 and figures()["labels"] >= labels, "all events and labels")
+    eventually(lambda: figures()["events"] >= 12_000 and figures()["labels"] >= labels, figures)
     total = figures()
     assert (again.end(), one.end()) == (0, 0)
+    for worker in (zero, one, again):
+        assert not re.search(r"(aiokafka|faust|mode|asyncio): ", worker.printed), worker.printed
     assert shop.sources() == shop.events()
     assert (total["events"], total["labels"]) == (12_000, labels)
     assert labels * 0.5 < total["joined"] <= labels
