@@ -28,6 +28,9 @@ from .fetching import leave, take
 from .groups import Member, Rebalanced, stable_offsets
 from .records import Fetched, Partition
 
+# Between two takes: each run has its cost, and so a steady stream of small fetches comes in fewer, larger ones. What
+# comes alone is taken at once.
+DRAIN_SECONDS = 0.02
 DRAIN_RECORDS = 50_000  # taken at one go, so that the heartbeats of the consumer's thread are not late
 
 
@@ -87,6 +90,7 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
     consumer: Consumer
     seek_epoch = 0  # counts the seeks; a run taken before the last one is void
     _waiter: asyncio.Future[None] | None = None
+    _drained = 0.0  # when runs were taken last
 
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
@@ -137,8 +141,13 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
                 # A call from before a rebalance must not take what was fetched after the new seek: while the flow
                 # stands still nobody would deliver it, and no other seek would follow
                 flows = self.consumer.flow_active and not subscriptions.reassignment_in_progress
+                if flows and loop.time() < self._drained + DRAIN_SECONDS:
+                    await asyncio.sleep(self._drained + DRAIN_SECONDS - loop.time())
+                    continue
                 runs = list(self._drain(consumer)) if flows else []
                 left = deadline - loop.time()
+                if runs:
+                    self._drained = loop.time()
                 if runs or left <= 0 or not self.consumer.flow_active:
                     waiter.cancel()
                     return runs

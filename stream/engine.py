@@ -165,6 +165,7 @@ class Engine:
         self.metrics = Metrics(self.spec.task) if labels is not None and self.spec.task is not None else None
         self._bind()
         self.partitions: dict[int, _Partition] = {}
+        self._met: list[tuple[NDArray, ...]] = []  # examples taken and not learned yet
         self._unlearned = _Unlearned()
         self._bad = np.zeros(BAD_WINDOW, np.uint8)
         self.stop_reason: str | None = None  # set when the share of bad records or misplaced labels says: stop here
@@ -259,6 +260,7 @@ class Engine:
 
     def results(self) -> dict[str, float | int | None]:
         """Progressive metrics: each loss is of the prediction that was made before its label was known."""
+        self._learn_met()
         return self.metrics.results() if self.metrics is not None else {}
 
     def clock(self, role: Role, partition: int) -> int:
@@ -303,6 +305,7 @@ class Engine:
 
     def look(self, batch: Batch) -> F32:
         """Predict for rows of events that are not part of the stream: float32 (B, O); nothing changes."""
+        self._learn_met()
         numeric = batch.numeric.copy()
         nothing = np.zeros((len(batch), 1))
         for g, folds in enumerate(self.folds):
@@ -315,6 +318,7 @@ class Engine:
 
     def end_cycle(self) -> None:
         """A cycle ends: a learner that learns in micro-batches learns its last, short one."""
+        self._learn_met()
         self._learn_micro_batches(least=1)
 
     def forgive(self) -> None:
@@ -387,6 +391,7 @@ class Engine:
         for step, half_life, decay in self._decays:
             steps = now // step - before // step
             if steps > 0:
+                self._learn_met()
                 decay(2.0 ** (-steps * step / half_life))
 
     def _pass_tick(self, part: _Partition, watermark: int) -> None:
@@ -400,6 +405,7 @@ class Engine:
                 self._forget_early(part, part.early.first_after("clock", tick * self.tick - self.early_us))
 
     def _predict(self, part: _Partition, batch: Batch, a: int, b: int, clock: I64, out: F32) -> None:
+        self._learn_met()
         numeric, categories = batch.numeric[a:b], batch.categories[a:b]
         self._aggregate(batch, a, b, numeric)
         x = Rows(numeric, categories)
@@ -474,7 +480,7 @@ class Engine:
                 self._unmet(part, batch, a + np.flatnonzero(absent), clock[absent])
             rows = rows[met]
         self._count("joined", len(rows))
-        self._learn_pending(part, rows, batch.time[at], batch.y[at], batch.values[at])
+        self._meet(part, rows, batch.time[at], batch.y[at], batch.values[at])
         self._watch_misplaced()
 
     def _unmet(self, part: _Partition, batch: Batch, rows: I64, clock: I64) -> None:
@@ -524,7 +530,7 @@ class Engine:
             return
         self._count("joined", 1)
         time, y, values = (part.early.gather(name, label) for name in ("time", "y", "values"))
-        self._learn_pending(part, rows, time, y, values)
+        self._meet(part, rows, time, y, values)
 
     def _forget_early(self, part: _Partition, until: int) -> None:
         rows = np.arange(part.early.begin, until)
@@ -543,7 +549,7 @@ class Engine:
         if len(left) and not math.isnan(self.otherwise):
             y = np.full(len(left), self.otherwise, np.float32)
             time = np.full(len(left), int(part.clocks[2]) * self.tick)
-            self._learn_pending(part, left, time, y, np.full((len(left), self.label_values), np.nan))
+            self._meet(part, left, time, y, np.full((len(left), self.label_values), np.nan))
         keys = pending.keys[rows & pending.mask]
         pending.leave(until)
         kept = slice(-GONE, None)
@@ -552,17 +558,28 @@ class Engine:
             part.gone.leave(part.gone.begin + over)
         part.gone.append(keys[kept], {"settled": settled[kept]})
 
-    def _learn_pending(self, part: _Partition, rows: I64, time: I64, y: F32, values: NDArray[np.float64]) -> None:
-        """Learn from predictions that have met their label, in this order, with the features they were made from."""
+    def _meet(self, part: _Partition, rows: I64, time: I64, y: F32, values: NDArray[np.float64]) -> None:
+        """Predictions have met their label, in this order: take the examples; `_learn_met` learns them."""
         if not len(rows):
             return
-        pending = part.pending
-        assert self.metrics is not None
-        self.metrics.update(y, pending.gather("prediction", rows))
-        if self.label_groups:
-            self._fold_labels(time, pending.gather("groups", rows), y, values)
-        self._learn(pending.gather("numeric", rows), pending.gather("categories", rows), y)
+        features = (part.pending.gather(name, rows) for name in ("prediction", "groups", "numeric", "categories"))
+        self._met.append((*features, time, y, values))
         self._count("examples", len(rows))
+
+    def _learn_met(self) -> None:
+        """Learn the examples taken since the last time, in their order, from the features of prediction time.
+
+        Whatever looks at what was learned calls this first; so the pieces of several partitions are learned at one go.
+        """
+        if not self._met:
+            return
+        taken, self._met = self._met, []
+        columns = taken[0] if len(taken) == 1 else [np.concatenate(column) for column in zip(*taken, strict=True)]
+        prediction, groups, numeric, categories, time, y, values = columns
+        assert self.metrics is not None
+        self.metrics.update(y, prediction)
+        self._fold_labels(time, groups, y, values)
+        self._learn(numeric, categories, y)
 
     def _fold_labels(self, time: I64, groups: NDArray, y: F32, values: NDArray[np.float64]) -> None:
         """Move the aggregates that follow labels; groups uint64 (B, groups with such aggregates)."""
@@ -658,6 +675,7 @@ class Engine:
 
     def state(self) -> EngineState:
         """All that was learned. Shared arrays are the live ones: copy them before the next piece is processed."""
+        self._learn_met()
         meta = {
             "pipeline": self.pipeline.name,
             "declaration": self.pipeline.describe(),

@@ -237,6 +237,7 @@ def test_otherwise_is_learned_as_the_label_when_the_wait_is_over():
         before = run.engine.arrays["model/1/" + weights(run)].copy()
         run.feed("events", [click(1, 0), click(2, 100)])
         run.feed("labels", [sale("x", 100)])
+        run.engine.end_cycle()
         assert (before != run.engine.arrays["model/1/" + weights(run)]).any() == moved
         assert run.counts("expired", "joined") == (1, 0)
 

@@ -74,6 +74,7 @@ def learned(features=FEATURES):
     for first in range(0, 200, 20):
         feed(engine, "events", first, 20)
         feed(engine, "labels", first, 15)
+    engine.end_cycle()
     return engine
 
 
@@ -125,6 +126,7 @@ def test_a_new_feature_begins_at_its_fill_and_is_learned():
     feed(engine, "labels", 200, 1)
     feed(engine, "events", 201, 20)
     feed(engine, "labels", 201, 20)
+    engine.end_cycle()
     assert engine.arrays["model/1/columns"][0].any()
 
 
