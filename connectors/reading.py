@@ -18,7 +18,6 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from ..errors import InputError, Unreachable
 from .fetching import leave, take
 from .records import Fetched, Partition, Record
-from .topics import end_offsets, first_offsets
 
 Answer = TypeVar("Answer")
 
@@ -138,16 +137,3 @@ def read_range(
         while start < until:
             start = min(start + step, until)
             yield from reader.read(topic, partition, until=start)
-
-
-def read_last(address: str, topic: str, partition: int) -> Record | None:
-    """The last committed record of a partition, before any transaction markers at its end; None when there is none."""
-    at = (topic, partition)
-    begin, end = first_offsets(address, [at])[at], end_offsets(address, [at])[at]
-    back = 16
-    while True:
-        start = max(begin, end - back)
-        records = list(read_range(address, topic, partition, start, end))
-        if records or start == begin:
-            return records[-1] if records else None
-        back *= 16

@@ -9,7 +9,7 @@ from aiokafka.consumer.fetcher import READ_COMMITTED, READ_UNCOMMITTED, Partitio
 from aiokafka.record.memory_records import MemoryRecords
 
 from headrace.connectors import fetching
-from headrace.connectors.reading import RangeReader, read_last, read_range
+from headrace.connectors.reading import RangeReader, read_range
 from headrace.connectors.records import Record
 from headrace.connectors.topics import end_offsets
 from headrace.errors import InputError, Unreachable
@@ -92,15 +92,6 @@ def test_records_that_are_not_there_are_an_error(kafka: str, create_topic: Topic
     admin.close()
     with pytest.raises(InputError, match=rf"{topic}\[0\] at offset 2: deleted"):
         list(read_range(kafka, topic, 0, 2, 8))
-
-
-def test_the_last_record_is_found_before_any_markers(kafka: str, create_topic: Topic) -> None:
-    topic = create_topic()
-    assert read_last(kafka, topic, 0) is None
-    transactions(kafka, topic, True, *[False] * 20)
-    last = read_last(kafka, topic, 0)
-    assert last is not None
-    assert (last.offset, last.value) == (0, b"0")
 
 
 def test_a_broker_that_is_away_is_named() -> None:
