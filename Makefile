@@ -30,11 +30,11 @@ lint: .venv/installed-dev
 	@echo "==> mypy"
 	@$(BIN)/mypy
 
-bench: .venv/installed-bench
+bench: .venv/installed-dev
 	@echo "==> benchmarks"
 	@$(BIN)/python -m benchmarks.run
 
-# What is installed is as new as its stamp. dev holds all of demo, and bench all of dev.
+# What is installed is as new as its stamp. dev holds all of demo.
 .venv/installed-demo: pyproject.toml constraints.txt
 	@$(call install,demo)
 	@touch $@
@@ -42,10 +42,6 @@ bench: .venv/installed-bench
 .venv/installed-dev: pyproject.toml constraints.txt
 	@$(call install,dev)
 	@touch .venv/installed-demo $@
-
-.venv/installed-bench: pyproject.toml constraints.txt
-	@$(call install,bench)
-	@touch .venv/installed-demo .venv/installed-dev $@
 
 define install
 echo "==> installing headrace[$(1)] into .venv (a minute or two the first time)"; \
