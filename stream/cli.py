@@ -97,11 +97,11 @@ def demo(
 
 
 @snapshots_app.command("list")
-def list_snapshots(pipeline: str, redis: Redis = DEFAULT_REDIS, slot: Slot = 0) -> None:
+def list_snapshots(pipeline: str, redis: Redis = DEFAULT_REDIS, slot: Slot = 0, json: Json = False) -> None:
     """The snapshots of a pipeline that Redis keeps, newest first."""
     from .snapshots_cli import list_snapshots as run
 
-    run(redis, pipeline, slot)
+    run(redis, pipeline, slot, as_json=json)
 
 
 @snapshots_app.command("show")
@@ -110,11 +110,12 @@ def show_snapshot(
     version: Annotated[int | None, typer.Option(help="default: the newest")] = None,
     redis: Redis = DEFAULT_REDIS,
     slot: Slot = 0,
+    json: Json = False,
 ) -> None:
     """What one snapshot holds: arrays, offsets, metrics."""
     from .snapshots_cli import show_snapshot as run
 
-    run(redis, pipeline, slot, version)
+    run(redis, pipeline, slot, version, as_json=json)
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -15,6 +15,7 @@ from rich.text import Text
 from ..connectors.store import SnapshotInfo, SnapshotStore
 from ..errors import SnapshotError
 
+IN_JSON_ALONE = ("pipeline", "declaration", "label_groups", "label_values")  # long, and for machines
 LOSSES = ("log_loss", "loss", "mae", "rmse")
 
 
@@ -88,7 +89,7 @@ def show_snapshot(
         ("created", f"{age(time.time() - info.created)} ago"),
         ("token", str(info.token)),
         ("size", f"{size(info.bytes_total)} in {len(info.arrays)} arrays"),
-        *((key, _text(value)) for key, value in info.meta.items()),
+        *((key, _text(value)) for key, value in info.meta.items() if key not in IN_JSON_ALONE),
     ):
         facts.add_row(Text(name), Text(value))
     console.print(facts)
@@ -152,7 +153,8 @@ def _text(value: Any) -> str:
     """A JSON value in one line: {"events": {"0": 5}} becomes `events 0: 5`."""
     if isinstance(value, Mapping):
         parts = []
-        for key, inner in value.items():
+        numbered = all(key.isdigit() for key in value)
+        for key, inner in sorted(value.items(), key=lambda item: int(item[0])) if numbered else value.items():
             parts.append(f"{key} {_text(inner)}" if isinstance(inner, Mapping) else f"{key}: {_text(inner)}")
         return ", ".join(parts)
     if isinstance(value, list):
