@@ -137,13 +137,12 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
             while True:
                 if consumer._closed or fetcher._closed:
                     raise ConsumerStoppedError
+                if self.consumer.flow_active and loop.time() < self._drained + DRAIN_SECONDS:
+                    await asyncio.sleep(self._drained + DRAIN_SECONDS - loop.time())
                 self._waiter = waiter = fetcher._create_fetch_waiter()  # before looking: no wake-up is missed
                 # A call from before a rebalance must not take what was fetched after the new seek: while the flow
                 # stands still nobody would deliver it, and no other seek would follow
                 flows = self.consumer.flow_active and not subscriptions.reassignment_in_progress
-                if flows and loop.time() < self._drained + DRAIN_SECONDS:
-                    await asyncio.sleep(self._drained + DRAIN_SECONDS - loop.time())
-                    continue
                 runs = list(self._drain(consumer)) if flows else []
                 left = deadline - loop.time()
                 if runs:

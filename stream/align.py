@@ -105,6 +105,8 @@ class Aligner:
             bound = queue.head if queue.batches else queue.clock
             if chosen[0] == "events" or partition[0] == "labels":
                 bound += self.alignment
+            elif queue.batches:
+                bound -= 1  # the event goes before a label of the same time
             if bound < limit:
                 limit = bound
         return self._take(chosen, limit) if head <= limit else None

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 from numpy.typing import NDArray
 
 from .declaration import Pipeline
@@ -184,7 +185,8 @@ class Columns:
             except pl.exceptions.PolarsError as error:
                 poison[i] = f"an expression of the pipeline raised {type(error).__name__}: {error}"
                 done.append(nulls)
-        return pl.concat(done).get_columns(), poison
+        filled = (cs.boolean().fill_null(False), cs.integer().fill_null(0), cs.float().fill_null(np.nan))
+        return pl.concat(done).with_columns(filled).get_columns(), poison
 
     def _labels(self, got: _Values) -> NDArray[np.float32]:
         if self._label_source.dtype == pl.String:

@@ -21,6 +21,7 @@ from .slices import END_OF_STREAM, DeadLetter, Record, Role, Slice
 
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 KEY_BYTES = 100_000  # of an event's key, and of its record's
+EARLIEST_TIME = -62_135_596_800_000_000  # the beginning of the year 1
 LATEST_TIME = 253_402_300_799_000_000  # the end of the year 9999
 LEAST_INT, GREATEST_INT = -(2**63), 2**63 - 1
 
@@ -200,7 +201,8 @@ class Decoder:
             return timestamp
         scale = MICROSECONDS[self.side.unit or "us"]
         with np.errstate(invalid="ignore"):
-            inside = np.abs(given.astype(np.float64)) <= LATEST_TIME / scale
+            about = given.astype(np.float64)
+            inside = (about >= EARLIEST_TIME / scale) & (about <= LATEST_TIME / scale)
             scaled = np.where(inside, given, 0) * scale
         time = (np.rint(scaled) if scaled.dtype.kind == "f" else scaled).astype(np.int64)
         ahead = time - timestamp

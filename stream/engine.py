@@ -94,6 +94,7 @@ class _Partition:
 
     def __init__(self, engine: Engine) -> None:
         e = engine
+        self.tick = e.tick
         waiting = {
             "clock": ("int64", ()),
             "time": ("int64", ()),
@@ -126,6 +127,7 @@ class _Partition:
 
     def load(self, arrays: Mapping[str, NDArray]) -> None:
         self.clocks[:] = arrays["clocks"]
+        self.clocks[2] = min(self.clocks[2], min(self.clocks[:2]) // self.tick)  # the wait may have been declared anew
         for name in ("pending", "early", "gone"):
             ring: Ring = getattr(self, name)
             prefix = f"{name}/"
@@ -167,7 +169,6 @@ class Engine:
         self.partitions: dict[int, _Partition] = {}
         self._met: list[tuple[NDArray, ...]] = []  # examples taken and not learned yet
         self._unlearned = _Unlearned()
-        self._bad = np.zeros(BAD_WINDOW, np.uint8)
         self.stop_reason: str | None = None  # set when the share of bad records or misplaced labels says: stop here
 
     # -- construction
@@ -291,15 +292,15 @@ class Engine:
         part = self.partitions[batch.partition]
         self._count("dead_letters", len(dead))
         self._count(f"bad_{batch.role}", len(dead))
-        predicted = None
-        if hi > lo:
-            if batch.role == "events":
-                predicted = self._events(part, batch, lo, hi)
-            else:
-                self._labels(part, batch, lo, hi)
-        for mark in batch.marks:
-            if start <= mark < next:
-                self._end_of_stream(part, batch.role)
+        out = np.empty((hi - lo, self.outputs), np.float32)
+        at = lo
+        for mark in [mark for mark in batch.marks if start <= mark < next]:
+            cut = int(np.searchsorted(batch.offset, mark))
+            self._rows(part, batch, at, cut, out[at - lo : cut - lo])
+            self._end_of_stream(part, batch.role)
+            at = cut
+        self._rows(part, batch, at, hi, out[at - lo :])
+        predicted = Predicted(batch, lo, hi, out) if batch.role == "events" and hi > lo else None
         self._watch_bad_share(batch, lo, hi, dead)
         return Processed(Piece(batch.role, batch.partition, start, next), predicted, dead)
 
@@ -338,10 +339,16 @@ class Engine:
     def _count(self, name: str, n: int) -> None:
         self._counters[COUNTER_AT[name]] += n
 
+    def _rows(self, part: _Partition, batch: Batch, lo: int, hi: int, out: F32) -> None:
+        """Process rows [lo, hi) of a batch; predictions of events go to out, float32 (hi - lo, O)."""
+        if hi > lo and batch.role == "events":
+            self._events(part, batch, lo, hi, out)
+        elif hi > lo:
+            self._labels(part, batch, lo, hi)
+
     # -- events
 
-    def _events(self, part: _Partition, batch: Batch, lo: int, hi: int) -> Predicted:
-        out = np.empty((hi - lo, self.outputs), np.float32)
+    def _events(self, part: _Partition, batch: Batch, lo: int, hi: int, out: F32) -> None:
         clock = np.maximum(batch.clock[lo:hi], part.clocks[0])
         shared = np.maximum(batch.clock[lo:hi], self._clock[0])
         early = self._early_matches(part, batch, lo, hi)
@@ -359,7 +366,6 @@ class Engine:
             )
         self._count("events", hi - lo)
         self._count("predictions", hi - lo)
-        return Predicted(batch, lo, hi, out)
 
     def _uncut(
         self, part: _Partition, clock: I64, watermark: I64, shared: I64 | None, after: set[int]
@@ -713,6 +719,7 @@ class Engine:
         for table in self.tables:
             table.reindex()
         self.model.push()
+        self._met, self._unlearned = [], _Unlearned()
         self.partitions = {}
         for p, arrays in state.partitions.items():
             self.load_partition(p, arrays)

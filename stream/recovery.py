@@ -157,6 +157,9 @@ def _windows(cycles: Iterator[tuple[JournalRecord, int]]) -> Iterator[list[tuple
     window: list[tuple[JournalRecord, int]] = []
     size = 0
     for record, next in cycles:
+        if record.disowned and window:  # clocks begin anew: what lies before is decoded apart
+            yield window
+            window, size = [], 0
         window.append((record, next))
         size += sum(piece.next - piece.start for piece in record.pieces)
         if len(window) >= WINDOW_CYCLES or size >= WINDOW_RECORDS:

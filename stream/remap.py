@@ -32,6 +32,12 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
     notes = [f"`{name}` is new" for name in now if name not in before]
     notes += [f"`{name}` is gone" for name in before if name not in now]
     notes += [f"`{name}` is declared otherwise" for name in now if name in before and before[name] != now[name]]
+    waits = [
+        0 if side["declaration"]["labels"] is None else side["declaration"]["labels"]["within"]
+        for side in (there, here)
+    ]
+    if waits[0] != waits[1]:
+        notes.append("labels are waited for another time")
     names = {axis: (there[axis], here[axis]) for axis in ("numeric", "categories", "label_groups", "label_values")}
     if not notes and all(was == is_now for was, is_now in names.values()):
         return state, []

@@ -434,6 +434,44 @@ def test_record_on_which_an_expression_raises_is_a_dead_letter_and_the_others_go
     assert "raised" in run.dead[0].reason and run.dead[0].record.offset == 1
 
 
+def test_categories_of_the_other_rows_are_right_when_an_expression_raises_on_one():
+    length = pl.col("site").str.len_chars()
+    features = [
+        numeric(pl.col("site").cast(pl.Int64), name="n"), category(length, name="length"), category(length / 2, name="half"),
+    ]  # fmt: skip
+    run = Run(delayed(features=features))
+    good = [click(1, site="1"), click(3, site="333")]
+    alone = run.decoders["events"].decode(run.slice("events", good))
+    mixed = run.decoders["events"].decode(run.slice("events", [good[0], click(2, site="one"), good[1]]))
+    assert len(mixed.dead) == 1
+    np.testing.assert_array_equal(mixed.categories, alone.categories)
+
+
+def test_end_of_stream_mark_ends_only_the_waits_that_began_before_it():
+    waits = []
+    for cut in (False, True):
+        run = Run(delayed())
+        run.feed("labels", [None], headers=((END_OF_STREAM, b""),))
+        part = run.slice("events", [json.dumps(click(1)).encode(), None, json.dumps(click(2, 1)).encode()])
+        records = [r._replace(headers=((END_OF_STREAM, b""),)) if r.value is None else r for r in part.records]
+        batch = run.decoders["events"].decode(part._replace(records=records))
+        for a, b in [(0, 2), (2, 3)] if cut else [(0, 3)]:
+            run.engine.process(batch, a, b)
+        waits.append(run.counts("events", "expired", "pending"))
+    assert waits == [(2, 1, 1), (2, 1, 1)]
+
+
+def test_waits_end_as_declared_when_another_wait_was_declared_before():
+    before, after = Run(delayed(within="1h")), Run(delayed(within="2h"))
+    before.feed("events", [click(1, 0)])
+    before.feed("labels", [sale("x", 0)])
+    after.engine.load(before.engine.state())
+    after.ends = dict(before.ends)
+    after.feed("events", [click(2, 150)])
+    after.feed("labels", [sale("y", 150)])
+    assert after.counts("expired", "pending") == (1, 1)
+
+
 def test_worker_is_told_to_stop_when_most_records_are_bad():
     run = Run(delayed(max_bad_share=0.5))
     run.feed("events", [click(i) for i in range(2000)])
