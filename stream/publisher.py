@@ -37,7 +37,7 @@ class SnapshotPublisher:
     stall_seconds  how long the last `stage` took
     published, failed, bytes_sent    totals
 
-    All methods are called from one thread, that of the worker.
+    Methods are called one at a time, from whichever thread of the worker.
     """
 
     def __init__(
