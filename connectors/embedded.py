@@ -343,6 +343,7 @@ class Redis(Server):
             "dir": str(self.folder),
             "daemonize": "no",
             "appendonly": "yes",
+            "appendfsync": "no",  # each write is in the file before its answer; else a slow disk holds it back for 2 s
             "save": "",
         } | self.properties
         return [str(redis_binary()), *(word for key, value in settings.items() for word in (f"--{key}", value))]

@@ -10,10 +10,7 @@ from kafka import IsolationLevel, TopicPartition
 from kafka.admin import KafkaAdminClient, MemberToRemove, OffsetSpec
 from kafka.errors import (
     BrokerResponseError,
-    CoordinatorLoadInProgressError,
-    CoordinatorNotAvailableError,
     KafkaError,
-    NotCoordinatorError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
     for_code,
@@ -24,7 +21,6 @@ from .records import Partition
 
 Answer = TypeVar("Answer")
 
-COORDINATOR_STARTS = (CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError)
 PATIENCE_SECONDS = 6.0  # for a broker that does not answer; the whole start says so within 10
 
 
@@ -37,10 +33,10 @@ def ask(address: str, question: Callable[[KafkaAdminClient], Answer]) -> Answer:
         while True:
             try:
                 return question(admin)
-            except COORDINATOR_STARTS:  # a young broker still makes the topics that groups are kept in
-                if time.monotonic() > deadline:
+            except BrokerResponseError as error:
+                if not error.retriable or time.monotonic() > deadline:
                     raise
-                time.sleep(0.1)
+                time.sleep(0.1)  # for one, a young broker still makes the topics that groups are kept in
     except BrokerResponseError as error:
         raise Refused(f"broker {address} refused: {error.description or error!r} ({type(error).__name__})") from error
     except (KafkaError, OSError, ValueError) as error:
@@ -81,8 +77,9 @@ def create_topics(
         if name not in existing
     }
 
+    created: list[str] = []  # out here: `ask` may put the question again
+
     def question(admin: KafkaAdminClient) -> list[str]:
-        created = []
         for answer in admin.create_topics(wanted, raise_errors=False)["topics"]:
             error = for_code(answer["error_code"])
             if not answer["error_code"]:
@@ -91,6 +88,9 @@ def create_topics(
                 reason = answer.get("error_message") or error.description or error.__name__
                 raise Refused(f"broker {address} does not create topic {answer['name']!r}: {reason}")
         admin.wait_for_topics(list(wanted), timeout_ms=int(PATIENCE_SECONDS * 1000))
+        made = {TopicPartition(name, p): OffsetSpec.EARLIEST for name in created for p in range(topics[name])}
+        if made:  # a leader is named before it has made its files; this asks until it has
+            admin.list_partition_offsets(made)
         return created
 
     return ask(address, question) if wanted else []

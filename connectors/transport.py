@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -194,7 +194,6 @@ class Consumer(stock.Consumer):
 
     def __init__(self, transport: Transport, *args: Any, **options: Any) -> None:
         self.settings = transport.settings
-        self._held: frozenset[TP] = frozenset()
         self._next: dict[TP, int] = {}  # where the next run of each partition has to begin
         self._in_hand: dict[TP, int] = {}  # bytes delivered and not yet acked
         self._delivered: defaultdict[TP, deque[int]] = defaultdict(deque)  # offsets that Faust may commit once acked
@@ -205,25 +204,20 @@ class Consumer(stock.Consumer):
 
     # what the owner asks
 
-    def hold(self, partitions: Collection[Partition]) -> None:
-        """Stop delivering these partitions, and only these; at most one fetch of each is read ahead."""
-        self._held = frozenset(TP(*partition) for partition in partitions)
-        self._thread.wake()
-
     def ends(self) -> dict[TP, int]:
         """The offset at which nothing more could be read, per partition, as of its last fetch.
 
         A partition whose runs were taken up to there is at its end, also when it is empty and there never was a run.
-        Those never fetched from, and those that are held, are left out.
+        Those never fetched from are left out.
         """
-        return {tp: end for tp, end in self._thread.ends().items() if tp in self._next and tp not in self._held}
+        return {tp: end for tp, end in self._thread.ends().items() if tp in self._next}
 
     # asked in the consumer's thread
 
     def wants(self, tp: TP) -> bool:
         """Whether a run of this partition would be welcome now; callable from any thread."""
         in_hand = self._in_hand.get(tp, 0)
-        return tp in self._get_active_partitions() and tp not in self._held and (not in_hand or in_hand < self._share())
+        return tp in self._get_active_partitions() and (not in_hand or in_hand < self._share())
 
     def _share(self) -> int:
         return self.settings.max_bytes_in_hand // max(len(self._in_hand), 1)

@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from headrace.connectors import embedded
+from headrace.connectors.topics import create_topics
 
 
 @pytest.fixture(scope="session")
@@ -47,16 +48,11 @@ def create_topic(kafka: str, unique: str) -> Callable[..., str]:
 
     Settings of the topic are given with underscores: create_topic("events", 2, max_message_bytes=4_000_000).
     """
-    from kafka.admin import KafkaAdminClient, NewTopic
 
     def create(suffix: str = "events", partitions: int = 1, **config: object) -> str:
         name = f"{unique}.{suffix}"
         settings = {key.replace("_", "."): str(value) for key, value in config.items()}
-        admin = KafkaAdminClient(bootstrap_servers=kafka)
-        try:
-            admin.create_topics([NewTopic(name, partitions, 1, topic_configs=settings)])
-        finally:
-            admin.close()
+        create_topics(kafka, {name: partitions}, settings={name: settings})
         return name
 
     return create

@@ -2,8 +2,8 @@
 
 python echo_worker.py BROKER GROUP INPUT OUTPUT [SLOT]; without a slot it commits outside transactions.
 Each output record says where its input lay and who echoed it: "TOPIC PARTITION OFFSET PID". Prints a line per event of
-its life, for the tests to wait for. In the environment OTHER names a topic for an ordinary agent in the same app, HOLD
-holds partition 0 until the others are at their end, and BYTES bounds what is in hand.
+its life, for the tests to wait for. In the environment OTHER names a topic for an ordinary agent in the same app, and
+BYTES bounds what is in hand.
 """
 
 import asyncio
@@ -41,8 +41,6 @@ class Echo:
 
     def assigned(self, assigned: Assigned) -> None:
         self.member, self.positions = assigned.member, dict(assigned.starts)
-        if "HOLD" in os.environ:
-            app.consumer.hold([(INPUT, 0)])
         say("assigned", len(assigned.starts), "generation", assigned.member.generation)
 
     def revoking(self, partitions: set[TP]) -> None:
@@ -67,8 +65,6 @@ class Echo:
                 at_end = {tp for tp, end in app.consumer.ends().items() if self.positions.get(tp, -1) >= end}
                 if at_end and at_end == self.positions.keys():
                     say("at end", sum(self.positions.values()))
-                elif at_end == self.positions.keys() - {(INPUT, 0)} and "HOLD" in os.environ:
-                    app.consumer.hold([])
         except asyncio.CancelledError:
             raise
         except BaseException as error:

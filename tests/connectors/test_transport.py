@@ -149,18 +149,28 @@ def test_each_record_is_echoed_once_while_a_second_worker_joins_and_leaves(
 ) -> None:
     source, output = create_topic("in", 4), create_topic("out", 4)
     count = 3000
-    producing = threading.Thread(target=produce, args=(kafka, source, rows(4, count), 6.0))
-    producing.start()
+    given = rows(4, count)
+
+    def produce_part(part: int, seconds: float) -> threading.Thread:
+        values = [row[part * 1000 : (part + 1) * 1000] for row in given]
+        producing = threading.Thread(target=produce, args=(kafka, source, values, seconds))
+        producing.start()
+        return producing
+
+    parts = [produce_part(0, 2.0)]
     stays = echo(unique, source, output, "stays")
     stays.wait_for("assigned 4")
     guest = echo(unique, source, output, "guest")
     guest.wait_for("assigned 2")
     stays.wait_for("assigned 2")
-    time.sleep(1.0)
+    parts.append(produce_part(1, 2.0))  # whoever is slow to join finds work
+    guest.wait_for("cycle of", times=5)  # two for each cycle: two were committed
     assert guest.end() == 0
     assert remove_member(kafka, unique, "guest")  # a static member does not leave by itself
+    parts.append(produce_part(2, 0.0))
     stays.wait_for("assigned 4", times=2)
-    producing.join()
+    for producing in parts:
+        producing.join()
     assert wait_for_echoes(kafka, output, 4, 4 * count) == [list(range(count))] * 4
     assert stays.end() == 0
     workers = {(record.value or b"").split()[3] for records in committed(kafka, output, 4) for record in records}
@@ -204,19 +214,6 @@ def sizes(worker: Worker, partition: int) -> list[list[int]]:
     """Per cycle the sizes of the runs of one partition."""
     cycles = [line.split()[2:] for line in worker.lines if line.startswith("cycle of")]
     return [list(map(int, runs)) for number, *runs in cycles if int(number) == partition]
-
-
-def test_a_held_partition_waits_while_others_flow(
-    kafka: str, unique: str, create_topic: Callable[..., str], echo: Echo
-) -> None:
-    source, output = create_topic("in", 3), create_topic("out", 3)
-    produce(kafka, source, rows(3, 1000))
-    worker = echo(unique, source, output, "slot", HOLD="1")
-    worker.wait_for("at end 3000")
-    held, *others = ([bool(runs) for runs in sizes(worker, partition)] for partition in range(3))
-    for other in others:
-        assert not any(other[held.index(True) :]), "they were read to their end before"
-    assert echoed(kafka, output, 3) == [list(range(1000))] * 3
 
 
 def test_what_is_in_hand_is_bounded_for_each_partition(

@@ -17,9 +17,10 @@ from zlib import crc32
 import numpy as np
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import KafkaAdminClient, NewTopic
+from kafka.admin import KafkaAdminClient
 
 from headrace.connectors.store import Snapshot, SnapshotStore
+from headrace.connectors.topics import create_topics
 from headrace.stream.decode import Decoder
 from headrace.stream.encode import JournalRecord
 from headrace.stream.engine import Engine
@@ -162,9 +163,7 @@ class Shop:
 
     def create(self, topics: dict[str, int], **config: object) -> None:
         settings = {key.replace("_", "."): str(value) for key, value in config.items()}
-        admin = KafkaAdminClient(bootstrap_servers=self.kafka)
-        admin.create_topics([NewTopic(topic, n, 1, topic_configs=settings) for topic, n in topics.items()])
-        admin.close()
+        create_topics(self.kafka, topics, settings=dict.fromkeys(topics, settings))
 
     def close(self) -> None:
         self._open.close()

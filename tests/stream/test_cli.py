@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from kafka.admin import KafkaAdminClient, NewTopic
 
+from headrace.connectors.topics import create_topics
 from headrace.stream.cli import main
 
 HEADRACE = str(Path(sys.executable).parent / "headrace")
@@ -200,9 +200,7 @@ def test_start_against_a_server_that_does_not_answer_names_it(request, flights, 
 def with_topics(kafka):
     """The text of a pipeline file whose topics are there."""
     name = f"cli-{time.time_ns()}"
-    admin = KafkaAdminClient(bootstrap_servers=kafka)
-    admin.create_topics([NewTopic(f"{name}.{which}", 1, 1) for which in ("departures", "arrivals")])
-    admin.close()
+    create_topics(kafka, {f"{name}.departures": 1, f"{name}.arrivals": 1})
     text = FLIGHTS.replace('"cli"', f'"{name}"').replace('"late"', f'"{name}.late"')
     return text.replace('"departures"', f'"{name}.departures"').replace('"arrivals"', f'"{name}.arrivals"')
 
