@@ -22,11 +22,12 @@ from .records import Partition
 Answer = TypeVar("Answer")
 
 PATIENCE_SECONDS = 6.0  # for a broker that does not answer; the whole start says so within 10
+READY_SECONDS = 30.0  # for one that answers and is not ready: making a partition takes a slow disk long
 
 
 def ask(address: str, question: Callable[[KafkaAdminClient], Answer]) -> Answer:
     """Put a question to the broker; raises Unreachable and Refused in the place of kafka-python's errors."""
-    admin, deadline = None, time.monotonic() + PATIENCE_SECONDS
+    admin, deadline = None, time.monotonic() + READY_SECONDS
     patience = {name: int(PATIENCE_SECONDS * 1000) for name in ("bootstrap_timeout_ms", "request_timeout_ms")}
     try:
         admin = KafkaAdminClient(bootstrap_servers=address, **patience)
@@ -87,7 +88,7 @@ def create_topics(
             elif error is not TopicAlreadyExistsError:  # then another worker was quicker
                 reason = answer.get("error_message") or error.description or error.__name__
                 raise Refused(f"broker {address} does not create topic {answer['name']!r}: {reason}")
-        admin.wait_for_topics(list(wanted), timeout_ms=int(PATIENCE_SECONDS * 1000))
+        admin.wait_for_topics(list(wanted), timeout_ms=int(READY_SECONDS * 1000))
         made = {TopicPartition(name, p): OffsetSpec.EARLIEST for name in created for p in range(topics[name])}
         if made:  # a leader is named before it has made its files; this asks until it has
             admin.list_partition_offsets(made)
