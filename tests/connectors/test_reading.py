@@ -36,6 +36,8 @@ def transactions(address: str, topic: str, *ends: bool, count: int = 1) -> None:
                 for _ in range(count):
                     await producer.send_and_wait(topic, b"%d" % number, partition=0)
                 await (producer.commit_transaction() if commits else producer.abort_transaction())
+        async with AIOKafkaProducer(bootstrap_servers=address, transactional_id=topic):
+            pass  # the broker lets a successor in when the markers of the last transaction are written
 
     asyncio.run(send())
 

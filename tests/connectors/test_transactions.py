@@ -27,6 +27,15 @@ async def producing(
         yield producer
     finally:
         await producer.close()
+        if transactional_id is not None:
+            await settle(address, transactional_id)
+
+
+async def settle(address: str, transactional_id: str) -> None:
+    """The broker writes the markers of a transaction after its answer; it lets a successor in when all are written."""
+    successor = CycleProducer(address, transactional_id=transactional_id)
+    await successor.start()
+    await successor.close()
 
 
 @asynccontextmanager
@@ -197,6 +206,7 @@ def test_closing_ends_an_open_transaction(kafka: str, unique: str, create_topic:
         await send_all(p._producer, {(output, 0): encode(p._producer, (output, 0), [line(b"half")])})
         assert end_offsets(kafka, [(output, 0)]) == {(output, 0): 0}, "it holds back the readers"
         await p.close()
+        await settle(kafka, unique)
 
     asyncio.run(leave_open())
     assert end_offsets(kafka, [(output, 0)]) == {(output, 0): 2}, "the record and the marker of its end"

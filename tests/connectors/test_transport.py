@@ -116,7 +116,7 @@ def wait_for_echoes(address: str, topic: str, partitions: int, count: int) -> li
         lambda: sum(end_offsets(address, [(topic, partition) for partition in range(partitions)]).values()) >= count,
         f"{count} records on {topic}",
     )
-    time.sleep(1.0)  # doubled ones would come now
+    time.sleep(1.0)  # doubled ones would come now, and the last marker
     return echoed(address, topic, partitions)
 
 
@@ -228,7 +228,7 @@ def test_what_is_in_hand_is_bounded_for_each_partition(
         largest = max(size for runs in cycles for size in runs)
         assert sum(map(sum, cycles)) > 1_000_000
         assert max(map(sum, cycles)) < 100_000 + largest
-    assert echoed(kafka, output, 2) == [list(range(5000))] * 2
+    assert wait_for_echoes(kafka, output, 2, 10_000) == [list(range(5000))] * 2
 
 
 def test_lost_records_stop_the_worker(kafka: str, unique: str, create_topic: Callable[..., str], echo: Echo) -> None:
@@ -246,7 +246,7 @@ def test_lost_records_stop_the_worker(kafka: str, unique: str, create_topic: Cal
     worker = echo(unique, source, output, "slot")
     worker.wait_for(f"{source}[0] goes on at offset 150, expected 100")
     assert worker.process.wait(PATIENCE_SECONDS) != 0
-    assert echoed(kafka, output, 1) == [list(range(100))]
+    assert wait_for_echoes(kafka, output, 1, 100) == [list(range(100))]
 
 
 def test_an_ordinary_agent_in_the_same_app_gets_records_one_by_one(

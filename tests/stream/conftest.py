@@ -205,7 +205,7 @@ class Shop:
     # what comes out
 
     def read(self, topic: str) -> dict[int, list]:
-        """All committed records of a topic, per partition, in order."""
+        """All committed records of a topic, per partition, in order; transactions under way are waited for."""
         consumer = KafkaConsumer(
             bootstrap_servers=self.kafka, group_id=None, enable_auto_commit=False, isolation_level="read_committed"
         )
@@ -215,7 +215,11 @@ class Shop:
             partitions = [TopicPartition(topic, number) for number in numbers]
             consumer.assign(partitions)
             consumer.seek_to_beginning(*partitions)
-            ends = consumer.end_offsets(partitions)
+            written = self._ends(topic)
+            until = time.monotonic() + PATIENCE_SECONDS
+            while (ends := consumer.end_offsets(partitions)) and any(ends[tp] < end for tp, end in written.items()):
+                assert time.monotonic() < until, f"a transaction on {topic} does not end"
+                time.sleep(0.02)  # its markers come after the answer to its commit
             while any(consumer.position(tp) < end for tp, end in ends.items()):
                 for tp, records in consumer.poll(50).items():
                     found[tp.partition] += records
@@ -225,10 +229,12 @@ class Shop:
 
     def end(self, topic: str) -> int:
         """How far a topic is written, over all partitions; transaction markers count too."""
+        return sum(self._ends(topic).values())
+
+    def _ends(self, topic: str) -> dict[TopicPartition, int]:
         consumer = KafkaConsumer(bootstrap_servers=self.kafka, group_id=None, enable_auto_commit=False)
         try:
-            ends = consumer.end_offsets([TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()])
-            return sum(ends.values())
+            return consumer.end_offsets([TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()])
         finally:
             consumer.close()
 
