@@ -1,17 +1,20 @@
 # `make demo` and `make test` need nothing but Python 3.11 or newer: they create .venv and install what is missing.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test lint bench chaos durability
 
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
-	@echo "make demo    stream the flights of 2013 through a real Kafka, learn from them, show what happened"
-	@echo "make test    lint, types and all tests"
-	@echo "make lint    lint and types alone"
-	@echo "make bench   measure against Faust + River and Quix Streams + River; writes benchmarks/README.md"
-	@echo "make setup   create .venv with everything that development needs"
+	@echo "make demo        stream the flights of 2013 through a real Kafka, learn from them, show what happened"
+	@echo "make test        lint, types and all tests; a short run of chaos is one of them"
+	@echo "make lint        lint and types alone"
+	@echo "make bench       measure against Faust + River and Quix Streams + River; writes benchmarks/README.md"
+	@echo "make durability  measure recovery, exactly once and snapshots; writes benchmarks/README.md"
+	@echo "make chaos       workers, brokers and Redis killed and frozen under load; then everything is read back and"
+	@echo "                 checked. An hour. SEED=7 draws other faults, ONLY=test_hundred_kills makes one run"
+	@echo "make setup       create .venv with everything that development needs"
 
 setup: .venv/installed-dev
 
@@ -33,6 +36,15 @@ lint: .venv/installed-dev
 bench: .venv/installed-dev
 	@echo "==> benchmarks"
 	@$(BIN)/python -m benchmarks.run
+
+durability: .venv/installed-dev
+	@echo "==> durability"
+	@$(BIN)/python -m benchmarks.durability
+
+# a failing run says which of these repeats it; the short run of `make test` can be repeated so as well
+chaos: .venv/installed-dev
+	@echo "==> chaos"
+	@CHAOS_SEED=$(or $(SEED),1) $(BIN)/python -m pytest -s tests/chaos $(if $(ONLY),-m "" -k "$(ONLY)",-m chaos)
 
 # What is installed is as new as its stamp. dev holds all of demo.
 .venv/installed-demo: pyproject.toml constraints.txt

@@ -45,6 +45,13 @@ class Member(NamedTuple):
     instance_id: str | None = None
 
 
+class Committed(NamedTuple):
+    """What a group has committed of a partition."""
+
+    offset: int  # the next to read
+    metadata: str  # what its committer wrote beside it
+
+
 _STR, _TAGS = CompactString("utf-8"), ("tags", TaggedFields)
 
 
@@ -101,9 +108,12 @@ class TxnOffsetCommit(Request[_TxnOffsetCommitRequest3]):
         group: str,
         member: Member,
         offsets: Mapping[Partition, int],
+        metadata: str = "",  # kept beside every one of them
     ) -> None:
         ordered = sorted(offsets.items())
-        rows: list[tuple[str, Any]] = [(topic, (number, offset, -1, "", {})) for (topic, number), offset in ordered]
+        rows: list[tuple[str, Any]] = [
+            (topic, (number, offset, -1, metadata, {})) for (topic, number), offset in ordered
+        ]
         topics: list[Any] = [(topic, partitions, {}) for topic, partitions in _by_topic(rows)]
         self._fields: tuple[Any, ...] = (transactional_id, group, *producer, *member, topics, {})
 
@@ -163,8 +173,8 @@ class OffsetFetch(Request[_OffsetFetchRequest7]):
 
 async def stable_offsets(
     coordinator: GroupCoordinator, partitions: Collection[Partition]
-) -> dict[Partition, int | None]:
-    """Committed offsets (None: never committed) once no open transaction holds others for these partitions.
+) -> dict[Partition, Committed | None]:
+    """What is committed (None: never) once no open transaction holds other offsets for these partitions.
 
     Plain ones would be those before a transaction that ends late, whose records would then be processed twice.
     Raises Rebalanced when the coordinator's generation moves on meanwhile. Waits as long as the broker is away.
@@ -181,7 +191,10 @@ async def stable_offsets(
             rows = [(topic, *row) for topic, rows, _ in response.topics for row in rows]
             codes = {response.error, *(error for *_, error, _ in rows)}
             if codes == {0}:
-                return {(topic, number): offset if offset >= 0 else None for topic, number, offset, *_ in rows}
+                return {
+                    (topic, number): Committed(offset, metadata or "") if offset >= 0 else None
+                    for topic, number, offset, _, metadata, _, _ in rows
+                }
             if NOT_COORDINATOR in codes:
                 coordinator.coordinator_dead()
             for code in codes - TRANSIENT - {0, UNSTABLE}:
@@ -192,12 +205,14 @@ async def stable_offsets(
     return {}
 
 
-async def commit_offsets(client: AIOKafkaClient, group: str, member: Member, offsets: Mapping[Partition, int]) -> None:
+async def commit_offsets(
+    client: AIOKafkaClient, group: str, member: Member, offsets: Mapping[Partition, int], metadata: str = ""
+) -> None:
     """Commit offsets outside a transaction, under the generation of a member. Waits as long as the broker is away.
 
     Raises CommitRefused when the group has moved on.
     """
-    rows = _by_topic((topic, (number, offset, "")) for (topic, number), offset in sorted(offsets.items()))
+    rows = _by_topic((topic, (number, offset, metadata)) for (topic, number), offset in sorted(offsets.items()))
     request = OffsetCommitRequest(group, member.generation, member.member_id, -1, rows)
     while rows:
         try:

@@ -37,9 +37,12 @@ def main(folder: str, temporary: bool, command: list[str]) -> int:
 
     word = b""
     while server.poll() is None and os.getppid() == owner:  # a forked child of the owner may hold the pipe open
-        if 0 in select.select([0, child_ended], [], [], 1.0)[0]:
+        readable = select.select([0, child_ended], [], [], 1.0)[0]
+        if 0 in readable:
             word = os.read(0, 16).strip()
             break
+        if child_ended in readable:
+            os.read(child_ended, 512)  # a server that was stopped and not ended says so, too
     owner_is_gone = server.poll() is None and not word
     if word == b"kill":
         server.kill()

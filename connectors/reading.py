@@ -1,13 +1,16 @@
 """Reading ranges of partitions without a group, as fast as the worker does: for replay and the journal.
 
-Synchronous: each reader has an event loop of its own, so use it in a thread without one (asyncio.to_thread).
+Synchronous, so use it in a thread without an event loop (asyncio.to_thread). Each reader has a thread of its own that
+fetches and unpacks what comes next while the caller works on what it has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
-import time
+import concurrent.futures
+import contextlib
+import threading
 from collections.abc import Coroutine, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -22,6 +25,7 @@ from .records import Fetched, Partition, Record
 Answer = TypeVar("Answer")
 
 RUN_RECORDS = 20_000
+FETCH_BYTES = 4 << 20  # of one partition at a time
 
 
 class RangeReader:
@@ -30,21 +34,24 @@ class RangeReader:
     with RangeReader(address, {("flights.departures", 0): 1200}) as reader:
         records = reader.read("flights.departures", 0, until=1500)
 
-    At most one fetch of each other partition is read ahead. Raises Unreachable when the broker does not answer for
-    patience_seconds.
+    Of each partition one run is read ahead, and one fetch of FETCH_BYTES behind it. Raises Unreachable when the broker
+    does not answer for patience_seconds.
     """
 
     def __init__(self, address: str, starts: Mapping[Partition, int], *, patience_seconds: float = 10.0) -> None:
         self.address = address
         self._next = {TopicPartition(*partition): offset for partition, offset in starts.items()}
         self._buffers: dict[TopicPartition, collections.deque[Record]] = {tp: collections.deque() for tp in self._next}
+        self._ahead: dict[TopicPartition, concurrent.futures.Future[Fetched]] = {}  # what comes next, asked for before
         self._patience = patience_seconds
         self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="headrace-read", daemon=True)
         self._consumer: AIOKafkaConsumer | None = None
 
     def __enter__(self) -> Self:
+        self._thread.start()
         try:
-            self._run(self._start())
+            self._wait_for(self._submit(self._start()))
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -53,8 +60,13 @@ class RangeReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for asked in self._ahead.values():
+            asked.cancel()
         if self._consumer is not None:
-            self._loop.run_until_complete(self._consumer.stop())
+            with contextlib.suppress(TimeoutError):
+                self._submit(self._consumer.stop()).result(self._patience)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
         self._loop.close()
 
     def read(self, topic: str, partition: int, until: int) -> list[Record]:
@@ -65,27 +77,30 @@ class RangeReader:
         """
         tp = TopicPartition(topic, partition)
         buffer, found = self._buffers[tp], []
+        is_old = tp in self._ahead  # what was asked for ahead may have met an end that lies further by now
         while True:
             while buffer and buffer[0].offset < until:
                 found.append(buffer.popleft())
             if buffer or self._next[tp] >= until:
                 return found
-            run = self._run(self._fetch(tp))
-            if run.next < until and run.at_end:
+            run = self._wait_for(self._ahead.pop(tp) if tp in self._ahead else self._submit(self._fetch(tp)))
+            self._ahead[tp] = self._submit(self._fetch(tp))
+            if run.next < until and run.at_end and not is_old:
                 raise InputError(f"{topic}[{partition}] ends at offset {run.end:,}, expected records up to {until:,}")
             buffer.extend(run.records)
+            self._next[tp], is_old = run.next, False
 
-    def _run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
-        async def bounded() -> Answer:
-            async with asyncio.timeout(self._patience):
-                return await work
+    def _submit(self, work: Coroutine[Any, Any, Answer]) -> concurrent.futures.Future[Answer]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
+    def _wait_for(self, asked: concurrent.futures.Future[Answer]) -> Answer:
         try:
-            return self._loop.run_until_complete(bounded())
+            return asked.result(self._patience)
         except OffsetOutOfRangeError as error:
             (lost,) = [f"{tp.topic}[{tp.partition}] at offset {offset:,}" for tp, offset in error.args[0].items()]
             raise InputError(f"{lost}: deleted by the topic's retention or by hand, or not written yet") from error
         except (TimeoutError, KafkaError, OSError) as error:
+            asked.cancel()
             topics = ", ".join(sorted({tp.topic for tp in self._next}))
             raise Unreachable(
                 f"broker {self.address} does not answer, or sent nothing of {topics} for {self._patience:g} s "
@@ -99,6 +114,7 @@ class RangeReader:
             auto_offset_reset="none",
             enable_auto_commit=False,
             fetch_max_wait_ms=50,
+            max_partition_fetch_bytes=FETCH_BYTES,
         )
         await consumer.start()
         consumer.assign(list(self._next))
@@ -108,8 +124,9 @@ class RangeReader:
     async def _fetch(self, wanted: TopicPartition) -> Fetched:
         """What comes next of a partition; an empty run that is at its end when there is nothing more by now."""
         assert self._consumer is not None
-        fetcher, asked = self._consumer._fetcher, int(time.time() * 1000)
+        fetcher = self._consumer._fetcher
         state = self._consumer._subscription.subscription.assignment.state_value(wanted)
+        answered, answers = state.timestamp, 0
         while True:
             waiter = fetcher._create_fetch_waiter()
             for tp in list(fetcher._records):
@@ -117,9 +134,11 @@ class RangeReader:
                     leave(fetcher, tp)
                 elif run := take(fetcher, tp, RUN_RECORDS):
                     waiter.cancel()
-                    self._next[tp] = run.next
                     return run
-            if wanted not in fetcher._records and (state.timestamp or 0) > asked and state.position >= state.lso:
+            if state.timestamp != answered:
+                answered, answers = state.timestamp, answers + 1
+            # the first answer may be to a fetch from before: the end lay there then
+            if wanted not in fetcher._records and answers > 1 and state.position >= state.lso:
                 waiter.cancel()
                 return Fetched(wanted.topic, wanted.partition, state.position, state.position, [], state.lso, -1, 0)
             await asyncio.wait([waiter], timeout=0.05)  # an answer without records wakes nobody

@@ -400,26 +400,28 @@ class SnapshotStore:
         held = self._pointer()
         return None if held is None else held[0]
 
-    def load(self, version: int | None = None) -> Snapshot:
+    def load(self, version: int | None = None, prefix: str = "") -> Snapshot:
         """The current snapshot, or that of `version`, every byte checked against its digest.
+
+        Only arrays whose name begins with `prefix` are fetched and checked; the manifest names them all.
 
         Follows the pointer when the version is replaced while it loads. Raises SnapshotError naming what is wrong when
         there is none, when a part is missing, altered or of another format or pipeline, or the signature is not right.
         """
         if version is not None:
-            return self._load(version)
+            return self._load(version, prefix)
         while True:
             before = self.current()
             if before is None:
                 raise self._nothing()
             try:
-                return self._load(before.version)
+                return self._load(before.version, prefix)
             except SnapshotError:
                 if self.current() in (None, before):
                     raise
 
-    def load_newest_whole(self) -> Snapshot | None:
-        """The newest kept version that can be loaded; None when nothing was published.
+    def load_newest_whole(self, prefix: str = "") -> Snapshot | None:
+        """The newest kept version that can be loaded, as `load` does; None when nothing was published.
 
         A version that is torn is logged as a warning and passed over. Raises SnapshotError if all of them are.
         """
@@ -430,7 +432,7 @@ class SnapshotStore:
         first: SnapshotError | None = None
         for version in versions:
             try:
-                return self._load(version)
+                return self._load(version, prefix)
             except SnapshotError as error:
                 log.warning("%s; trying the version before", error)
                 first = first or error
@@ -507,11 +509,12 @@ class SnapshotStore:
                     found.add((pipeline, int(slot)))
         return sorted(found)
 
-    def _load(self, version: int) -> Snapshot:
+    def _load(self, version: int, prefix: str) -> Snapshot:
         info = self._info(version, self._manifests([version])[0])
-        parts = self._fetch(version, [chunk for entry in info.arrays for chunk in entry.chunks])
+        wanted = [entry for entry in info.arrays if entry.name.startswith(prefix)]
+        parts = self._fetch(version, [chunk for entry in wanted for chunk in entry.chunks])
         arrays: dict[str, np.ndarray] = {}
-        for entry in info.arrays:
+        for entry in wanted:
             data = bytearray().join(next(parts) for _ in entry.chunks)
             arrays[entry.name] = np.ndarray(entry.shape, DTYPES[entry.dtype], buffer=data)
         return Snapshot(info, arrays)

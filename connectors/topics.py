@@ -17,11 +17,13 @@ from kafka.errors import (
 )
 
 from ..errors import InputError, Refused, Unreachable
+from .groups import Committed
 from .records import Partition
 
 Answer = TypeVar("Answer")
 
 PATIENCE_SECONDS = 6.0  # for a broker that does not answer; the whole start says so within 10
+LOOK_SECONDS = 0.1  # between two looks at what changes by itself
 READY_SECONDS = 30.0  # for one that answers and is not ready: making a partition takes a slow disk long
 
 
@@ -110,12 +112,43 @@ def end_offsets(address: str, partitions: Iterable[Partition]) -> dict[Partition
     return _offsets(address, partitions, OffsetSpec.LATEST)
 
 
-def _offsets(address: str, partitions: Iterable[Partition], which: OffsetSpec) -> dict[Partition, int]:
+def high_watermarks(address: str, partitions: Iterable[Partition]) -> dict[Partition, int]:
+    """The offset behind the last record, also where it belongs to a transaction that is still open.
+
+    Raises InputError for a partition that does not exist.
+    """
+    return _offsets(address, partitions, OffsetSpec.LATEST, IsolationLevel.READ_UNCOMMITTED)
+
+
+def wait_stable(address: str, partition: Partition, until: int, patience_seconds: float) -> int:
+    """Wait until no open transaction holds back the records before offset `until`; return how far they can be read.
+
+    The last transaction of a worker that died stays open until its time-out and up to 10 s longer, unless a successor
+    with its transactional id ends it. Raises Refused when it is open for patience_seconds from now, InputError for a
+    partition that does not exist.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while (stable := end_offsets(address, [partition])[partition]) < until:
+        if time.monotonic() > deadline:
+            raise Refused(
+                f"{partition[0]}[{partition[1]}] cannot be read beyond offset {stable:,}, expected {until:,}: a "
+                f"transaction that began there has not ended within {patience_seconds:g} s; is its producer alive?"
+            )
+        time.sleep(LOOK_SECONDS)
+    return stable
+
+
+def _offsets(
+    address: str,
+    partitions: Iterable[Partition],
+    which: OffsetSpec,
+    isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
+) -> dict[Partition, int]:
     wanted = {TopicPartition(*partition): which for partition in partitions}
 
     def question(admin: KafkaAdminClient) -> dict[Partition, int]:
         try:
-            found = admin.list_partition_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED)
+            found = admin.list_partition_offsets(wanted, isolation_level=isolation)
         except UnknownTopicOrPartitionError as error:
             names = ", ".join(f"{topic}[{number}]" for topic, number in sorted(wanted))
             raise InputError(f"broker {address} has no such partition among {names}; create the topic first") from error
@@ -126,8 +159,20 @@ def _offsets(address: str, partitions: Iterable[Partition], which: OffsetSpec) -
 
 def committed_offsets(address: str, group: str) -> dict[Partition, int]:
     """What a consumer group has committed; empty for a group that is unknown."""
+    return {partition: committed.offset for partition, committed in committed_by(address, group).items()}
+
+
+def committed_by(address: str, group: str) -> dict[Partition, Committed]:
+    """What a consumer group has committed, and what was written beside it; what an open transaction holds is not yet.
+
+    Empty for a group that is unknown.
+    """
     rows = ask(address, lambda admin: admin.list_group_offsets(group)).get(group, {})
-    return {(tp.topic, tp.partition): row.offset for tp, row in rows.items() if row.offset >= 0}
+    return {
+        (tp.topic, tp.partition): Committed(row.offset, row.metadata or "")
+        for tp, row in rows.items()
+        if row.offset >= 0
+    }
 
 
 def remove_member(address: str, group: str, instance_id: str) -> bool:

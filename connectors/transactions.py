@@ -13,15 +13,15 @@ from aiokafka.errors import (
     InvalidProducerEpoch,
     InvalidProducerIdMapping,
     InvalidTxnState,
-    KafkaConnectionError,
     KafkaError,
+    NodeNotReadyError,
     ProducerFenced,
 )
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.sender import TxnOffsetCommitHandler
 from aiokafka.producer.transaction_manager import TransactionState
 
-from ..errors import InputError, Refused, Unreachable
+from ..errors import HeadraceError, InputError, Refused, Unreachable
 from . import groups
 from .groups import CommitRefused, Member, TxnOffsetCommit
 from .records import Headers, Partition
@@ -30,7 +30,9 @@ Output = tuple[bytes | None, bytes | None, Headers, int | None]  # key, value, h
 
 BATCH_BYTES = 900_000  # a broker takes 1,048,588 unless it is told otherwise
 MAX_RECORD_BYTES = 1_000_000
-END_SECONDS = 5.0  # for an abort, and for closing; the next producer of this id ends what is left
+COMMIT_SECONDS = 30.0
+END_SECONDS = 5.0  # for an abort; the next producer of this id ends what is left
+STOP_SECONDS = 3.0
 
 _FENCED = (ProducerFenced, InvalidProducerEpoch, InvalidProducerIdMapping, InvalidTxnState)
 
@@ -41,6 +43,8 @@ class CycleProducer:
     A cycle's outputs are sent and acknowledged before its offsets are: aiokafka would commit the offsets even if an
     output was refused, and a broker that gets both at once holds up the outputs. After an error the producer is
     spent, for what is engine state by then is ahead of what is committed: start anew. One cycle at a time.
+
+    commit_seconds  how long a commit may take, in which a broker may restart; then nobody knows whether it happened
     """
 
     def __init__(
@@ -50,9 +54,11 @@ class CycleProducer:
         transactional_id: str | None = None,
         transaction_timeout_seconds: float = 10.0,
         compression: str | None = None,  # gzip, snappy, lz4, zstd
+        commit_seconds: float = COMMIT_SECONDS,
     ) -> None:
         self.address = address
         self.transactional_id = transactional_id
+        self.commit_seconds = commit_seconds
         self._settings: dict[str, Any] = {
             "bootstrap_servers": address,
             "transactional_id": transactional_id,
@@ -65,35 +71,42 @@ class CycleProducer:
         }
         self._producer: AIOKafkaProducer | None = None
         self._spent: str = "it was not started"
+        self._doing = ""  # the part of a commit that is under way, for the message when it hangs
 
     async def start(self, patience_seconds: float = 10.0) -> None:
         """Connect; with a transactional id, fence who held it before and end its transaction.
 
-        Tries again until patience_seconds have gone, then raises Unreachable.
+        Tries again until patience_seconds have gone, then raises Unreachable; raises Refused when the broker says no.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience_seconds
         while True:
             producer = AIOKafkaProducer(**self._settings)
+            _look_again(producer)
             try:
                 async with asyncio.timeout_at(deadline):
                     await producer.start()
             except (KafkaError, OSError, TimeoutError) as error:
-                await producer.stop()
+                await _stop(producer)
                 if isinstance(error, KafkaError) and not error.retriable:
                     raise Refused(f"broker {self.address} refused the producer: {error!r}") from error
                 if loop.time() >= deadline:
-                    raise Unreachable(
-                        f"broker {self.address} did not answer within {patience_seconds:g} s; is it running, and is "
-                        "the address right?"
-                    ) from error
+                    raise Unreachable(self._late_start(producer, patience_seconds)) from error
                 await asyncio.sleep(min(0.2, deadline - loop.time()))
             except BaseException:
-                await producer.stop()
+                await _stop(producer)
                 raise
             else:
                 self._producer, self._spent = producer, ""
                 return
+
+    def _late_start(self, producer: AIOKafkaProducer, seconds: float) -> str:
+        if self.transactional_id is not None and producer.client.cluster.brokers():
+            return (
+                f"broker {self.address} did not give out transactional id {self.transactional_id} within {seconds:g} "
+                "s: a transaction of its last holder has not ended yet, or its coordinator is not available"
+            )
+        return f"broker {self.address} did not answer within {seconds:g} s; is it running, and is the address right?"
 
     async def commit_cycle(
         self,
@@ -101,12 +114,17 @@ class CycleProducer:
         offsets: Mapping[Partition, int],
         group: str,
         member: Member,
+        metadata: str = "",
     ) -> dict[Partition, int]:
         """Write outputs, then commit offsets (the next to read) to the group; return each partition's first new offset.
 
+        metadata is kept by the group beside each of the offsets.
+
         Raises InputError when a record is above MAX_RECORD_BYTES (nothing was sent then, and the producer is as
         before), CommitRefused when the group or a successor with this transactional id has gone on, Refused when the
-        broker does not take an output. Waits as long as the broker is away.
+        broker does not take an output, Unreachable when the commit did not end within commit_seconds: it may have
+        happened or not, and whoever holds this transactional id next finds out. An outage that is shorter is waited
+        out. An abort may take END_SECONDS more.
         """
         if self._spent or self._producer is None:
             raise Refused(f"this producer cannot commit: {self._spent}; restart the worker")
@@ -114,18 +132,21 @@ class CycleProducer:
         batches = {to: encode(producer, to, records) for to, records in outputs.items() if records}
         if not batches and not offsets:
             return {}
-        self._spent = "its last commit did not end"
+        self._spent, self._doing = "its last commit did not end", "beginning"
         try:
-            first = await self._commit(producer, batches, offsets, group, member)
-        except _FENCED as error:
-            raise CommitRefused(
-                f"transactional id {self.transactional_id} was fenced ({type(error).__name__}): another worker holds "
-                f"it, or the transaction outlived its {self._settings['transaction_timeout_ms'] / 1000:g} s"
+            async with asyncio.timeout(self.commit_seconds):
+                first = await self._commit(producer, batches, offsets, group, member, metadata)
+        except TimeoutError as error:  # an abort would wait for the same
+            raise Unreachable(
+                f"broker {self.address} did not end a commit within {self.commit_seconds:g} s, and hangs in "
+                f"{self._doing}: a broker is away, or too few replicas of a topic are in sync"
             ) from error
-        except KafkaConnectionError as error:
-            raise Unreachable(f"broker {self.address} went away during a commit: {error!r}") from error
-        except KafkaError as error:
-            raise Refused(f"broker {self.address} did not take the cycle's commit: {error!r}") from error
+        except asyncio.CancelledError:
+            await self._abort(producer)
+            raise
+        except Exception as error:
+            await self._abort(producer)
+            raise self._in_words(error) from error
         self._spent = ""
         return first
 
@@ -136,21 +157,34 @@ class CycleProducer:
         offsets: Mapping[Partition, int],
         group: str,
         member: Member,
+        metadata: str,
     ) -> dict[Partition, int]:
+        if self.transactional_id is not None:
+            await producer.begin_transaction()
+        self._doing = "writing outputs to " + ", ".join(sorted({topic for topic, _ in batches}))
+        first = await send_all(producer, batches)
+        self._doing = f"committing the offsets of group {group}"
         if self.transactional_id is None:
-            first = await send_all(producer, batches)
-            await groups.commit_offsets(producer.client, group, member, offsets)
+            await groups.commit_offsets(producer.client, group, member, offsets, metadata)
             return first
-        await producer.begin_transaction()
-        try:
-            first = await send_all(producer, batches)
-            if offsets:
-                await send_offsets(producer, offsets, group, member)
-        except BaseException:
-            await self._abort(producer)
-            raise
+        if offsets:
+            await send_offsets(producer, offsets, group, member, metadata)
+        self._doing = f"ending the transaction of {self.transactional_id}"
         await producer.commit_transaction()
         return first
+
+    def _in_words(self, error: Exception) -> HeadraceError:
+        """One of ours for whatever aiokafka raises; an AssertionError of its own, too."""
+        if isinstance(error, HeadraceError):
+            return error
+        if isinstance(error, _FENCED):
+            return CommitRefused(
+                f"transactional id {self.transactional_id} was fenced ({type(error).__name__}): another worker holds "
+                f"it, or the transaction outlived its {self._settings['transaction_timeout_ms'] / 1000:g} s"
+            )
+        if isinstance(error, OSError) or getattr(error, "retriable", False):
+            return Unreachable(f"broker {self.address} went away in {self._doing}: {error!r}")
+        return Refused(f"broker {self.address} did not take the cycle's commit, in {self._doing}: {error!r}")
 
     async def _abort(self, producer: AIOKafkaProducer) -> None:
         # After ABORTABLE_ERROR aiokafka's abort sends no EndTxn and forgets what was sent, so that the *next* commit
@@ -161,15 +195,55 @@ class CycleProducer:
                     await producer.abort_transaction()
 
     async def close(self) -> None:
-        """Abort what is open, then disconnect; aiokafka alone would leave the transaction open until its timeout."""
+        """Abort what is open, then disconnect; aiokafka alone would leave the transaction open until its timeout.
+
+        Takes END_SECONDS and STOP_SECONDS at most, also when the broker is away.
+        """
         producer, self._producer, self._spent = self._producer, None, "it was closed"
         if producer is None:
             return
         if self.transactional_id is not None:
             await self._abort(producer)
-        with contextlib.suppress(KafkaError, TimeoutError):
-            async with asyncio.timeout(END_SECONDS):
-                await producer.stop()
+        await _stop(producer)
+
+
+def _look_again(producer: AIOKafkaProducer) -> None:
+    """Let aiokafka look for a coordinator again after any failure that can pass; a lost connection would end it."""
+    lookup = producer.client.coordinator_lookup
+
+    async def patient(kind: CoordinationType, key: str) -> int:
+        try:
+            return int(await lookup(kind, key))
+        except KafkaError as error:
+            if error.retriable:
+                raise NodeNotReadyError(str(error)) from error
+            raise
+
+    producer.client.coordinator_lookup = patient
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    """Disconnect within STOP_SECONDS; aiokafka alone waits until what is queued was sent."""
+    sending = producer._sender.sender_task
+    try:
+        async with asyncio.timeout(STOP_SECONDS - 1):
+            await producer.stop()
+    except Exception:  # whatever it is, the connections must go, and nothing may be sent any more
+        if sending is not None and not sending.done():
+            sending.cancel()
+            await asyncio.wait([sending], timeout=0.5)
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(0.5):
+                await producer.client.close()
+    _hush(producer)
+
+
+def _hush(producer: AIOKafkaProducer) -> None:
+    """What failed has been said; asyncio would say it again for every future of aiokafka that nobody waits for."""
+    batches = [batch for queue in producer._message_accumulator._batches.values() for batch in queue]
+    for waiter in [producer._txn_manager._transaction_waiter, *(batch._drain_waiter for batch in batches)]:
+        if waiter is not None and waiter.done() and not waiter.cancelled():
+            waiter.exception()
 
 
 def encode(producer: AIOKafkaProducer, to: Partition, records: Iterable[Output]) -> list[BatchBuilder]:
@@ -220,7 +294,8 @@ async def send_all(
             except _FENCED:
                 raise
             except KafkaError as error:
-                raise Refused(f"{topic}[{number}] did not take {batch.record_count()} records: {error!r}") from error
+                kind = Unreachable if error.retriable else Refused
+                raise kind(f"{topic}[{number}] did not take {batch.record_count()} records: {error!r}") from error
             first = acknowledged.offset if first is None else first
         return int(first or 0)
 
@@ -234,13 +309,13 @@ async def send_all(
 
 
 async def send_offsets(
-    producer: AIOKafkaProducer, offsets: Mapping[Partition, int], group: str, member: Member
+    producer: AIOKafkaProducer, offsets: Mapping[Partition, int], group: str, member: Member, metadata: str = ""
 ) -> None:
     """Add offsets to the open transaction; raises CommitRefused, after which the transaction can be aborted."""
 
     async def commit(offsets: Mapping[Any, Any], group: str) -> None:
         node = await sender._find_coordinator(CoordinationType.GROUP, group)
-        await _GroupOffsets(sender, offsets, group, member).do(node)
+        await _GroupOffsets(sender, offsets, group, member, metadata).do(node)
 
     sender = producer._sender
     sender._do_txn_offset_commit = commit
@@ -251,9 +326,9 @@ async def send_offsets(
 class _GroupOffsets(TxnOffsetCommitHandler):
     """aiokafka's handler, with the member's generation in the request."""
 
-    def __init__(self, sender: Any, offsets: Mapping[Any, Any], group: str, member: Member) -> None:
+    def __init__(self, sender: Any, offsets: Mapping[Any, Any], group: str, member: Member, metadata: str) -> None:
         super().__init__(sender, offsets, group)
-        self._member = member
+        self._member, self._metadata = member, metadata
 
     def create_request(self) -> TxnOffsetCommit:
         manager = self._sender._txn_manager
@@ -263,6 +338,7 @@ class _GroupOffsets(TxnOffsetCommitHandler):
             self._group_id,
             self._member,
             {(tp.topic, tp.partition): offset.offset for tp, offset in self._offsets.items()},
+            self._metadata,
         )
 
     def handle_response(self, response: Any) -> float | None:

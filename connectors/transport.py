@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -18,20 +18,21 @@ import faust
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import ConsumerStoppedError
+from aiokafka.errors import ConsumerStoppedError, KafkaConnectionError, KafkaError
 from faust.transport.drivers import aiokafka as stock
 from faust.types import TP, ConsumerMessage
 from mode.utils.futures import notify
 
-from ..errors import StreamStopped, Unreachable
+from ..errors import Refused, StreamStopped, Unreachable
 from .fetching import leave, take
-from .groups import Member, Rebalanced, stable_offsets
+from .groups import Committed, Member, Rebalanced, stable_offsets
 from .records import Fetched, Partition
 
 # Between two takes: each run has its cost, and so a steady stream of small fetches comes in fewer, larger ones. What
 # comes alone is taken at once.
 DRAIN_SECONDS = 0.02
 DRAIN_RECORDS = 50_000  # taken at one go, so that the heartbeats of the consumer's thread are not late
+CONNECT_SECONDS = 0.5  # between two attempts
 
 
 class Assigned(NamedTuple):
@@ -40,6 +41,8 @@ class Assigned(NamedTuple):
     member: Member
     starts: dict[Partition, int]  # the offset of the next record of each partition
     committed: dict[Partition, int | None]  # None: this group never committed this partition
+    committed_by: dict[Partition, str]  # what was written beside each committed offset
+    gone: dict[Partition, int]  # records from the committed offset on that exist no more: passed over
 
 
 class Owner(Protocol):
@@ -67,6 +70,7 @@ class Settings:
 
     topics: frozenset[str]
     starts: Mapping[str, Literal["earliest", "latest"]] = field(default_factory=dict)  # without a committed offset
+    lost: Literal["stop", "earliest"] = "stop"  # where the record at the committed offset exists no more
     max_wait_ms: int = 50  # a fetch waits so long for a first record; a broker answers one fetch at a time
     max_bytes_in_hand: int = 32 << 20  # fetched and not yet acked; shared out evenly to the partitions
     max_run_records: int = 20_000
@@ -91,6 +95,34 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
     seek_epoch = 0  # counts the seeks; a run taken before the last one is void
     _waiter: asyncio.Future[None] | None = None
     _drained = 0.0  # when runs were taken last
+    _listens_since = 0.0  # when there was room for a fetch; wall time, as aiokafka's
+
+    async def on_start(self) -> None:
+        """Connect; from then on nothing that ends the consumer goes unnoticed.
+
+        aiokafka keeps an error of its background tasks for the next poll, and none comes while Faust waits for
+        partitions: the worker would idle for ever.
+        """
+        if not await connect(self, super().on_start, lambda: self._ensure_consumer().stop()):
+            return
+        self._listens_since = time.time()
+        consumer = self._ensure_consumer()
+        coordinator, hand_over = consumer._coordinator, consumer._coordinator._push_error_to_user
+
+        def push(error: Exception) -> Any:
+            self._fail(error)
+            return hand_over(error)
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._fail(error)
+
+        coordinator._push_error_to_user = push
+        for task in (coordinator._coordination_task, consumer._fetcher._fetch_task):
+            task.add_done_callback(ended)
+
+    def _fail(self, error: BaseException) -> None:
+        asyncio.run_coroutine_threadsafe(self.consumer.fail(error), self.parent_loop)
 
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
@@ -110,22 +142,58 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         coordinator, partitions = consumer._coordinator, consumer.assignment()
         member = Member(coordinator.generation, coordinator.member_id, self.app.conf.consumer_group_instance_id)
         committed = await stable_offsets(coordinator, sorted(partitions))
-        new = [TopicPartition(*partition) for partition, offset in committed.items() if offset is None]
-        starts = await self._first_offsets(consumer, new)
-        starts |= {partition: offset for partition, offset in committed.items() if offset is not None}
+        first, end = await self._bounds(consumer, partitions)
         if (coordinator.generation, coordinator.member_id) != member[:2] or consumer.assignment() != partitions:
             raise Rebalanced(f"group {coordinator.group_id} rebalanced while its start offsets were asked for")
+        known = {partition: found for partition, found in committed.items() if found is not None}
+        starts, gone = self._starts(known, first, end)
         self.seek_epoch += 1
+        self._listens_since = time.time()
         for partition, offset in starts.items():  # no await since the check
             consumer.seek(TopicPartition(*partition), offset)
-        return Assigned(member, starts, committed)
+        return Assigned(
+            member,
+            starts,
+            {partition: found and found.offset for partition, found in committed.items()},
+            {partition: found.metadata for partition, found in known.items()},
+            gone,
+        )
 
-    async def _first_offsets(self, consumer: AIOKafkaConsumer, new: list[TopicPartition]) -> dict[Partition, int]:
+    async def _bounds(
+        self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
+    ) -> tuple[dict[Partition, int], dict[Partition, int]]:
+        """The first offset that each partition still holds, and its end; asked for side by side."""
+        answers = await asyncio.gather(consumer.beginning_offsets(partitions), consumer.end_offsets(partitions))
+        first, end = [{(tp.topic, tp.partition): offset for tp, offset in answer.items()} for answer in answers]
+        return first, end
+
+    def _starts(
+        self, committed: Mapping[Partition, Committed], first: Mapping[Partition, int], end: Mapping[Partition, int]
+    ) -> tuple[dict[Partition, int], dict[Partition, int]]:
+        """Where to begin in each partition, and how many records are passed over because they are gone.
+
+        Raises StreamStopped when that is not what the user has chosen, or when a topic ends before what was read of it.
+        """
+        settings, group = self.consumer.settings, self.app.conf.id
         default = self.app.conf.consumer_auto_offset_reset
-        latest = [tp for tp in new if self.consumer.settings.starts.get(tp.topic, default) == "latest"]
-        earliest = [tp for tp in new if tp not in latest]
-        found = {**await consumer.beginning_offsets(earliest), **await consumer.end_offsets(latest)}
-        return {(tp.topic, tp.partition): offset for tp, offset in found.items()}
+        starts = {p: end[p] if settings.starts.get(p[0], default) == "latest" else first[p] for p in first}
+        starts |= {partition: found.offset for partition, found in committed.items()}
+        for topic, number in committed:
+            if starts[topic, number] > end[topic, number]:
+                raise StreamStopped(
+                    f"{topic}[{number}] ends at offset {end[topic, number]:,}, group {group} has read it up to "
+                    f"{starts[topic, number]:,}: was the topic deleted and made anew, or is this another broker? Set "
+                    "the offsets of the group, or give the pipeline another name to begin anew"
+                )
+        gone = {partition: first[partition] - at for partition, at in starts.items() if at < first[partition]}
+        if gone and settings.lost == "stop":
+            told = ", ".join(f"{count:,} of {t}[{n}] from offset {starts[t, n]:,} on" for (t, n), count in gone.items())
+            raise StreamStopped(
+                f"records that group {group} has not read are gone, deleted by the topic's retention or by hand: "
+                f"{told}. To go on from the earliest that is left: --lost earliest (HEADRACE_LOST=earliest); or set "
+                "the offsets of the group yourself"
+            )
+        return starts | {partition: first[partition] for partition in gone}, gone
 
     async def _fetch_records(  # runs, tagged with the epoch of their seek
         self, consumer: AIOKafkaConsumer, active: Any, timeout: float | None = None, max_records: int | None = None
@@ -146,7 +214,7 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
                 runs = list(self._drain(consumer)) if flows else []
                 left = deadline - loop.time()
                 if runs:
-                    self._drained = loop.time()
+                    self._drained, self._listens_since = loop.time(), time.time()
                 if runs or left <= 0 or not self.consumer.flow_active:
                     waiter.cancel()
                     return runs
@@ -185,6 +253,16 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         states = {tp: assignment.state_value(tp) for tp in assignment.tps} if assignment else {}
         return {TP(*tp): state.lso for tp, state in states.items() if state.lso is not None}
 
+    def silent_seconds(self) -> float | None:
+        """As Consumer.silent_seconds; callable from any thread."""
+        consumer = self._consumer
+        subscription = consumer and consumer._subscription.subscription
+        assignment = subscription and subscription.assignment
+        if consumer is None or not assignment or all(tp in consumer._fetcher._records for tp in assignment.tps):
+            return None
+        heard = max(assignment.state_value(tp).timestamp or 0 for tp in assignment.tps) / 1000
+        return max(0.0, time.time() - max(heard, self._listens_since))
+
 
 class Consumer(stock.Consumer):
     """Hands runs to the app in order, bounds what is in hand, and asks for the right start after a rebalance."""
@@ -197,6 +275,7 @@ class Consumer(stock.Consumer):
         self._next: dict[TP, int] = {}  # where the next run of each partition has to begin
         self._in_hand: dict[TP, int] = {}  # bytes delivered and not yet acked
         self._delivered: defaultdict[TP, deque[int]] = defaultdict(deque)  # offsets that Faust may commit once acked
+        self._failed = False
         super().__init__(transport, *args, **options)
 
     def _new_consumer_thread(self) -> ConsumerThread:
@@ -211,6 +290,27 @@ class Consumer(stock.Consumer):
         Those never fetched from are left out.
         """
         return {tp: end for tp, end in self._thread.ends().items() if tp in self._next}
+
+    def silent_seconds(self) -> float | None:
+        """Seconds since any broker last answered a fetch, with records or without; it does so every max_wait_ms.
+
+        None when none is asked: nothing is assigned, or of every partition something waits to be taken.
+        """
+        return self._thread.silent_seconds()
+
+    async def fail(self, error: BaseException) -> None:
+        """Crash the app with this error, in words of ours; those that follow from it are not told again."""
+        if not self._failed and not self.app.should_stop:
+            self._failed = True
+            await self.app.crash(self._in_words(error))
+
+    def _in_words(self, error: BaseException) -> BaseException:
+        group, brokers = self.app.conf.id, ", ".join(url.partition("://")[2] for url in map(str, self.transport.url))
+        if not isinstance(error, KafkaError):
+            return error
+        if error.retriable:
+            return Unreachable(f"group {group}: broker {brokers} went away: {error!r}")
+        return Refused(f"group {group}: broker {brokers} refused to go on: {error.__cause__ or error!r}")
 
     # asked in the consumer's thread
 
@@ -237,8 +337,8 @@ class Consumer(stock.Consumer):
                     return
                 raise
             except Exception as error:
-                await self.app.crash(error)
-                raise
+                await self.fail(error)
+                await asyncio.Event().wait()  # until it is stopped: there is nobody to raise to
 
     async def _deliver(self, epoch: int, run: Fetched) -> None:
         current = run.generation == self.app.consumer_generation_id and epoch == self._thread.seek_epoch
@@ -327,6 +427,7 @@ class Consumer(stock.Consumer):
         """Begin at the committed offsets. Called after every assignment, before the flow resumes.
 
         Faust waits for broker_request_timeout and then idles for ever, holding its partitions: crash before that.
+        After an error this never returns, for the flow must not resume; the app is being stopped.
         """
         patience = 0.9 * self.app.conf.broker_request_timeout
         try:
@@ -335,12 +436,14 @@ class Consumer(stock.Consumer):
                 try:
                     assigned = await self._thread.call_thread(self._thread.seek)
                 except Rebalanced:
-                    await asyncio.Event().wait()  # another seek follows and cancels this one; the flow must not resume
-        except TimeoutError as error:
-            group = self.app.conf.id
-            late = Unreachable(f"no start offsets for group {group} within {patience:g} s; is the broker well?")
-            await self.app.crash(late)
-            raise late from error
+                    await asyncio.Event().wait()  # another seek follows and cancels this one
+        except TimeoutError:
+            late = f"no start offsets for group {self.app.conf.id} within {patience:g} s; is the broker well?"
+            await self.fail(Unreachable(late))
+            await asyncio.Event().wait()
+        except Exception as error:
+            await self.fail(error)
+            await asyncio.Event().wait()
         for partition, offset in assigned.starts.items():
             tp = TP(*partition)
             self._next[tp] = self._read_offset[tp] = self._committed_offset[tp] = offset
@@ -351,10 +454,34 @@ class Consumer(stock.Consumer):
         self.transport.owner.assigned(assigned)
 
 
+class Producer(stock.Producer):
+    """Faust's own, for what a user's agents send."""
+
+    async def on_start(self) -> None:
+        """Connect."""
+        await connect(self, super().on_start, lambda: self._ensure_producer().stop())
+
+
+async def connect(service: Any, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]) -> bool:
+    """Start a client of Kafka, again and again while the broker is away; Faust would end with the first refusal.
+
+    False when the service was told to stop meanwhile.
+    """
+    while not service.should_stop:
+        try:
+            await start()
+            return True
+        except KafkaConnectionError:
+            await stop()
+            await asyncio.sleep(CONNECT_SECONDS)
+    return False
+
+
 class Transport(stock.Transport):
     """Give this to a Faust app by overriding App._new_transport."""
 
     Consumer = Consumer
+    Producer = Producer
 
     def __init__(self, url: Any, app: Any, owner: Owner, settings: Settings) -> None:
         super().__init__(url, app)

@@ -68,6 +68,23 @@ def allocate_touched(layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
     return {a.rows: np.zeros(-(-a.shape[0] // 64), np.uint8) for a in layout.values() if a.rows}
 
 
+def find_not_finite(array: np.ndarray, touched: np.ndarray | None = None) -> tuple[int, ...] | None:
+    """The place of the first number of a float array that is NaN or infinite; None: all are finite.
+
+    touched   as `allocate_touched` gives it for the array's row group: when none of the blocks marked there holds such
+              a number, the others are not looked at
+    """
+    looked_at = array
+    if touched is not None and (blocks := np.flatnonzero(touched)).size < touched.size // 32:
+        rows = (blocks[:, None] * 64 + np.arange(64)).ravel()
+        looked_at = array[rows[rows < len(array)]]
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(looked_at.sum()):  # one pass that writes nothing; a sum that overflows is looked at closely
+            return None
+    places = np.argwhere(~np.isfinite(array))
+    return tuple(map(int, places[0])) if len(places) else None
+
+
 class Stateful(Protocol):
     """Whatever has arrays: transforms, learners, metrics."""
 

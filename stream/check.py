@@ -125,6 +125,8 @@ def _writes(p: Pipeline) -> Iterator[tuple[str, str]]:
     tie = "one transaction for each cycle" if p.delivery == "exactly_once" else "a prediction may come twice"
     yield "delivery", f"{p.delivery.replace('_', ' ')}: {tie}, of {p.cycle} or {p.max_cycle_rows:,} rows at most"
     yield "snapshots", f"every {p.snapshots.every}, {p.snapshots.keep} kept"
+    broken = "stops the worker" if p.snapshots.on_nan == "stop" else "is rolled back to the newest snapshot"
+    yield "NaN", f"a model that has turned to NaN or infinity {broken}"
 
 
 def _memory(engine: Engine) -> Iterator[tuple[str, str]]:

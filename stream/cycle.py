@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from ..connectors.transactions import Output
-from .align import Aligner, Partition
+from ..errors import HeadraceError
+from .align import Aligner, Next, Partition
 from .encode import Served, encode_predictions
 from .engine import Engine
-from .slices import DeadLetter, Piece
+from .poison import Poisoned, process_carefully
+from .slices import DeadLetter, Piece, Role
 
 
 @dataclass
@@ -21,7 +24,15 @@ class Cycle:
         default_factory=dict
     )  # by partition, which is the output's partition too
     dead: list[DeadLetter] = field(default_factory=list)
+    poison: list[tuple[Role, int, int]] = field(default_factory=list)  # role, partition, offset: dead, the model raised
     rows: int = 0
+    hand: Piece | None = None  # what is being processed
+    taken: bool = False  # a snapshot was taken at its end
+
+    def reached(self) -> dict[Partition, int]:
+        """The offsets up to which records were touched, also those of a piece that did not come to its end."""
+        hand = {} if self.hand is None else {(self.hand.role, self.hand.partition): self.hand.next}
+        return self.offsets() | hand
 
     def offsets(self) -> dict[Partition, int]:
         """The offsets to commit: of each partition the next record to read."""
@@ -35,22 +46,61 @@ def run_cycle(
     served: Served,
     is_full: Callable[[Cycle], bool],
     cycle: Cycle,
+    careful: Callable[[Next], bool] | None = None,
 ) -> None:
-    """Process pieces into `cycle` until it is full, nothing may be processed now, or the engine says to stop."""
+    """Process pieces into `cycle` until it is full, nothing may be processed now, or the engine says to stop.
+
+    careful   given after something raised: each cycle is then a single piece, so that it is known whose records raise,
+              and pieces for which careful(piece) is true go through `process_carefully`
+
+    Raises Poisoned when the model, or the engine, raises on records. The engine is then neither before nor after them:
+    begin again from the last commit, with `careful` true for the piece that Poisoned names. That piece may be innocent
+    when it was named without `careful`: examples are learned late, and a piece before it may have raised. Then the
+    guilty one is named next.
+    """
     topic = engine.pipeline.events.topic
-    while engine.stop_reason is None and not is_full(cycle):
+    while engine.stop_reason is None and not is_full(cycle) and not (careful and cycle.pieces):
         following = aligner.next(at_end)
         if following is None:
             return
-        done = engine.process(*following)
-        cycle.pieces.append(done.piece)
-        cycle.dead += done.dead
-        if done.predicted is not None:
-            cycle.rows += len(done.predicted.out)
-            out = cycle.predictions.setdefault(done.piece.partition, [])
-            out += encode_predictions(done.predicted, topic, served)
+        batch, start, next = following
+        cycle.hand = Piece(batch.role, batch.partition, start, next)
+        if careful and careful(following):
+            processed, poison = process_carefully(engine, batch, start, next)
+            cycle.poison += [(batch.role, batch.partition, offset) for offset in poison]
         else:
-            cycle.rows += 1
+            with _blaming(Piece(batch.role, batch.partition, start, next)):
+                processed = [engine.process(batch, start, next)]
+        for done in processed:
+            cycle.pieces.append(done.piece)
+            cycle.dead += done.dead
+            if done.predicted is not None:
+                cycle.rows += len(done.predicted.out)
+                out = cycle.predictions.setdefault(done.piece.partition, [])
+                out += encode_predictions(done.predicted, topic, served)
+            else:
+                cycle.rows += 1
+
+
+def end_cycle(engine: Engine, cycle: Cycle) -> None:
+    """End a cycle in the engine, and see that its model is finite, before anything of the cycle goes out.
+
+    Raises Poisoned as `run_cycle` does, where an example learned only now makes the model raise; NotFinite.
+    """
+    with _blaming(cycle.pieces[-1]) if cycle.pieces else nullcontext():
+        engine.end_cycle()
+    engine.check_finite()
+
+
+@contextmanager
+def _blaming(piece: Piece) -> Iterator[None]:
+    """What is raised in here is laid at a piece, as Poisoned."""
+    try:
+        yield
+    except (HeadraceError, MemoryError):
+        raise
+    except Exception as error:
+        raise Poisoned(*piece, cause=error) from error
 
 
 def merge(pieces: list[Piece]) -> list[Piece]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import polars as pl
 
+from ..errors import DeclarationError
 from ..models.base import Spec, Task
 from .durations import parse_duration
 from .expressions import column_types, show
@@ -120,10 +121,20 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """How often a snapshot is published, and how many are kept."""
+    """How often a snapshot is published, how many are kept, and what becomes of a model that has turned to NaN.
+
+    on_nan  "stop": the worker stops, and says so; "rollback": it goes back to the newest snapshot and goes on from
+            there behind the records of the cycle that broke the model; those since the snapshot are predicted and
+            counted, and not learned
+    """
 
     every: str = "5s"
     keep: int = 10
+    on_nan: Literal["stop", "rollback"] = "stop"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.on_nan, str) or self.on_nan not in ("stop", "rollback"):
+            raise DeclarationError(f"pipeline snapshots.on_nan: expected 'stop' or 'rollback', got {self.on_nan!r}")
 
     @cached_property
     def every_us(self) -> int:

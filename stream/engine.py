@@ -8,7 +8,7 @@ wherever `end_cycle` falls the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SnapshotError, StreamStopped
-from ..models.base import Array, Rows, Truth, allocate, allocate_touched
+from ..models.base import Array, Rows, Truth, allocate, allocate_touched, find_not_finite
 from ..models.chain import as_chain
 from ..models.metrics import Metrics
 from . import hashing
@@ -33,6 +33,8 @@ from .slices import DeadLetter, Piece, Role
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
 
+# examples + unlearned = joined + those expired that `otherwise` gives a label. A new counter goes to the end: a state
+# of before has none of it.
 COUNTERS = (
     "events",  # records of the events topic that were predicted
     "predictions",
@@ -48,6 +50,7 @@ COUNTERS = (
     "dead_letters",
     "bad_events",
     "bad_labels",
+    "unlearned",  # rows that would have been examples, but their label came or their wait ended while muted
 )
 
 COUNTER_AT = {name: at for at, name in enumerate(COUNTERS)}
@@ -57,8 +60,16 @@ FORGETTING_STEPS = 64  # what forgets does so at multiples of half_life / FORGET
 BAD_WINDOW = 1_000  # records over which the share of bad ones is taken
 MISPLACED_WINDOW = 1_000
 MISPLACED_SHARE = 0.2
+REMEDY = "start from an earlier snapshot, with a smaller learning rate"
 THE_LABEL, NO_VALUE = -1, -2  # in the place of a column of Batch.values
+CHECKED_BYTES = (
+    20 << 20
+)  # of the model, looked at after each cycle: a table of 2**20 weights takes 1 ms, touched all over
 GONE = 1 << 16  # keys remembered after their row has left, to tell late and repeated labels from unknown ones
+
+
+class NotFinite(StreamStopped):
+    """The model has turned to NaN or infinity. Nothing of the cycle in hand may be published."""
 
 
 @dataclass(slots=True)
@@ -73,7 +84,10 @@ class Predicted:
 
 @dataclass(slots=True)
 class Processed:
-    """What a piece gave: its place in the journal, its predictions, its dead letters."""
+    """What a piece gave: its place in the journal, its predictions, its dead letters.
+
+    piece.next lies before the offset that was asked for where the stream has to stop in between.
+    """
 
     piece: Piece
     predicted: Predicted | None
@@ -143,6 +157,9 @@ class _Unlearned:
     y: list[F32] = field(default_factory=list)
     rows: int = 0
 
+    def copy(self) -> _Unlearned:
+        return _Unlearned(list(self.numeric), list(self.categories), list(self.y), self.rows)
+
 
 class Engine:
     """A pipeline at work on the pieces it is given."""
@@ -169,6 +186,8 @@ class Engine:
         self.partitions: dict[int, _Partition] = {}
         self._met: list[tuple[NDArray, ...]] = []  # examples taken and not learned yet
         self._unlearned = _Unlearned()
+        self._muted: dict[tuple[Role, int], int] = {}  # rows before these offsets leave the shared state as it is
+        self._mute = False  # whether the row in hand is one of them
         self.stop_reason: str | None = None  # set when the share of bad records or misplaced labels says: stop here
 
     # -- construction
@@ -215,7 +234,11 @@ class Engine:
         self.layout = layout
         self.arrays = allocate(layout)
         model = {k: self.arrays[f"model/{k}"] for k in self.model.layout(self.spec)}
-        self.model.bind(self.spec, model, allocate_touched(self.model.layout(self.spec)))
+        self._touched = allocate_touched(self.model.layout(self.spec))  # since the last look at what is finite
+        # blocks of tables that were written to up to the last end of a cycle; who copies them sets them back
+        self.changed = {group: np.ones_like(marks) for group, marks in self._touched.items()}
+        self.model.bind(self.spec, model, self._touched)
+        self._plan_looks(model)
         self.tables: list[GroupTable] = []
         self._slotted: dict[str, int] = {}  # arrays with a row for each slot of a group, and which group
         for group in self.groups:
@@ -234,12 +257,23 @@ class Engine:
             for fold, *_ in folds
             for k in fold.layout()
         }
+        self._growing = {*self._slotted, "counters"}  # a state may hold fewer rows: keys in use, counters of before
         self._derived = {f"group/{group.name}/index" for group in self.groups}  # not saved: made from the keys
         self._counters: I64 = self.arrays["counters"]
         self._clock: I64 = self.arrays["clock"]
         self._decays = [
             (max(1, half_life // FORGETTING_STEPS), half_life, decay) for half_life, decay in self.model.decays()
         ]
+
+    def _plan_looks(self, model: Mapping[str, NDArray]) -> None:
+        """Which arrays of the model `check_finite` looks at: the smaller ones, up to CHECKED_BYTES."""
+        layout = self.model.layout(self.spec)
+        self._looks: list[tuple[str, NDArray, NDArray | None]] = []  # name, array, its blocks that were touched
+        nbytes = 0
+        for name, array in sorted(model.items(), key=lambda item: item[1].nbytes):
+            nbytes += array.nbytes
+            if array.dtype.kind == "f" and nbytes <= CHECKED_BYTES:
+                self._looks.append((name, array, self._touched[layout[name].rows] if layout[name].rows else None))
 
     # -- what is known
 
@@ -274,25 +308,65 @@ class Engine:
         if partition not in self.partitions:
             self.partitions[partition] = _Partition(self)
 
-    def disown(self, partition: int) -> None:
-        """Drop the state of a partition that another worker owns now."""
-        self.partitions.pop(partition, None)
+    def disown(self, partition: int) -> dict[str, NDArray] | None:
+        """Let go of a partition: its state, from which `load_partition` goes on; None where it is not owned."""
+        part = self.partitions.pop(partition, None)
+        self._muted = {of_this: offset for of_this, offset in self._muted.items() if of_this[1] != partition}
+        return part.state() if part is not None else None
+
+    def mute(self, until: Mapping[tuple[Role, int], int]) -> None:
+        """From now on rows of these partitions before these offsets leave the shared state standing still.
+
+        They are predicted with the model and the aggregates as they are; clocks, waits, joins, counters and progressive
+        metrics go on; nothing is learned, observed, folded in or forgotten. What falls due to be forgotten is forgotten
+        at the next row that is not muted. Whether an example is learned is decided by the row at which it would be: its
+        label's, the event's where the label came before it, and where a wait ends the row that ended it. Examples taken
+        before are learned as ever, also those that wait for a micro-batch to fill.
+
+        The offsets are part of the state, and vanish once they are passed.
+        """
+        for at, offset in until.items():
+            self._muted[at] = max(offset, self._muted.get(at, offset))
+
+    @property
+    def muted(self) -> bool:
+        """Whether there are rows to come that leave the shared state as it is."""
+        return bool(self._muted)
 
     # -- processing
 
     def process(self, batch: Batch, start: int, next: int) -> Processed:
-        """Process the records [start, next) of a batch.
+        """Process the records [start, next) of a batch, or fewer: see `Processed`.
 
         Sets `stop_reason` when the share of bad records, or of labels in the wrong partition, says that something is
-        wrong with the whole topic. Raises StreamStopped when a prediction is not finite: the model is broken then, and
-        nothing of this cycle may be published.
+        wrong with the whole topic. The share is taken after each record, and the piece ends at the first one at which
+        it is too great. Raises NotFinite when a prediction is not finite: the model is broken then, and nothing of this
+        cycle may be published.
         """
+        part, place = self.partitions[batch.partition], (batch.role, batch.partition)
         lo, hi = np.searchsorted(batch.offset, (start, next)).tolist()
-        dead = [letter for letter in batch.dead if start <= letter.record.offset < next] if batch.dead else []
-        part = self.partitions[batch.partition]
+        dead = _dead(batch, start, next)
+        end = self._watch_bad_share(batch, lo, hi, dead)
+        if end is not None:
+            next, hi, dead = end, int(np.searchsorted(batch.offset, end)), _dead(batch, start, end)
         self._count("dead_letters", len(dead))
         self._count(f"bad_{batch.role}", len(dead))
         out = np.empty((hi - lo, self.outputs), np.float32)
+        heard, at = min(self._muted.get(place, start), next), lo  # the first record that is not muted, and its row
+        if heard > start:
+            self._learn_met()  # what was taken before is not muted
+            self._mute = True
+            at = int(np.searchsorted(batch.offset, heard))
+            self._stretch(part, batch, start, heard, lo, at, out[: at - lo])
+            self._mute = False
+        if self._muted.get(place, next + 1) <= next:
+            del self._muted[place]
+        self._stretch(part, batch, max(start, heard), next, at, hi, out[at - lo :])
+        predicted = Predicted(batch, lo, hi, out) if batch.role == "events" and hi > lo else None
+        return Processed(Piece(batch.role, batch.partition, start, next), predicted, dead)
+
+    def _stretch(self, part: _Partition, batch: Batch, start: int, next: int, lo: int, hi: int, out: F32) -> None:
+        """Process the records [start, next), rows [lo, hi): all are muted, or none is. Predictions go to out."""
         at = lo
         for mark in [mark for mark in batch.marks if start <= mark < next]:
             cut = int(np.searchsorted(batch.offset, mark))
@@ -300,9 +374,6 @@ class Engine:
             self._end_of_stream(part, batch.role)
             at = cut
         self._rows(part, batch, at, hi, out[at - lo :])
-        predicted = Predicted(batch, lo, hi, out) if batch.role == "events" and hi > lo else None
-        self._watch_bad_share(batch, lo, hi, dead)
-        return Processed(Piece(batch.role, batch.partition, start, next), predicted, dead)
 
     def look(self, batch: Batch) -> F32:
         """Predict for rows of events that are not part of the stream: float32 (B, O); nothing changes."""
@@ -321,6 +392,57 @@ class Engine:
         """A cycle ends: a learner that learns in micro-batches learns its last, short one."""
         self._learn_met()
         self._learn_micro_batches(least=1)
+
+    def check_finite(self) -> None:
+        """Raise NotFinite when a number of the model is NaN or infinite; for a worker, before each cycle goes out.
+
+        Looks at all that was written since the last look, but for arrays beyond CHECKED_BYTES: those (a table of more
+        than 2**20 weights) are looked at when a snapshot is published.
+        """
+        for name, array, touched in self._looks:
+            at = find_not_finite(array, touched)
+            if at is not None:
+                place = ", ".join(map(str, at))
+                raise NotFinite(
+                    f"the model of {self.pipeline.name!r} is broken: {name}[{place}] is {array[at]}, not finite; "
+                    f"nothing of this cycle is published; {REMEDY}"
+                )
+        for group, marks in self._touched.items():
+            np.maximum(self.changed[group], marks, out=self.changed[group])
+            marks[:] = 0
+
+    def model_tables(self) -> dict[str, tuple[NDArray, NDArray[np.uint8]]]:
+        """The tables of the model, by their names in `state()`, each with its marks in `changed`."""
+        layout = self.model.layout(self.spec)
+        names = {f"model/{name}": array.rows for name, array in layout.items() if array.rows}
+        return {name: (self.arrays[name], self.changed[rows]) for name, rows in names.items()}
+
+    def undo_point(self) -> Callable[[], None]:
+        """A function that puts the engine back to where it stands now, all of it, as often as it is called.
+
+        Copies all arrays. What a model keeps outside of its arrays is not put back.
+        """
+        self.model.pull()
+        arrays = {name: array.copy() for name, array in self.arrays.items()}
+        partitions = {p: part.state() for p, part in self.partitions.items()}
+        touched = {group: marks.copy() for group, marks in self._touched.items()}
+        met, unlearned = list(self._met), self._unlearned.copy()
+        muted, stop_reason = dict(self._muted), self.stop_reason
+
+        def undo() -> None:
+            for name, array in arrays.items():
+                self.arrays[name][...] = array
+            for group, marks in touched.items():
+                self._touched[group][:] = marks
+                self.changed[group][:] = 1
+            self.model.push()
+            self.partitions = {}
+            for p, state in partitions.items():
+                self.load_partition(p, state)
+            self._met, self._unlearned = list(met), unlearned.copy()
+            self._muted, self._mute, self.stop_reason = dict(muted), False, stop_reason
+
+        return undo
 
     def forgive(self) -> None:
         """Go on after a stop: the share of bad records is taken anew, misplaced labels are only counted."""
@@ -350,19 +472,21 @@ class Engine:
 
     def _events(self, part: _Partition, batch: Batch, lo: int, hi: int, out: F32) -> None:
         clock = np.maximum(batch.clock[lo:hi], part.clocks[0])
-        shared = np.maximum(batch.clock[lo:hi], self._clock[0])
+        shared = None if self._mute else np.maximum(clock, self._clock[0])
         early = self._early_matches(part, batch, lo, hi)
         for a, b in self._uncut(part, clock, np.minimum(clock, part.clocks[1]), shared, early):
-            part.clocks[0], self._clock[0] = clock[b - 1], shared[b - 1]
+            part.clocks[0] = clock[b - 1]
+            if shared is not None:
+                self._clock[0] = shared[b - 1]
             self._predict(part, batch, lo + a, lo + b, clock[a:b], out[a:b])
             if b - 1 in early:
                 self._settle_early(part, batch, lo + b - 1)
         if not np.isfinite(out).all():
             at = lo + int(np.flatnonzero(~np.isfinite(out).all(1))[0])
-            raise StreamStopped(
+            raise NotFinite(
                 f"{self.pipeline.events.topic}[{batch.partition}]@{batch.offset[at]}: the prediction is "
                 f"{out[at - lo].tolist()}, not finite; the model is broken and nothing of this cycle is published; "
-                "start from an earlier snapshot, with a smaller learning rate"
+                f"{REMEDY}"
             )
         self._count("events", hi - lo)
         self._count("predictions", hi - lo)
@@ -415,13 +539,16 @@ class Engine:
         numeric, categories = batch.numeric[a:b], batch.categories[a:b]
         self._aggregate(batch, a, b, numeric)
         x = Rows(numeric, categories)
-        if self.immediate:
+        if self._mute:
+            self.model.predict(x, out)
+        elif self.immediate:
             truth = Truth(batch.y[a:b, None], np.ones(b - a, np.float32))
             self.model.test_then_learn(x, truth, out)
-            self._learned_in_event(batch, a, b, out)
-            return
-        self.model.predict_then_observe(x, out)
-        if self.delayed:
+        else:
+            self.model.predict_then_observe(x, out)
+        if self.immediate:
+            self._labels_in_events(batch, a, b, out)
+        elif self.delayed:
             added = part.pending.append(
                 batch.key_hash[a:b],
                 {
@@ -441,7 +568,8 @@ class Engine:
         """Fill in the aggregates of rows [a, b), and fold in what comes with the event."""
         time, groups, values = batch.time[a:b], batch.groups[a:b], batch.values[a:b]
         for g, folds in enumerate(self.folds):
-            slots = self.tables[g].locate(groups, g, g in self.event_groups)
+            # muted rows find no slot to write to, so nothing of them is folded in
+            slots = self.tables[g].locate(groups, g, g in self.event_groups and not self._mute)
             for (fold, column, source, at), arrays in zip(folds, self._fold_arrays[g], strict=True):
                 moves = source in self.moves_with_event
                 if not moves or at == NO_VALUE:
@@ -454,14 +582,14 @@ class Engine:
 
     # -- labels
 
-    def _learned_in_event(self, batch: Batch, a: int, b: int, out: F32) -> None:
+    def _labels_in_events(self, batch: Batch, a: int, b: int, out: F32) -> None:
         known = ~np.isnan(batch.y[a:b])
         count = int(known.sum())
         if not count:
             return
         self._count("labels", count)
         self._count("joined", count)
-        self._count("examples", count)
+        self._count("unlearned" if self._mute else "examples", count)
         assert self.metrics is not None
         y = batch.y[a:b][known]
         self.metrics.update(y, out[known])
@@ -568,9 +696,13 @@ class Engine:
         """Predictions have met their label, in this order: take the examples; `_learn_met` learns them."""
         if not len(rows):
             return
+        self._count("unlearned" if self._mute else "examples", len(rows))
+        if self._mute:
+            assert self.metrics is not None
+            self.metrics.update(y, part.pending.gather("prediction", rows))
+            return
         features = (part.pending.gather(name, rows) for name in ("prediction", "groups", "numeric", "categories"))
         self._met.append((*features, time, y, values))
-        self._count("examples", len(rows))
 
     def _learn_met(self) -> None:
         """Learn the examples taken since the last time, in their order, from the features of prediction time.
@@ -629,25 +761,39 @@ class Engine:
 
     # -- what stops a stream
 
-    def _watch_bad_share(self, batch: Batch, lo: int, hi: int, dead: list[DeadLetter]) -> None:
+    def _watch_bad_share(self, batch: Batch, lo: int, hi: int, dead: list[DeadLetter]) -> int | None:
+        """Count the records of a piece, good ones and bad ones, in their order.
+
+        Where too many of the last BAD_WINDOW are bad, sets stop_reason and returns the offset behind the first bad
+        record at which they are; then only the records up to there are counted.
+        """
         window, at = self.arrays["bad"], self.arrays["bad_at"]
-        count = hi - lo + len(dead)
-        if dead or window.any():
-            offsets = np.concatenate([batch.offset[lo:hi], [letter.record.offset for letter in dead]])
-            bad = np.zeros(count, np.uint8)
-            bad[hi - lo :] = 1
-            bad = bad[np.argsort(offsets, kind="stable")]
-            window[(at[0] + np.arange(count))[-BAD_WINDOW:] % BAD_WINDOW] = bad[-BAD_WINDOW:]
-        at[0] += count
+        if not dead:
+            if window.any():
+                window[(at[0] + np.arange(hi - lo))[-BAD_WINDOW:] % BAD_WINDOW] = 0
+            at[0] += hi - lo
+            return None
+        offsets = np.concatenate([batch.offset[lo:hi], np.array([letter.record.offset for letter in dead], np.int64)])
+        order = np.argsort(offsets, kind="stable")
+        bad = (order >= hi - lo).astype(np.uint8)
+        sums = np.cumsum(np.concatenate([[0], np.roll(window, -at[0] % BAD_WINDOW), bad]), dtype=np.int64)
         limit = self.pipeline.max_bad_share
-        if dead and window.sum() > limit * BAD_WINDOW:
-            letter, share = dead[-1], window.sum() / BAD_WINDOW
+        of_last = sums[BAD_WINDOW + 1 :] - sums[1:-BAD_WINDOW]  # bad ones among the last BAD_WINDOW, after each record
+        over = np.flatnonzero(bad & (of_last > limit * BAD_WINDOW))
+        end = None
+        if len(over):
+            last = int(over[0])
+            letter, count = dead[order[last] - (hi - lo)], int(of_last[last])
+            bad, end = bad[: last + 1], letter.record.offset + 1
             self.stop_reason = (
-                f"{int(window.sum())} of the last {BAD_WINDOW:,} records were bad, {share:.0%} where max_bad_share is "
+                f"{count} of the last {BAD_WINDOW:,} records were bad, {count / BAD_WINDOW:.0%} where max_bad_share is "
                 f"{limit:.0%}: has a schema changed? "
                 f"The last: {self._topic(batch.role)}[{letter.partition}]@{letter.record.offset}: "
                 f"{letter.reason}{f' at `{letter.path}`' if letter.path else ''}"
             )
+        window[(at[0] + np.arange(len(bad)))[-BAD_WINDOW:] % BAD_WINDOW] = bad[-BAD_WINDOW:]
+        at[0] += len(bad)
+        return end
 
     def _topic(self, role: Role) -> str:
         labels = self.pipeline.labels
@@ -682,6 +828,9 @@ class Engine:
     def state(self) -> EngineState:
         """All that was learned. Shared arrays are the live ones: copy them before the next piece is processed."""
         self._learn_met()
+        muted: dict[Role, dict[str, int]] = {}
+        for (role, partition), offset in self._muted.items():
+            muted.setdefault(role, {})[str(partition)] = offset
         meta = {
             "pipeline": self.pipeline.name,
             "declaration": self.pipeline.describe(),
@@ -690,6 +839,7 @@ class Engine:
             "label_groups": [self.groups[g].name for g in self.label_groups],
             "label_values": list(value_columns(self.pipeline, "label")),
             "metrics": {name: finite(value) for name, value in (self.results() | self.counters()).items()},
+            "muted": muted,
         }
         shared = {name: array for name, array in self.arrays.items() if name not in self._derived}
         for name, g in self._slotted.items():
@@ -702,7 +852,7 @@ class Engine:
             if name in self._derived:
                 continue
             given = state.shared.get(name)
-            room = array[: len(given)] if given is not None and name in self._slotted else array
+            room = array[: len(given)] if given is not None and name in self._growing else array
             if given is None or given.dtype != array.dtype or given.shape != room.shape:
                 came = "nothing" if given is None else f"{given.dtype} {given.shape}"
                 raise SnapshotError(
@@ -710,7 +860,7 @@ class Engine:
                     f"{came}; was the snapshot made with another feature list or another table size?"
                 )
         for name, array in self.arrays.items():
-            if name in self._slotted:
+            if name in self._growing:
                 given = state.shared[name]
                 array[: len(given)] = given
                 array[len(given) :] = self.layout[name].fill
@@ -720,6 +870,10 @@ class Engine:
             table.reindex()
         self.model.push()
         self._met, self._unlearned = [], _Unlearned()
+        muted: Mapping[Role, Mapping[str, int]] = state.meta.get("muted", {})
+        self._muted = {(role, int(p)): offset for role, of in muted.items() for p, offset in of.items()}
+        for marks in [*self._touched.values(), *self.changed.values()]:
+            marks[:] = 1  # all of it is new to `check_finite`, and to whoever copies it
         self.partitions = {}
         for p, arrays in state.partitions.items():
             self.load_partition(p, arrays)
@@ -752,6 +906,11 @@ class Engine:
             groups=np.ones((2, len(self.groups)), np.uint64), values=np.zeros((2, self._value_columns[role])),
             y=np.zeros(2, np.float32),
         )  # fmt: skip
+
+
+def _dead(batch: Batch, start: int, next: int) -> list[DeadLetter]:
+    """The records of a piece that could not be used."""
+    return [letter for letter in batch.dead if start <= letter.record.offset < next] if batch.dead else []
 
 
 def finite(value: float | int | None) -> float | int | None:

@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple, Self
 
@@ -16,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ..connectors.leases import Slot, Slots
 from ..connectors.store import Snapshot, SnapshotStore
 from ..errors import DeclarationError, HeadraceError, InputError, Refused, SnapshotError, Unreachable
 from .declaration import Pipeline
@@ -30,6 +30,7 @@ from .snapshot import unpack
 log = logging.getLogger(__name__)
 
 ROWS = 8192  # decoded and predicted at one go
+SHARED = "shared/"  # arrays that predict; those that wait for labels may be many times larger
 
 Rows = Iterable[Mapping[str, Any] | msgspec.Struct] | pl.DataFrame
 
@@ -38,7 +39,10 @@ class SnapshotReader:
     """Serves the newest snapshot of a pipeline, and swaps to a newer one by itself.
 
     pipeline  the declaration the worker runs, its features and its model to the letter
-    url, slot where the worker publishes: the Redis, and the slot of the worker
+    url       the Redis where its workers publish
+    slot      the worker whose model is served. None: the lowest slot that a worker holds now and that has a snapshot.
+              When that worker ends the next one's model is served, and its own again when it is back. While no worker
+              runs the slot that is served stays; a reader that is made then serves the lowest there is
     poll      a duration: a newer version is looked for at least so often, and Redis tried again when it is away
     wait      seconds to wait for the first snapshot that can be served
     hmac_key  if given, only snapshots signed with it are served
@@ -55,7 +59,7 @@ class SnapshotReader:
         self,
         pipeline: Pipeline,
         url: str,
-        slot: int = 0,
+        slot: int | None = None,
         *,
         poll: str = "1s",
         wait: float = 0.0,
@@ -65,7 +69,9 @@ class SnapshotReader:
             raise DeclarationError(f"SnapshotReader: expected a Pipeline, got {pipeline!r}")
         self.pipeline = pipeline
         self._poll = parse_duration(poll, "poll") / 1e6
-        self._store = SnapshotStore(url, pipeline.name, slot, hmac_key=hmac_key)
+        self._slots = Slots(url, pipeline.name) if slot is None else None
+        self._url, self._hmac_key = url, hmac_key
+        self._store = self._store_of(slot or 0)  # what is followed
         self._rows = _RowDecoder(pipeline)
         self._lock = threading.Lock()  # models and decoders keep buffers
         self._away: str | None = None  # why Redis cannot be used
@@ -103,8 +109,13 @@ class SnapshotReader:
 
     @property
     def version(self) -> int:
-        """The version that is served."""
+        """The version that is served; each slot counts its own."""
         return self._served.version
+
+    @property
+    def slot(self) -> int:
+        """The slot whose version is served."""
+        return self._served.store.slot
 
     @property
     def age_seconds(self) -> float:
@@ -128,7 +139,7 @@ class SnapshotReader:
         self.close()
 
     def __repr__(self) -> str:
-        return f"SnapshotReader({self._store.name!r}, version {self.version}, {self.age_seconds:.1f} s old)"
+        return f"SnapshotReader({self._served.store.name!r}, version {self.version}, {self.age_seconds:.1f} s old)"
 
     # -- versions
 
@@ -146,11 +157,13 @@ class SnapshotReader:
 
     def _newest_whole(self) -> tuple[int, _Served]:
         self._bad = None
+        if self._slots is not None:
+            self._store = self._store_of(_lowest(self._slots.look()))
         try:
-            snapshot = self._store.load()
+            snapshot = self._store.load(prefix=SHARED)
             current = snapshot.version
         except SnapshotError as error:
-            pointer, older = self._store.current(), self._store.load_newest_whole()
+            pointer, older = self._store.current(), self._store.load_newest_whole(SHARED)
             if pointer is None or older is None:
                 raise
             current, snapshot = pointer.version, older
@@ -165,6 +178,7 @@ class SnapshotReader:
         """
         while not self._closing.is_set():
             try:
+                self._choose()
                 version = self._store.wait_newer(self._seen, self._poll)
                 if self._away is not None:
                     log.info("%s: Redis answers again", self._store.name)
@@ -175,10 +189,17 @@ class SnapshotReader:
                 self._away = self._keep(error, self._away)
                 self._closing.wait(self._poll)
 
+    def _choose(self) -> None:
+        """Follow the slot that is to be served now; what is served stays until a version of that slot can be."""
+        if self._slots is not None:
+            slot = _lowest(self._slots.look(), self.slot)
+            if slot != self._store.slot:
+                self._store, self._seen = self._store_of(slot), 0
+
     def _take(self, version: int) -> None:
         """Serve a version from now on, or keep the one that is served and say why."""
         try:
-            served = self._prepare(self._store.load(version))
+            served = self._prepare(self._store.load(version, SHARED))
         except (Unreachable, Refused):
             raise
         except Exception as error:
@@ -186,7 +207,9 @@ class SnapshotReader:
             if current is None or current.version == version:  # else it was replaced while it was loaded
                 self._seen, self._bad = version, self._keep(error, self._bad)
             return
-        if self._bad is not None:
+        if served.store.slot != self.slot:
+            log.info("%s: version %d is served from now on, no longer slot %d", self._store.name, version, self.slot)
+        elif self._bad is not None:
             log.info("%s: version %d is whole and served", self._store.name, version)
         self._seen, self._bad, self._served = version, None, served
 
@@ -194,7 +217,7 @@ class SnapshotReader:
         """Say why the version that is served stays, unless something was said before; returns the problem."""
         if before is None:
             foreseen = isinstance(error, HeadraceError)
-            name, version = self._store.name, self.version
+            name, version = self._served.store.name, self.version
             log.warning("%s: version %d goes on being served: %s", name, version, error, exc_info=not foreseen)
         return str(error) or type(error).__name__
 
@@ -203,14 +226,31 @@ class SnapshotReader:
         state, _ = unpack(snapshot.arrays, snapshot.meta, self.pipeline)
         _require_same(self.pipeline, snapshot.meta)
         engine = Engine(self.pipeline)
-        engine.load(replace(state, partitions={}))  # what waits for labels does not predict
-        return _Served(engine, snapshot.version, snapshot.created)
+        engine.load(state)
+        return _Served(engine, self._store, snapshot.version, snapshot.created)
+
+    def _store_of(self, slot: int) -> SnapshotStore:
+        return SnapshotStore(self._url, self.pipeline.name, slot, hmac_key=self._hmac_key)
 
 
 class _Served(NamedTuple):
     engine: Engine
+    store: SnapshotStore
     version: int
     created: float
+
+
+def _lowest(slots: Mapping[int, Slot], served: int | None = None) -> int:
+    """The slot to serve: the lowest that is held and has a snapshot, or whose snapshot is served already.
+
+    If there is none: the one that is served, or the lowest that has a snapshot, or 0.
+    """
+    for number, slot in slots.items():
+        if slot.holder is not None and (slot.exists or number == served):
+            return number
+    if served is not None:
+        return served
+    return next((number for number, slot in slots.items() if slot.exists), 0)
 
 
 class _RowDecoder:

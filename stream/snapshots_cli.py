@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..connectors.leases import Slots
 from ..connectors.store import SnapshotInfo, SnapshotStore
 from ..errors import SnapshotError
 
@@ -29,6 +30,8 @@ def list_snapshots(
     console: Console | None = None,
 ) -> None:
     """Print the kept snapshots, newest first: version, age, size, events, labels, loss, offsets.
+
+    Below them, unless there is nothing but slot 0: which slots there are, and which workers hold them.
 
     Raises SnapshotError, naming what the Redis does hold, when there is none; Unreachable and Refused as the store.
     """
@@ -58,6 +61,8 @@ def list_snapshots(
         )
     console.print(table)
     console.print("* the current one: workers start from it, readers serve it")
+    if told := _slots(Slots(url, pipeline)):
+        console.print(Text(told))
 
 
 def show_snapshot(
@@ -136,6 +141,14 @@ def size(count: int) -> str:
             break
         amount /= 1024
     return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def _slots(slots: Slots) -> str:
+    """`slots: 0, held by pid 7 on a since ...; 1, held by nobody`; empty if slot 0 alone exists and nobody holds it."""
+    found = {number: slot for number, slot in slots.look().items() if slot.exists or slot.holder is not None}
+    if [*found] == [0] and found[0].holder is None:
+        return ""
+    return "slots: " + "; ".join(f"{number}, held by {slot.holder or 'nobody'}" for number, slot in found.items())
 
 
 def _kept(store: SnapshotStore) -> list[SnapshotInfo]:

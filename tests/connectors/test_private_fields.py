@@ -16,7 +16,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, SubscriptionState, TopicPartitionState
-from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.producer.message_accumulator import BatchBuilder, MessageBatch
 from aiokafka.producer.sender import BaseHandler, Sender, TxnOffsetCommitHandler
 from aiokafka.producer.transaction_manager import TransactionManager, TransactionState
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
@@ -176,7 +176,39 @@ def test_the_coordinator_knows_its_member() -> None:
     assert parameters(AIOKafkaClient.send) == ["self", "node_id", "request", "group"]
 
 
+def test_errors_of_the_consumers_tasks_are_kept_for_the_next_poll() -> None:
+    """Why ConsumerThread looks at them itself."""
+    assert parameters(GroupCoordinator._push_error_to_user) == ["self", "exc"]
+    routine = source(GroupCoordinator._GroupCoordinator__coordination_routine)
+    assert routine.count("await self._push_error_to_user(exc)") == 2
+    assert "self._coordination_task = create_task(self._coordination_routine())" in source(GroupCoordinator.__init__)
+    assert "self._fetch_task = create_task(self._fetch_requests_routine())" in source(Fetcher.__init__)
+    assert "self._consumer = self._create_consumer(" in source(stock.AIOKafkaConsumerThread.on_start)
+    assert "await self._consumer.start()" in source(stock.AIOKafkaConsumerThread.on_start)
+    assert "self._producer = self._new_producer()" in source(stock.Producer.on_start)
+
+
 # transactions
+
+
+def test_a_sender_looks_for_a_coordinator_again_when_a_node_is_not_ready() -> None:
+    text = source(Sender._find_coordinator)
+    assert "await self.client.coordinator_lookup(" in text, "by the attribute, which is put in its place"
+    assert "Errors.NodeNotReadyError," in text
+    assert "Errors.KafkaConnectionError" not in text, "when this fails, aiokafka has been mended"
+
+
+def test_a_producer_can_be_taken_apart_while_the_broker_is_away() -> None:
+    def make() -> AIOKafkaProducer:
+        return AIOKafkaProducer(transactional_id="x")
+
+    producer = in_loop(make)
+    producer._closed = True
+    assert producer._sender.sender_task is None
+    assert producer._txn_manager._transaction_waiter is None
+    assert producer._message_accumulator._batches == {}
+    assert "self._drain_waiter = create_future()" in source(MessageBatch.__init__)
+    assert "self._closed = True" in source(AIOKafkaProducer.stop), "also when it is cancelled: stop is called once"
 
 
 def test_a_producer_has_the_parts_that_are_used() -> None:

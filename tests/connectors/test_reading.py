@@ -1,6 +1,7 @@
 """Reading ranges without a group: what is committed, in order, and nothing else."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
@@ -72,6 +73,18 @@ def test_partitions_are_read_in_any_order(kafka: str, create_topic: Topic) -> No
             for topic, until in ((a, 3), (b, 12), (b, 4000), (a, 5000), (b, 5000))
         ]
     assert offsets == [[0, 1, 2], [10, 11], list(range(12, 4000)), list(range(3, 5000)), list(range(4000, 5000))]
+
+
+def test_what_came_after_a_read_is_found_by_the_next(kafka: str, create_topic: Topic) -> None:
+    topic = create_topic()
+    write(kafka, topic, [b"a"])
+    with RangeReader(kafka, {(topic, 0): 0}) as reader:
+        for until in range(1, 4):
+            assert [record.offset for record in reader.read(topic, 0, until)] == [until - 1]
+            time.sleep(0.3)  # what is asked for ahead has met the end
+            write(kafka, topic, [b"a"])
+        with pytest.raises(InputError, match="ends at offset 4, expected records up to 9"):
+            reader.read(topic, 0, 9)
 
 
 def test_what_was_aborted_is_left_out(kafka: str, create_topic: Topic) -> None:

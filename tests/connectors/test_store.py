@@ -245,6 +245,28 @@ def test_missing_chunk_is_named_and_the_version_before_is_whole(store: SnapshotS
     np.testing.assert_array_equal(whole.arrays["w"], numbers(1000, 1))
 
 
+def test_only_arrays_of_a_prefix_are_fetched(store: SnapshotStore, server: redis.Redis) -> None:
+    """A reader of the shared state needs no part of the rest, which may be large, or torn."""
+    store.publish({"shared/w": numbers(300, 1), "shared/n": numbers(3)}, {"step": 1}, 1)
+    shared = keys(server, store, "chunk")
+    store.publish({"shared/w": numbers(300, 1), "partition/0/x": numbers(300, 2), "shared/n": numbers(3)}, {}, 2)
+    assert store.load(prefix="partition/0/").arrays.keys() == {"partition/0/x"}
+    server.delete(*(key for key in keys(server, store, "chunk") if key not in shared))
+    for found in (store.load(prefix="shared/"), store.load(2, prefix="shared/"), store.load_newest_whole("shared/")):
+        assert found is not None
+        assert found.version == 2
+        assert list(found.arrays) == ["shared/w", "shared/n"]
+        assert [entry.name for entry in found.info.arrays] == ["shared/w", "partition/0/x", "shared/n"]
+        np.testing.assert_array_equal(found.arrays["shared/w"], numbers(300, 1))
+        np.testing.assert_array_equal(found.arrays["shared/n"], numbers(3))
+    with pytest.raises(SnapshotError, match=r"is missing"):
+        store.load()
+    whole = store.load_newest_whole()
+    assert whole is not None
+    assert whole.version == 1
+    assert store.load(prefix="nothing").arrays == {}
+
+
 @pytest.mark.parametrize("change", ["flip", "shorten", "lengthen", "empty"])
 def test_altered_chunk_is_never_loaded(store: SnapshotStore, server: redis.Redis, change: str) -> None:
     store.publish({"w": numbers(1000)}, {}, 1)
@@ -519,6 +541,25 @@ def test_replica_refuses_and_says_so(unique: str) -> None:
         with pytest.raises(Refused, match=r"it is a replica: give the address of the primary"):
             SnapshotStore(own.url, unique).publish({"w": numbers(5)}, {}, 2)
         assert SnapshotStore(own.url, unique).load().version == 1
+
+
+def test_redis_that_cannot_save_to_its_disk_refuses_until_it_can(unique: str) -> None:
+    with embedded.redis(properties={"appendonly": "no"}) as own:
+        client = redis.Redis.from_url(own.url)
+        store = SnapshotStore(own.url, unique)
+        store.publish({"w": numbers(3)}, {}, 1)
+        (own.folder / "dump.rdb").mkdir()
+        client.config_set("save", "3600 1")
+        client.bgsave()
+        while client.info("persistence")["rdb_bgsave_in_progress"]:
+            time.sleep(0.01)
+        with pytest.raises(Refused, match=r"it cannot save to its disk"):
+            store.publish({"w": numbers(5)}, {}, 2)
+        assert store.current() == Pointer(1, 1)
+        np.testing.assert_array_equal(store.load().arrays["w"], numbers(3))
+        (own.folder / "dump.rdb").rmdir()
+        client.save()
+        assert store.publish({"w": numbers(5)}, {}, 2).version == 2
 
 
 def test_login_that_fails_is_refused(redis_url: str, unique: str) -> None:

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from headrace.connectors.groups import CommitRefused, Member, Rebalanced, stable_offsets
+from headrace.connectors.groups import CommitRefused, Committed, Member, Rebalanced, stable_offsets
 from headrace.connectors.reading import read_range
 from headrace.connectors.records import Record
-from headrace.connectors.topics import committed_offsets, end_offsets
+from headrace.connectors.topics import committed_by, committed_offsets, end_offsets
 from headrace.connectors.transactions import MAX_RECORD_BYTES, CycleProducer, Output, encode, send_all, send_offsets
 from headrace.errors import InputError, Refused, Unreachable
 
@@ -81,8 +81,9 @@ def test_outputs_and_offsets_of_a_cycle_are_committed(
                 {(source, 0): 5, (source, 1): 7},
                 unique,
                 member,
+                "slot 0",
             )
-            second = await p.commit_cycle({(journal, 0): [line(b"2")]}, {(source, 0): 6}, unique, member)
+            second = await p.commit_cycle({(journal, 0): [line(b"2")]}, {(source, 0): 6}, unique, member, "slot 1")
             nothing = await p.commit_cycle({}, {}, unique, member)
             return [first, second, nothing]
 
@@ -95,7 +96,7 @@ def test_outputs_and_offsets_of_a_cycle_are_committed(
     assert values(kafka, output) == [b"v", b"w"]
     assert values(kafka, output, 1) == [b"x"]
     assert values(kafka, journal) == [b"1", b"2"]
-    assert committed_offsets(kafka, unique) == {(source, 0): 6, (source, 1): 7}
+    assert committed_by(kafka, unique) == {(source, 0): Committed(6, "slot 1"), (source, 1): Committed(7, "slot 0")}
 
 
 @pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
@@ -230,19 +231,19 @@ def test_a_cancelled_commit_leaves_nothing(kafka: str, unique: str, create_topic
 def test_stable_offsets_wait_for_an_open_transaction(kafka: str, unique: str, create_topic: Topic) -> None:
     source, output = create_topic("in", 2), create_topic("out")
 
-    async def ask() -> dict[tuple[str, int], int | None]:
+    async def ask() -> dict[tuple[str, int], Committed | None]:
         async with member_of(kafka, unique, source) as (consumer, member), producing(kafka, unique) as p:
             assert p._producer is not None
             await p._producer.begin_transaction()
             await send_all(p._producer, {(output, 0): encode(p._producer, (output, 0), [line(b"x")])})
-            await send_offsets(p._producer, {(source, 0): 3}, unique, member)
+            await send_offsets(p._producer, {(source, 0): 3}, unique, member, "slot")
             asked = asyncio.create_task(stable_offsets(consumer._coordinator, [(source, 0), (source, 1)]))
             await asyncio.sleep(0.5)
             assert not asked.done(), "plain ones would be answered, and be too old"
             await p._producer.commit_transaction()
             return await asyncio.wait_for(asked, 5)
 
-    assert asyncio.run(ask()) == {(source, 0): 3, (source, 1): None}
+    assert asyncio.run(ask()) == {(source, 0): Committed(3, "slot"), (source, 1): None}
 
 
 def test_stable_offsets_are_given_up_when_the_group_moves_on(kafka: str, unique: str, create_topic: Topic) -> None:

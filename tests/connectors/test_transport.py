@@ -11,11 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from kafka.admin import KafkaAdminClient
+from kafka.structs import OffsetAndMetadata
 
+from headrace.connectors import embedded
 from headrace.connectors.reading import read_range
 from headrace.connectors.records import Record
-from headrace.connectors.topics import committed_offsets, end_offsets, remove_member
+from headrace.connectors.topics import ask, committed_offsets, create_topics, end_offsets, remove_member
 
 ECHO = Path(__file__).parent / "echo_worker.py"
 PATIENCE_SECONDS = 45.0
@@ -220,9 +224,10 @@ def test_what_is_in_hand_is_bounded_for_each_partition(
     kafka: str, unique: str, create_topic: Callable[..., str], echo: Echo
 ) -> None:
     source, output = create_topic("in", 2), create_topic("out", 2)
-    produce(kafka, source, rows(2, 5000))
-    worker = echo(unique, source, output, "slot", BYTES="200000")
+    produce(kafka, source, rows(2, 5000), seconds=0.5)  # batches of 250 records
+    worker = echo(unique, source, output, "slot", BYTES="200000", HOLD="2")
     worker.wait_for("at end 10000")
+    assert "held None\n" in worker.lines, "when nothing is asked of the broker, it is not silent"
     for partition in range(2):
         cycles = sizes(worker, partition)
         largest = max(size for runs in cycles for size in runs)
@@ -231,22 +236,89 @@ def test_what_is_in_hand_is_bounded_for_each_partition(
     assert wait_for_echoes(kafka, output, 2, 10_000) == [list(range(5000))] * 2
 
 
-def test_lost_records_stop_the_worker(kafka: str, unique: str, create_topic: Callable[..., str], echo: Echo) -> None:
-    from kafka.admin import KafkaAdminClient
+def crashes(worker: Worker) -> list[str]:
+    """The errors that ended a worker: what was told to the app."""
+    return [line.removeprefix("crash ") for line in worker.lines if line.startswith("crash ")]
 
-    source, output = create_topic("in"), create_topic("out")
-    produce(kafka, source, rows(1, 100))
-    worker = echo(unique, source, output, "slot")
-    worker.wait_for("at end 100")
-    worker.end()
-    produce(kafka, source, rows(1, 100))
-    admin = KafkaAdminClient(bootstrap_servers=kafka)
-    admin.delete_records({TopicPartition(source, 0): 150})
-    admin.close()
-    worker = echo(unique, source, output, "slot")
-    worker.wait_for(f"{source}[0] goes on at offset 150, expected 100")
+
+@pytest.fixture
+def half_gone(
+    kafka: str, unique: str, create_topic: Callable[..., str], echo: Echo
+) -> Callable[..., tuple[Worker, str, str]]:
+    """half_gone(LOST=...) -> a worker that left at offset 100 of 200, of which 150 are gone when it starts again; topics."""
+
+    def start(**environment: str) -> tuple[Worker, str, str]:
+        source, output = create_topic("in"), create_topic("out")
+        produce(kafka, source, rows(1, 100))
+        worker = echo(unique, source, output, "slot")
+        worker.wait_for("at end 100")
+        worker.end()
+        produce(kafka, source, rows(1, 100))
+        admin = KafkaAdminClient(bootstrap_servers=kafka)
+        admin.delete_records({TopicPartition(source, 0): 150})
+        admin.close()
+        return echo(unique, source, output, "slot", **environment), source, output
+
+    return start
+
+
+def test_lost_records_stop_the_worker(
+    kafka: str, unique: str, half_gone: Callable[..., tuple[Worker, str, str]]
+) -> None:
+    worker, source, output = half_gone()
     assert worker.process.wait(PATIENCE_SECONDS) != 0
+    (said,) = crashes(worker)
+    assert said.startswith(f"StreamStopped records that group {unique} has not read are gone")
+    assert f": 50 of {source}[0] from offset 100 on. To go on from the earliest that is left: --lost earliest" in said
     assert wait_for_echoes(kafka, output, 1, 100) == [list(range(100))]
+
+
+def test_a_worker_that_may_lose_records_goes_on_from_the_earliest(
+    kafka: str, half_gone: Callable[..., tuple[Worker, str, str]]
+) -> None:
+    worker, _, output = half_gone(LOST="earliest")
+    worker.wait_for("begins 0 at 150 committed by slot gone 50")
+    assert wait_for_echoes(kafka, output, 1, 150) == [[*range(100), *range(150, 200)]]
+    assert worker.end() == 0
+
+
+def test_a_topic_that_ends_before_what_was_read_of_it_stops_the_worker(
+    kafka: str, unique: str, create_topic: Callable[..., str], echo: Echo
+) -> None:
+    source, output = create_topic("in"), create_topic("out")
+    produce(kafka, source, rows(1, 5))
+    seven = {TopicPartition(source, 0): OffsetAndMetadata(7, "", None)}
+
+    def write(admin: KafkaAdminClient) -> None:
+        for error in admin.alter_group_offsets(unique, seven).values():
+            if error.errno:
+                raise error  # a young broker is not ready for groups: ask again
+
+    ask(kafka, write)
+    worker = echo(unique, source, output, "slot", LOST="earliest")
+    assert worker.process.wait(PATIENCE_SECONDS) != 0
+    (said,) = crashes(worker)
+    assert said.startswith(f"StreamStopped {source}[0] ends at offset 5, group {unique} has read it up to 7")
+
+
+def test_an_error_in_joining_the_group_is_told(
+    kafka: str, unique: str, create_topic: Callable[..., str], echo: Echo
+) -> None:
+    """aiokafka keeps it for the next poll; none comes, for Faust waits for partitions."""
+    source, output = create_topic("in"), create_topic("out")
+
+    async def meet() -> Worker:
+        options = {"group_id": unique, "partition_assignment_strategy": [RoundRobinPartitionAssignor]}
+        async with AIOKafkaConsumer(source, bootstrap_servers=kafka, **options) as stranger:
+            while not stranger.assignment():
+                await asyncio.sleep(0.05)
+            worker = echo(unique, source, output, "slot")
+            assert await asyncio.to_thread(worker.process.wait, PATIENCE_SECONDS) != 0
+        return worker
+
+    (said,) = crashes(asyncio.run(meet()))
+    assert said.startswith(f"Refused group {unique}: broker {kafka} refused to go on: ")
+    assert "InconsistentGroupProtocolError" in said
 
 
 def test_an_ordinary_agent_in_the_same_app_gets_records_one_by_one(
@@ -259,3 +331,91 @@ def test_an_ordinary_agent_in_the_same_app_gets_records_one_by_one(
     assert [line.split()[1] for line in worker.lines if line.startswith("other")] == ["a", "b", "c"]
     wait_until(lambda: committed_offsets(kafka, unique).get((other, 0)) == 3, "Faust's own commit")
     assert worker.end() == 0
+
+
+# outages: with a broker of their own
+
+
+@pytest.fixture(scope="module")
+def frail_server() -> Iterator[embedded.Kafka]:
+    with embedded.kafka(properties={"group.min.session.timeout.ms": "1000"}) as server:
+        yield server
+
+
+@pytest.fixture
+def frail(frail_server: embedded.Kafka) -> Iterator[embedded.Kafka]:
+    """A broker to be killed; the next test finds it running."""
+    yield frail_server
+    if not frail_server.running:
+        frail_server.start()
+
+
+@pytest.fixture
+def frail_echo(frail: embedded.Kafka, tmp_path: Path) -> Iterator[Echo]:
+    """As echo, at the frail broker."""
+    workers: list[Worker] = []
+
+    def start(*arguments: str, **environment: str) -> Worker:
+        workers.append(Worker(tmp_path, frail.address, *arguments, **environment))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.process.kill()
+        worker.process.wait()
+
+
+def test_workers_outlive_an_outage_and_say_that_they_hear_nothing(
+    frail: embedded.Kafka, unique: str, frail_echo: Echo
+) -> None:
+    source, output = f"{unique}.in", f"{unique}.out"
+    create_topics(frail.address, {source: 2, output: 2})
+    produce(frail.address, source, rows(2, 500))
+    first = frail_echo(unique, source, output, "first")
+    first.wait_for("at end 1000")
+    assert "silent\n" not in first.lines
+    frail.kill()
+    second = frail_echo(unique, source, output, "second")  # starts without a broker
+    first.wait_for("silent")
+    frail.start()
+    first.wait_for("heard")
+    second.wait_for("assigned 1")
+    first.wait_for("assigned 1")
+    produce(frail.address, source, rows(2, 500))
+    assert wait_for_echoes(frail.address, output, 2, 2000) == [list(range(1000))] * 2
+    assert (first.end(), second.end()) == (0, 0)
+
+
+def test_a_broker_that_goes_away_while_start_offsets_are_asked_for_ends_the_worker(
+    frail: embedded.Kafka, unique: str, frail_echo: Echo
+) -> None:
+    source, output = f"{unique}.in", f"{unique}.out"
+    create_topics(frail.address, {source: 2, output: 2})
+    worker = frail_echo(unique, source, output, "slot", SEEK="1", PATIENCE="8")
+    worker.wait_for("seeking")
+    frail.kill()
+    assert worker.process.wait(PATIENCE_SECONDS) != 0
+    (said,) = crashes(worker)
+    assert said.startswith(f"Unreachable no start offsets for group {unique} within 7.2 s")
+
+
+def test_each_record_is_echoed_once_though_a_worker_freezes_beyond_its_session(
+    frail: embedded.Kafka, unique: str, frail_echo: Echo
+) -> None:
+    source, output = f"{unique}.in", f"{unique}.out"
+    create_topics(frail.address, {source: 4, output: 4})
+    count = 4000
+    producing = threading.Thread(target=produce, args=(frail.address, source, rows(4, count), 12.0))
+    producing.start()
+    freezes, stays = (frail_echo(unique, source, output, slot, SESSION="2") for slot in ("freezes", "stays"))
+    for worker in (freezes, stays):
+        worker.wait_for("assigned 2")
+    freezes.wait_for("cycle of", times=4)
+    freezes.process.send_signal(signal.SIGSTOP)
+    stays.wait_for("assigned 4")
+    freezes.process.send_signal(signal.SIGCONT)
+    freezes.wait_for("crash", "revoked")
+    producing.join()
+    assert wait_for_echoes(frail.address, output, 4, 4 * count) == [list(range(count))] * 4
+    if not crashes(freezes):  # it was not caught in a commit
+        freezes.wait_for("assigned")

@@ -230,16 +230,23 @@ def test_worker_stops_when_most_records_are_bad_and_goes_on_when_told_to(open_sh
             shop.producer.send(shop.visits, raw(key=f"v{i}", time=T0 + i) if is_good(i) else b'{"id": "v", "tine": 1}')
         shop.producer.flush()
 
+    def is_one_in_four(i):
+        return i % 4 == 0
+
     send(0, 800, lambda i: True)
     worker = shop.start()
     worker.until(events=800)
-    send(800, 1_700, lambda i: i % 4 == 0)
+    send(800, 1_700, is_one_in_four)
     assert worker.ends() == 1
     assert "of the last 1,000 records were bad" in worker.printed
     assert "max_bad_share is 50%" in worker.printed
     assert "Object missing required field `time`" in worker.printed
     assert "Traceback" not in worker.printed
     stopped_at = shop.committed()["events", 0]
+    bad = [i >= 800 and not is_one_in_four(i) for i in range(1_700)]
+    assert stopped_at == 1 + next(i for i in range(1_700) if sum(bad[max(0, i - 999) : i + 1]) > 500)
+    letters = shop.read(shop.pipeline.predictions.dead_letters)[0]
+    assert len(letters) == sum(bad[:stopped_at]), "not one more than it takes to see that a schema has changed"
 
     worker = shop.start()
     assert worker.ends() == 1
@@ -249,7 +256,7 @@ def test_worker_stops_when_most_records_are_bad_and_goes_on_when_told_to(open_sh
     assert worker.printed.count("error: ") == 1
     assert shop.committed()["events", 0] == stopped_at
 
-    send(1_700, 2_000, lambda i: i % 4 == 0)
+    send(1_700, 2_000, is_one_in_four)
     send(2_000, 2_400, lambda i: True)
     worker = shop.start("--resume")
     worker.until(events=good)

@@ -31,6 +31,7 @@ from headrace import min as min_of
 from headrace import sum as sum_of
 from headrace.models import FTRL, LinearRegression, LogisticRegression, Spec, StandardScaler
 from headrace.models.base import Rows, Truth
+from headrace.stream.check import report
 
 
 class Departure(msgspec.Struct):
@@ -138,6 +139,15 @@ def test_example_of_the_design_is_accepted() -> None:
         5_000_000,
         100_000,
     )
+
+
+def test_what_becomes_of_a_broken_model_is_declared_and_does_not_shape_its_state() -> None:
+    model = LogisticRegression()
+    stops, goes_back = pipeline(model=model), pipeline(model=model, snapshots=Snapshots(on_nan="rollback"))
+    assert (stops.snapshots.on_nan, goes_back.snapshots.on_nan) == ("stop", "rollback")
+    assert stops.fingerprint == goes_back.fingerprint
+    told = [dict(report(declared)["writes"])["NaN"] for declared in (stops, goes_back)]
+    assert "stops the worker" in told[0] and "rolled back to the newest snapshot" in told[1]
 
 
 @pytest.mark.parametrize(
@@ -550,6 +560,10 @@ MISTAKES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "keep": (
         lambda: pipeline(snapshots=Snapshots(keep=0)),
         ["snapshots.keep: expected a whole number, 1 or more, got 0"],
+    ),
+    "what NaN does": (
+        lambda: pipeline(snapshots=Snapshots(on_nan="go on")),
+        ["snapshots.on_nan: expected 'stop' or 'rollback', got 'go on'"],
     ),
     "snapshots": (lambda: pipeline(snapshots="5s"), ["snapshots: expected Snapshots(...), got str '5s'"]),
     "delivery": (lambda: pipeline(delivery="exactly-once"), ["delivery", "did you mean `exactly_once`?"]),

@@ -1,7 +1,9 @@
 """The engine, driven by records as Kafka would hold them; no server is needed."""
 
 import json
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import msgspec
 import numpy as np
@@ -10,11 +12,27 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from headrace import Events, Labels, Pipeline, Predictions, StreamStopped, category, count, cross, last, mean, numeric
-from headrace.models import FTRL, SGD, LinearRegression, LogisticRegression, StandardScaler
+from headrace import (
+    Events,
+    Labels,
+    Pipeline,
+    Predictions,
+    SnapshotError,
+    StreamStopped,
+    category,
+    count,
+    cross,
+    last,
+    mean,
+    numeric,
+)
+from headrace.models import FTRL, SGD, Array, Learner, LinearRegression, LogisticRegression, StandardScaler
+from headrace.models.base import Configured, register
 from headrace.stream.align import Aligner
+from headrace.stream.cycle import Cycle, run_cycle
 from headrace.stream.decode import Decoder
-from headrace.stream.engine import Engine
+from headrace.stream.encode import Served
+from headrace.stream.engine import Engine, NotFinite
 from headrace.stream.slices import END_OF_STREAM, Record, Slice
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # an example runs an engine; shrinking one takes minutes
@@ -310,6 +328,46 @@ def test_an_engine_that_loads_a_state_goes_on_as_the_one_that_gave_it(seed, at):
     assert_same_state(one, two)
 
 
+@settings(max_examples=5, deadline=None, phases=UNSHRUNK)
+@given(seed=st.integers(0, 1000), at=st.floats(0, 1), otherwise=st.sampled_from([None, False]))
+def test_partition_that_goes_and_comes_back_is_as_if_it_had_stayed(seed, at, otherwise):
+    pipeline = delayed(otherwise=otherwise)
+    runs = in_turn(stream(seed, events=120))
+    gone = int(at * len(runs))
+    one, two = Run(pipeline), Run(pipeline)
+    for i, (role, rows) in enumerate(runs):
+        if i == gone:
+            two.engine.load_partition(0, two.engine.disown(0))
+        np.testing.assert_array_equal(one.feed(role, rows), two.feed(role, rows))
+    assert_same_state(one, two)
+
+
+def test_state_of_a_partition_that_goes_is_bit_for_bit_what_comes_back():
+    run = Run(delayed())
+    for role, rows in in_turn(stream(3, events=200)):
+        run.feed(role, rows)
+    before = run.engine.state().partitions[0]
+    given = run.engine.disown(0)
+    assert run.engine.partitions == {} and run.engine.disown(0) is None
+    run.engine.load_partition(0, given)
+    after = run.engine.state().partitions[0]
+    assert len(before["pending/key"]) > 10 and before.keys() == given.keys() == after.keys()
+    for name, array in before.items():
+        assert array.tobytes() == given[name].tobytes() == after[name].tobytes()
+
+
+def test_state_of_before_a_counter_was_added_is_taken_over():
+    old, new = Run(delayed()), Run(delayed())
+    old.feed("events", [click(1), click(2)])
+    state = old.engine.state()
+    counters = state.shared["counters"]
+    new.engine.arrays["counters"][:] = 7
+    new.engine.load(replace(state, shared=state.shared | {"counters": counters[:-1].copy()}))
+    assert new.engine.counters() == old.engine.counters()
+    with pytest.raises(SnapshotError, match="counters"):
+        new.engine.load(replace(state, shared=state.shared | {"counters": np.append(counters, 1)}))
+
+
 def test_counts_agree_with_a_plain_account_of_the_stream():
     run = Run(delayed(within="30m", early="5m"))
     rows = stream(5, events=800)
@@ -472,6 +530,63 @@ def test_waits_end_as_declared_when_another_wait_was_declared_before():
     assert after.counts("expired", "pending") == (1, 1)
 
 
+def test_stream_ends_at_the_first_record_at_which_too_many_are_bad_wherever_it_is_cut():
+    rows = [b"bad" if i % 4 else click(i, i / 60) for i in range(5000)]
+    due = next(n for n in range(5000) if sum(i % 4 > 0 for i in range(n + 1)) == 501)  # 501 of 1,000 is more than half
+    whole = Run(delayed())
+    whole.feed("events", rows)
+    for cuts in ({1}, {due}, {due + 1}, set(range(100, 5000, 100))):
+        run = Run(delayed())
+        batch = run.decoders["events"].decode(run.slice("events", rows))
+        edges = [0, *sorted(cuts), 5000]
+        dead = []
+        for a, b in zip(edges, edges[1:]):
+            done = run.engine.process(batch, a, b)
+            dead += done.dead
+            if run.engine.stop_reason is not None:
+                break
+        assert done.piece.next == due + 1 <= b
+        assert [letter.record.offset for letter in dead] == [i for i in range(due + 1) if i % 4]
+        assert "501 of the last 1,000 records were bad, 50%" in run.engine.stop_reason
+        assert f"clicks[0]@{due}:" in run.engine.stop_reason
+        assert_same_state(run, whole)
+
+
+def test_cycle_ends_where_the_stream_has_to_stop_and_a_replay_of_its_pieces_gets_there():
+    run, replayed, aligner = Run(delayed()), Run(delayed()), Aligner(None)
+    batches = [run.decoders["events"].decode(run.slice("events", [click(1), *([b"bad"] * 400)])) for _ in range(3)]
+    aligner.own(("events", 0))
+    for batch in batches:
+        aligner.add(batch)
+    cycle = Cycle()
+    run_cycle(run.engine, aligner, set(), Served("m", 0, None), lambda _: False, cycle)
+    assert cycle.offsets() == {("events", 0): 401 + 1 + 101}
+    assert (len(cycle.dead), cycle.rows, run.counts("events")) == (501, 2, (2,))
+    for batch, piece in zip(batches, cycle.pieces):
+        replayed.engine.process(batch, piece.start, piece.next)
+    assert replayed.engine.stop_reason == run.engine.stop_reason
+    assert_same_state(run, replayed)
+    replayed.engine.forgive()
+    done = replayed.engine.process(batches[1], cycle.pieces[-1].next, batches[1].next)
+    assert (replayed.engine.stop_reason, len(done.dead)) == (None, 299)
+
+
+def test_share_of_bad_records_is_that_of_the_last_thousand():
+    run = Run(delayed(max_bad_share=0.1))
+    for i in range(4):
+        run.feed("events", [click(i, j) for j in range(950)] + [b"bad"] * 100)
+        assert run.engine.stop_reason is None
+    for rows in ([click(0)] * 1000, [b"bad"] * 100, [click(0)] * 900):  # good ones in pieces of their own
+        run.feed("events", rows)
+    run.feed("events", [b"bad"])  # the first of the hundred lies 1,001 records back
+    assert run.engine.stop_reason is None
+    run.feed("events", [click(0)] * 900)
+    run.feed("events", [b"bad"] * 100)
+    assert run.engine.stop_reason is None  # and so does the one before these
+    run.feed("events", [b"bad"])
+    assert "101 of the last 1,000" in run.engine.stop_reason
+
+
 def test_worker_is_told_to_stop_when_most_records_are_bad():
     run = Run(delayed(max_bad_share=0.5))
     run.feed("events", [click(i) for i in range(2000)])
@@ -493,8 +608,82 @@ def test_event_times_that_jump_back_do_not_move_the_clock():
 def test_prediction_that_is_not_finite_stops_before_anything_is_published():
     run = Run(delayed())
     run.engine.arrays["model/1/" + weights(run)][:] = np.nan
-    with pytest.raises(StreamStopped, match=r"clicks\[0\]@0: the prediction is \[nan\], not finite"):
+    with pytest.raises(NotFinite, match=r"clicks\[0\]@0: the prediction is \[nan\], not finite") as caught:
         run.feed("events", [click(1)])
+    assert isinstance(caught.value, StreamStopped)
+
+
+@pytest.mark.parametrize("broken", ["0/mean[0]", "0/variance[1]", "1/columns[0, 1]", "1/bias[0, 0]", "1/base_mean[0]"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_model_that_is_not_finite_is_noticed_at_the_end_of_the_cycle(broken, value):
+    run = Run(delayed())
+    run.feed("events", [click(1)])
+    run.engine.check_finite()
+    name, _, place = broken.rstrip("]").partition("[")
+    run.engine.arrays[f"model/{name}"][tuple(map(int, place.split(", ")))] = value
+    with pytest.raises(NotFinite, match=re.escape(f"the model of 'clicks' is broken: {broken} is {value}, not finite")):
+        run.engine.check_finite()
+
+
+def test_numbers_whose_sum_is_too_large_are_finite():
+    run = Run(delayed())
+    run.engine.arrays["model/0/mean"][:] = 1.7e308
+    run.engine.check_finite()
+
+
+@register
+@dataclass(eq=False)
+class Breaking(Configured, Learner):
+    """Its table is written to where a label of 13 says, and never read."""
+
+    rows: int = 1 << 12
+    updates: ClassVar[str] = "sequential"
+    batch_size: ClassVar[int] = 1
+
+    def layout(self, spec):
+        return {"table": Array((self.rows, 2), rows="table"), "one": Array((self.rows, 3), rows="table")}
+
+    def bind(self, spec, state, touched):
+        self.table, self.touched = state["table"], touched["table"]
+
+    def predict(self, x, out):
+        out[:] = 0.5
+
+    def learn(self, x, truth):
+        for row in np.flatnonzero(truth.y[:, 0] == 13):
+            at = int(x.numeric[row, 0])
+            self.table[at] = np.inf
+            self.touched[at >> 6] = 1
+
+
+@pytest.mark.parametrize("row", [0, 77, 4095, 4100])
+def test_row_of_a_table_that_no_prediction_touches_is_noticed_at_the_end_of_the_cycle(row):
+    model = Breaking(rows=4101)
+    run = Run(delayed(features=[numeric("price")], model=model, value=pl.col("amount")))
+    for i in range(3):
+        run.feed("events", [click(i, price=row)])
+        run.feed("labels", [sale(i, 1, amount=i)])
+        run.engine.check_finite()
+    run.feed("events", [click(9, price=row)])
+    run.feed("labels", [sale(9, 1, amount=13)])
+    run.engine.end_cycle()
+    state = run.engine.state()
+    with pytest.raises(NotFinite, match=rf"0/table\[{row}, 0\] is inf"):
+        run.engine.check_finite()
+    other = Run(run.pipeline)
+    other.engine.load(state)
+    with pytest.raises(NotFinite, match="0/table"):
+        other.engine.check_finite()
+
+
+def test_table_too_large_to_look_at_in_every_cycle_is_left_to_the_snapshot():
+    run = Run(delayed(model=StandardScaler() | LogisticRegression(bits=21)))
+    run.engine.arrays["model/1/table"][5] = np.nan
+    run.engine.load(replace(state := run.engine.state(), shared={k: a.copy() for k, a in state.shared.items()}))
+    run.engine.check_finite()
+    run.engine.arrays["model/1/bias"][:] = np.nan
+    with pytest.raises(NotFinite, match="1/bias"):
+        run.engine.check_finite()
 
 
 def test_more_waiting_predictions_than_the_limit_stop_the_stream():

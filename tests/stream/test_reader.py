@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from io import StringIO
 from itertools import count as numbers
 from typing import Literal
 
@@ -14,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 import redis
+from rich.console import Console
 
 from headrace import (
     DeclarationError,
@@ -37,12 +39,14 @@ from headrace import (
     std,
 )
 from headrace.connectors import embedded
+from headrace.connectors.leases import Lease, acquire
 from headrace.connectors.store import SnapshotStore
 from headrace.models import FTRL, SGD, LinearRegression, LogisticRegression, StandardScaler
 from headrace.stream.decode import Decoder
 from headrace.stream.engine import Engine
 from headrace.stream.slices import Record, Slice
 from headrace.stream.snapshot import NAN_ALLOWED, Position, pack
+from headrace.stream.snapshots_cli import list_snapshots
 
 T0 = 1_700_000_000  # seconds
 
@@ -393,10 +397,13 @@ def test_threads_predict_while_versions_change_and_each_gets_one_whole_version(w
     assert seen <= set(known)
 
 
-def chunks(worker: Worker, version: int) -> list[str]:
-    """The keys of the chunks that only this version has."""
+def chunks(worker: Worker, version: int, kind: str = "shared/") -> list[str]:
+    """The keys of the chunks that only this version has, of such arrays."""
     infos = {info.version: info for info in worker.store.kept()}
-    held = {v: {digest for a in info.arrays for digest, _ in a.chunks} for v, info in infos.items()}
+    held = {
+        v: {digest for a in info.arrays if a.name.startswith(kind) for digest, _ in a.chunks}
+        for v, info in infos.items()
+    }
     own = held.pop(version).difference(*held.values())
     return [f"{worker.store.name}:chunk:{digest}" for digest in sorted(own)]
 
@@ -455,6 +462,21 @@ def test_reader_that_starts_on_a_torn_version_serves_the_one_before_and_says_so(
         assert reader.problem is None
 
 
+def test_what_waits_for_labels_is_not_fetched(worker, redis_url):
+    pointer, client = f"{worker.store.name}:recovery", redis.Redis.from_url(redis_url)
+    first = client.hgetall(pointer)
+    teach(worker, seed=2, minutes=70)
+    worker.publish()
+    second = client.hgetall(pointer)
+    client.delete(*chunks(worker, 2, "partition/"))
+    client.hset(pointer, mapping=first)
+    with SnapshotReader(worker.pipeline, redis_url, poll="50ms") as reader:
+        assert reader.version == 1
+        client.hset(pointer, mapping=second)
+        wait_for(lambda: reader.version == 2 or reader.problem)
+        assert reader.problem is None
+
+
 def test_snapshot_of_another_feature_list_is_refused_and_one_that_serves_goes_on(worker, reader, redis_url):
     changed = clicks(worker.pipeline.name, (*FEATURES[:2], category("shop"), *FEATURES[3:]))
     with pytest.raises(
@@ -500,6 +522,144 @@ def test_expressions_written_by_another_polars_are_not_compared(worker, redis_ur
         assert reader.version == 2
 
 
+# --- which slot it serves
+
+
+@pytest.fixture
+def hold(redis_url, unique):
+    """hold(slot) -> its lease, as a worker of the pipeline `unique` would have it."""
+    leases: list[Lease] = []
+
+    def hold(slot: int) -> Lease:
+        leases.append(acquire(redis_url, unique, slot, say=lambda _: None))
+        return leases[-1]
+
+    yield hold
+    for lease in leases:
+        lease.release()
+
+
+@pytest.fixture
+def workers(redis_url, unique) -> list[Worker]:
+    """Those of slots 0 and 1, which have learned different things; both have published version 1, the second 2 too."""
+    workers = [Worker(clicks(unique), redis_url, slot=slot) for slot in (0, 1)]
+    for worker in workers:
+        teach(worker, seed=1 + worker.store.slot)
+        worker.publish()
+    workers[1].tokens = numbers(50)
+    assert workers[1].publish() == 2
+    return workers
+
+
+def test_reader_follows_to_the_next_slot_when_the_worker_of_the_lowest_ends_and_back(
+    workers, redis_url, unique, hold, caplog
+):
+    caplog.set_level(logging.INFO, "headrace.stream.reader")
+    zero, _ = hold(0), hold(1)
+    row = click("x", 61)
+    expected = [worker.feed("events", [row]) for worker in workers]
+    assert expected[0] != expected[1]
+    with SnapshotReader(workers[0].pipeline, redis_url, poll="50ms") as reader:
+        assert (reader.slot, reader.version, reader.predict([row])) == (0, 1, expected[0])
+        zero.release()
+        wait_for(lambda: reader.slot == 1)
+        assert (reader.version, reader.predict([row]), reader.problem) == (2, expected[1], None)
+        assert f"{unique}}}:1', version 2, " in repr(reader)
+        workers[0].publish()
+        time.sleep(0.3)  # it looks several times
+        assert reader.slot == 1
+        workers[1].publish()
+        wait_for(lambda: reader.version == 3)
+        hold(0)
+        wait_for(lambda: reader.slot == 0)
+        assert (reader.version, reader.predict([row])) == (2, workers[0].feed("events", [row | {"id": "y"}]))
+        time.sleep(0.3)
+    assert [record.getMessage() for record in caplog.records if record.name == "headrace.stream.reader"] == [
+        f"headrace:{{{unique}}}:1: version 2 is served from now on, no longer slot 0",
+        f"headrace:{{{unique}}}:0: version 2 is served from now on, no longer slot 1",
+    ]
+
+
+def test_slot_that_is_served_stays_when_its_worker_was_the_last(workers, redis_url, hold):
+    one = hold(1)
+    with SnapshotReader(workers[0].pipeline, redis_url, poll="50ms") as reader:
+        assert reader.slot == 1
+        one.release()
+        workers[1].publish()
+        wait_for(lambda: reader.version == 3)
+        assert reader.slot == 1
+    with SnapshotReader(workers[0].pipeline, redis_url) as reader:
+        assert reader.slot == 0  # nothing was served before
+
+
+def test_worker_without_a_snapshot_is_passed_over_until_it_publishes(redis_url, unique, hold):
+    hold(0), hold(1)
+    first, second = (Worker(clicks(unique), redis_url, slot=slot) for slot in (0, 1))
+    second.publish()
+    with SnapshotReader(first.pipeline, redis_url, poll="50ms") as reader:
+        assert reader.slot == 1
+        first.publish()
+        wait_for(lambda: reader.slot == 0)
+
+
+def test_torn_snapshot_of_the_slot_to_go_to_leaves_the_old_one_served(workers, redis_url, unique, hold, caplog):
+    hold(1)
+    workers[0].publish()
+    teach(workers[0], seed=3, minutes=70)
+    workers[0].publish()
+    redis.Redis.from_url(redis_url).delete(chunks(workers[0], 3)[0])
+    with SnapshotReader(workers[0].pipeline, redis_url, poll="50ms") as reader:
+        zero = hold(0)
+        wait_for(lambda: reader.problem)
+        assert "is missing" in reader.problem
+        assert (reader.slot, reader.version) == (1, 2)
+        assert f"{{{unique}}}:1: version 2 goes on being served: chunk" in caplog.text
+        zero.release()
+        wait_for(lambda: reader.problem is None)
+        assert (reader.slot, reader.version) == (1, 2)
+        hold(0)
+        wait_for(lambda: reader.problem)
+        workers[0].publish()  # sends again what Redis lost
+        wait_for(lambda: reader.slot == 0)
+        assert (reader.version, reader.problem) == (4, None)
+
+
+def test_redis_that_was_emptied_makes_no_reader_leave_a_slot_whose_worker_runs(workers, redis_url, hold):
+    hold(0), hold(1)
+    with SnapshotReader(workers[0].pipeline, redis_url, poll="50ms") as reader:
+        client = redis.Redis.from_url(redis_url)
+        client.delete(*client.keys(f"{workers[0].store.name}:*"))
+        workers[1].publish()
+        time.sleep(0.3)
+        assert (reader.slot, reader.version, reader.problem) == (0, 1, None)
+
+
+def test_slot_that_is_given_is_served_whoever_runs(workers, redis_url, unique, hold):
+    hold(0)
+    with SnapshotReader(workers[0].pipeline, redis_url, 1, poll="50ms") as reader:
+        assert reader.slot == 1
+        workers[1].publish()
+        wait_for(lambda: reader.version == 3)
+        assert reader.slot == 1
+    with pytest.raises(SnapshotError, match=rf'no snapshot under "headrace:{{{unique}}}:7"'):
+        SnapshotReader(workers[0].pipeline, redis_url, 7)
+
+
+def test_list_of_snapshots_tells_the_slots_and_who_holds_them(workers, redis_url, unique, hold):
+    def told(pipeline: str, **options) -> str:
+        output = StringIO()
+        list_snapshots(redis_url, pipeline, console=Console(file=output, width=300), **options)
+        return output.getvalue().splitlines()[-1]
+
+    assert told(unique) == "slots: 0, held by nobody; 1, held by nobody"
+    lease = hold(1)
+    assert told(unique) == f"slots: 0, held by nobody; 1, held by {lease.holder}"
+    assert told(unique, as_json=True) == "]"
+    alone = Worker(clicks(unique + "0"), redis_url)
+    alone.publish()
+    assert told(unique + "0").startswith("* the current one")
+
+
 # --- no snapshot, no Redis
 
 
@@ -523,15 +683,6 @@ def test_reader_may_wait_for_the_first_snapshot(redis_url, unique):
     with SnapshotReader(worker.pipeline, redis_url, poll="50ms", wait=30) as reader:
         assert reader.version == 1
     timer.join()
-
-
-def test_each_slot_has_its_own_snapshots(redis_url, unique):
-    worker = Worker(clicks(unique), redis_url, slot=3)
-    worker.publish()
-    with SnapshotReader(worker.pipeline, redis_url, 3) as reader:
-        assert reader.version == 1
-    with pytest.raises(SnapshotError, match="no snapshot under"):
-        SnapshotReader(worker.pipeline, redis_url)
 
 
 def test_redis_that_does_not_answer_at_the_start_is_named():
