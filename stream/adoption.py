@@ -1,9 +1,9 @@
 """Partitions that another slot worked on before: their states are fetched beside the stream, one slot at a time.
 
-    begin          a partition was assigned to us, and the group says that slot k has committed it
-    arrived        its state is here, as it stood at the committed offsets: it is taken in between two cycles
-    taken_in       the journal says so; now a snapshot has to hold it, or a crash would lose it
-    published      the snapshot is there: the partition is live
+begin          a partition was assigned to us, and the group says that slot k has committed it
+arrived        its state is here, as it stood at the committed offsets: it is taken in between two cycles
+taken_in       the journal says so; now a snapshot has to hold it, or a crash would lose it
+published      the snapshot is there: the partition is live
 """
 
 from __future__ import annotations

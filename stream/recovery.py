@@ -106,7 +106,7 @@ def replay(
     """Process again, in `standing`, what this slot committed after it; False when go_on said stop: call it again.
 
     The slot's own last transaction must have ended. Others' are waited for, for what lies behind one cannot be read.
-    committed  what the group holds, if not asked just now; needed for delivery="at_least_once"
+    committed  offsets of the group that are known already; for others, and for whose they are, the group is asked
     lost       "stop": raise Lost when something is gone that was learned from, before anything is processed;
                "earliest": go on with what is there
     go_on      is called between two cycles; (0, 0) while there is nothing to do but wait
@@ -204,7 +204,10 @@ def _replay(
             return False
     if loss is not None:
         for number in {number for _, number in held}:
-            standing.skip_to(number, {role: offset for (role, of), offset in held.items() if of == number})
+            at = standing.stands_at(number)  # a commit may be readable in the journal before it is in the group
+            standing.skip_to(
+                number, {role: max(offset, at.get(role, 0)) for (role, of), offset in held.items() if of == number}
+            )
     return True
 
 

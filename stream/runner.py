@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -26,6 +27,7 @@ from ..connectors.topics import committed_by, remove_member
 from ..connectors.transactions import MAX_RECORD_BYTES, CycleProducer, Output
 from ..connectors.transport import Assigned
 from ..errors import HeadraceError, SnapshotError, StreamStopped
+from . import publisher
 from .adoption import Adoption
 from .align import BEFORE_ALL, Aligner, Next, Partition
 from .cycle import Cycle, end_cycle, merge, run_cycle
@@ -34,7 +36,7 @@ from .decode import Decoder
 from .encode import JournalRecord, Served, encode_dead_letter
 from .engine import Engine, NotFinite
 from .poison import Poisoned, as_they_came
-from .publisher import SnapshotPublisher
+from .publisher import SnapshotPublisher, Table
 from .recovery import adopt, check_journal, replay, restore
 from .settings import Settings
 from .slices import Role, Slice
@@ -282,10 +284,11 @@ class Runner:
             self._store,
             version=standing.version,
             token=token,
-            touched={f"shared/{name}": marks for name, marks in standing.engine.changed_tables().items()},
+            tables={f"shared/{name}": Table(*table) for name, table in standing.engine.model_tables().items()},
             on_error=lambda error: log.error("%s", error),
         )
-        self.publisher.reserve({f"shared/{name}": array for name, array in standing.engine.arrays.items()})
+        rest = (array.nbytes for array in standing.engine.arrays.values())
+        await self._in_compute(functools.partial(self.publisher.reserve, sum(rest)))
         self.decoders: dict[Role, Decoder] = {role: Decoder(self.pipeline, role) for role in self.topic_of}
         labels = self.pipeline.labels
         self.aligner = Aligner(labels.alignment_us if labels is not None and standing.engine.delayed else None)
@@ -297,6 +300,7 @@ class Runner:
         engine = Engine(self.pipeline)
         began = time.perf_counter()
         engine.warm_up()
+        publisher.warm_up()
         if (seconds := time.perf_counter() - began) > 2:
             log.info("compiled the kernels in %.1f s; from now on they are in the cache", seconds)
         standing = restore(engine, self._store)
@@ -367,11 +371,13 @@ class Runner:
     ) -> tuple[int, dict[Role, int]] | None:
         """The slot that has the state of a partition as of its committed offsets, and these; None: it is here."""
         at = {role: offset for (role, of), offset in committed.items() if of == number}
-        here = self._standing().stands_at(number)
-        if all(here.get(role) == offset for role, offset in at.items()):
-            return None  # nobody has gone on with it since
         slots = {by.get((role, number), "") for role in at}
         slot = next((int(slot) for slot in slots if slot.isdigit()), None)
+        here = self._standing().stands_at(number)
+        if slot == self.slot:
+            here = at | here  # of a topic that is not in here nothing was processed
+        if all(here.get(role) == offset for role, offset in at.items()):
+            return None  # nobody has gone on with it since
         if slot is not None and slot != self.slot:
             return slot, at
         role = max(at, key=lambda role: here.get(role, 0) - at[role])
@@ -501,14 +507,14 @@ class Runner:
 
     def _work(self) -> Cycle:
         """In the compute thread: decode, align, process, until the cycle is full or nothing may go on."""
-        engine = self._engine()
+        engine, publisher = self._engine(), self._publisher()
         cycle = self._computing = Cycle()
         until = time.monotonic() + self.pipeline.cycle_us / 1e6
         limit = self.pipeline.max_cycle_rows
         examples = engine.counters_now("examples")
 
         def is_full(cycle: Cycle) -> bool:
-            return cycle.rows >= limit or time.monotonic() >= until
+            return cycle.rows >= limit or time.monotonic() >= until or (publisher.prepared and self._snapshot_wanted)
 
         learned = self._standing().last_learned
         served = Served(self.pipeline.name, self.version, None if learned is None else time.time() - learned)
@@ -529,8 +535,12 @@ class Runner:
             self._standing().last_learned = time.time()
         if time.monotonic() >= self._figures_due:
             self._note_figures(engine)
-        if cycle.pieces and self._snapshot_wanted and self._publisher().prepared:
-            cycle.taken = self._take_snapshot()
+        publisher = self._publisher()
+        if cycle.pieces and self._snapshot_wanted and publisher.prepared:
+            if publisher.ready:
+                cycle.taken = self._take_snapshot()
+            else:
+                publisher.prepare()
         return cycle
 
     def _take_snapshot(self) -> bool:
@@ -644,14 +654,17 @@ class Runner:
             self._snapshot_next()
             await self._in_compute(self._take_snapshot)
             publisher.publish(token, **place(standing.position))
+        elif due and not publisher.busy and token >= 0:
+            self._snapshot_next()
+            publisher.check()
 
     async def _prepare_snapshot_if_due(self) -> None:
         """The stream is busy: what is large is copied beside it, the rest at the end of a cycle soon."""
-        publisher, engine = self._publisher(), self._engine()
+        publisher = self._publisher()
         await self._check_publisher()
         if time.monotonic() >= self._snapshot_due and not publisher.busy:
             self._snapshot_next()
-            self._snapshot_wanted = publisher.prepare({f"shared/{name}": a for name, a in engine.arrays.items()})
+            self._snapshot_wanted = publisher.prepare()
 
     async def _check_publisher(self) -> None:
         error = self._publisher().error

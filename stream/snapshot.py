@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -36,7 +37,7 @@ def pack(standing: Standing) -> tuple[dict[str, NDArray], dict[str, Any]]:
         **place(position),
         "left": nested(left),
         "last_learned": standing.last_learned,
-        "libraries": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "libraries": libraries(),
     }
     return arrays, meta
 
@@ -44,6 +45,12 @@ def pack(standing: Standing) -> tuple[dict[str, NDArray], dict[str, Any]]:
 def place(position: Position) -> dict[str, Any]:
     """What the meta says of a position."""
     return {"offsets": nested(position.offsets), "journal": position.journal, "cycle": position.cycle}
+
+
+@cache
+def libraries() -> dict[str, str]:
+    """Versions of what computes; to read them takes a millisecond."""
+    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
 
 
 def unpack(arrays: Mapping[str, NDArray], meta: Mapping[str, Any], pipeline: Pipeline) -> tuple[EngineState, Position]:

@@ -6,6 +6,7 @@ goes through the environment: how many there were, and how many of them in a row
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -123,7 +124,6 @@ def take_signals() -> None:
 
 def flush() -> None:
     """What was printed and logged is out: the process ends without Python's end."""
-    for handler in logging.root.handlers:
-        handler.flush()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for out in (*logging.root.handlers, sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            out.flush()

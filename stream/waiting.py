@@ -42,7 +42,8 @@ class Waiting:
             try:
                 await asyncio.wait({answer}, timeout=SILENCE_SECONDS)
                 while not answer.done():
-                    self._wait_for(name, self.reasons.get(name) or f"no answer of {address} yet; is it well?")
+                    if name in self.reasons or not self.reasons:  # else the question has said what it waits for
+                        self._wait_for(name, self.reasons.get(name, f"no answer of {address} yet; is it well?"))
                     await asyncio.wait({answer}, timeout=SAY_SECONDS)
                 done = answer.result()
             except HeadraceError as error:

@@ -106,7 +106,8 @@ class WorkerApp(faust.App):
                 check_port(self.worker_settings.web_port)
             await super().start()
         except Exception as error:
-            self.fail(error)
+            if not self._told_to_stop.is_set():
+                self.fail(error)
 
     async def begin(self) -> None:
         """Wait for the broker and for Redis, take a slot, and let the runner begin. The web server answers already."""
@@ -116,6 +117,7 @@ class WorkerApp(faust.App):
         await self._answer_of("broker", broker, lambda: prepare_topics(pipeline, settings.broker))
         await self._answer_of("Redis", redis, lambda: check_redis(pipeline, settings.redis))
         self.lease = await self._answer_of("Redis", redis, self._take_slot)
+        self.waiting.reasons.clear()
         self.conf.consumer_group_instance_id = f"{pipeline.group}-{self.lease.slot}"
         self.runner.begin(self.lease.slot)
         log.info("pipeline %s, slot %d: broker %s, Redis %s", pipeline.name, self.lease.slot, broker, redis)
@@ -125,7 +127,8 @@ class WorkerApp(faust.App):
         try:
             return await self.waiting.until_answered(name, address, question)
         except HeadraceError as error:
-            self.end(error)  # all that can pass was waited for
+            if not self._told_to_stop.is_set():
+                self.end(error)  # all that can pass was waited for
             raise
 
     def _take_slot(self) -> Lease:
@@ -133,15 +136,21 @@ class WorkerApp(faust.App):
             self.worker_settings.redis,
             self.pipeline.name,
             self.worker_settings.slot,
-            say=log.info,
+            say=self._wait_for_slot,
             on_lost=lambda why: self.fail(StartOver(why)),
             stop=self._told_to_stop,
         )
+
+    def _wait_for_slot(self, why: str) -> None:
+        log.info("%s", why)
+        self.waiting.reasons["a slot"] = why
 
     # -- end
 
     async def stop(self) -> None:
         """However much of it hangs, a stop comes to an end."""
+        if self._restarting and self.beacon.root.data._signal_stop_time is not None:
+            os._exit(0)  # the signal came a moment before the trouble
         if not self._told_to_stop.is_set() and not self._restarting:
             self._told_to_stop.set()
             threading.Thread(target=self._end_in_time, name="headrace-stop", daemon=True).start()
@@ -165,7 +174,8 @@ class WorkerApp(faust.App):
         if self.lease is not None:
             if self.failure is None:
                 await self.runner.leave()
-            await in_a_thread(self.lease.release)
+            if self.lease.problem is None:  # else it lapses
+                await in_a_thread(self.lease.release)
         await super().on_shutdown()
 
     async def crash(self, reason: BaseException) -> None:
@@ -190,9 +200,11 @@ class WorkerApp(faust.App):
             log.warning("%s; what was not committed is read again by the next start", error)
             return
         if start_over.can_help(error) and not start_over.too_often(error):
-            self.failure = error
+            self.failure, self._restarting = error, f"starting over: {error}"
             hush_libraries()
-            self._again = asyncio.ensure_future(self._start_over(error), loop=self.loop)
+            for number in start_over.ENDING:
+                signal.signal(number, lambda *_: os._exit(0))
+            self._again = asyncio.ensure_future(self._start_over(start_over.announce(error)), loop=self.loop)
         else:
             self.end(error)
 
@@ -209,11 +221,7 @@ class WorkerApp(faust.App):
         self.beacon.root.data.crash_reason = error  # for the exit status, also under `faust -A`
         os.kill(os.getpid(), signal.SIGTERM)
 
-    async def _start_over(self, error: BaseException) -> NoReturn:
-        for number in start_over.ENDING:
-            signal.signal(number, lambda *_: os._exit(0))
-        seconds = start_over.announce(error)
-        self._restarting = f"starting over: {error}"
+    async def _start_over(self, seconds: float) -> NoReturn:
         await asyncio.sleep(seconds)
         start_over.run_again()
 
@@ -222,29 +230,36 @@ class WorkerApp(faust.App):
         began = time.monotonic()
         while (seconds := time.monotonic() - began) < STOP_SECONDS:
             time.sleep(0.5)
-            if seconds > STOP_AWAY_SECONDS and self.view().waits:
+            if seconds > STOP_AWAY_SECONDS and self.waits:
                 break
-        waits = [waiting(name, why) for name, why in self.view().waits.items()]
+        waits = [waiting(name, why) for name, why in self.waits.items()]
         log.warning(
             "not stopped within %.0f s (%s): ending now; what was not committed is read again by the next start",
             seconds,
-            "; ".join(waits) or self.view().state,
+            "; ".join(waits) or self.runner.state,
         )
         start_over.flush()
         os._exit(0 if self.failure is None else 1)
 
     # -- what others see of it
 
+    @property
+    def waits(self) -> dict[str, str]:
+        """What is away and why, by its name."""
+        problem = None if self.lease is None else self.lease.problem
+        lease = {} if problem is None else {"Redis": problem}
+        return {**self.waiting.reasons, **lease, **self.runner.waits}
+
     def view(self) -> View:
-        """As of now; callable from any thread."""
-        runner, waits = self.runner, {**self.waiting.reasons, **self.runner.waits}
+        """As of now."""
+        runner = self.runner
         state = runner.state if self.lease is not None else "starting"
         for name, why in self.waiting.reasons.items():
             state = waiting(name, why)
         return View(
             state=self._restarting or state,
             slot=None if self.lease is None else self.lease.slot,
-            waits=waits,
+            waits=self.waits,
             replaying=runner.replaying,
             held=runner.held,
             adopting=runner.adopting,

@@ -194,7 +194,9 @@ def test_start_against_a_server_that_does_not_answer_names_it_and_waits_until_to
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         said = worker.stderr.readline()
-        assert f"warning: waiting for {'the broker: broker' if which == 'broker' else 'Redis: Redis at'} {address}" in said
+        assert (
+            f"warning: waiting for {'the broker: broker' if which == 'broker' else 'Redis: Redis at'} {address}" in said
+        )
         assert "does not answer" in said
         assert worker.poll() is None
         worker.send_signal(signal.SIGTERM)

@@ -48,7 +48,9 @@ def waits_for(worker, name):
     worker.until(**{f'waiting{{for="{name}"}}': 1})
 
 
-def test_worker_that_is_started_before_its_servers_waits_says_so_and_begins_by_itself(shop, broker, store, visits_and_sales):
+def test_worker_that_is_started_before_its_servers_waits_says_so_and_begins_by_itself(
+    shop, broker, store, visits_and_sales
+):
     rows = visits_and_sales(1, 300)
     shop.produce(rows)
     broker.stop()
@@ -156,6 +158,23 @@ def test_worker_that_is_told_to_stop_while_the_broker_is_away_stops_and_the_next
     again.until(events=1_500, labels=sum(role == "labels" for role, _ in rows))
     assert again.end() == 0
     assert shop.sources() == shop.events()
+
+
+def test_worker_that_is_told_to_stop_while_redis_is_away_leaves_the_group(shop, store, visits_and_sales):
+    rows = visits_and_sales(6, 600)
+    shop.produce(rows[:400])
+    worker = shop.start()
+    worker.until(events=200, snapshot_version=1)
+    store.kill()
+    shop.produce(rows[400:])
+    worker.until(events=600)
+    waits_for(worker, "redis")
+    assert worker.end() == 0
+    assert "not stopped within" not in worker.printed
+    store.start()
+    other = shop.start(slot=1)
+    other.says("owns partitions 0, 1")
+    assert other.end() == 0
 
 
 STUCK = """

@@ -17,6 +17,7 @@ from headrace import Events, InputError, Labels, Pipeline, Predictions, StreamSt
 from headrace.connectors.store import SnapshotStore
 from headrace.connectors.topics import create_topics, end_offsets
 from headrace.models import FTRL, LogisticRegression, StandardScaler
+from headrace.models.base import REGISTRY
 from headrace.stream import recovery, rereading
 from headrace.stream.decode import Decoder
 from headrace.stream.encode import JournalRecord
@@ -43,7 +44,13 @@ class Sale(msgspec.Struct):
     sold: bool
 
 
-def declared(name, also=(), **changes):
+class InSteps(LogisticRegression):
+    """Learns when so many examples are there, and at the end of each cycle."""
+
+    updates, batch_size = "micro_batch", 64
+
+
+def declared(name, also=(), model=None, **changes):
     return Pipeline(
         name=name,
         events=Events(f"{name}.visits", Visit, key="id", time="time", unit="s"),
@@ -52,7 +59,7 @@ def declared(name, also=(), **changes):
             numeric("price"), category("site"), count(by="site", over="1h", capacity=50),
             mean("label", by="site", over="6h", capacity=50), *also,
         ],
-        model=StandardScaler(half_life="1h") | LogisticRegression(FTRL(alpha=0.1, half_life="2h"), bits=10),
+        model=model or StandardScaler(half_life="1h") | LogisticRegression(FTRL(alpha=0.1, half_life="2h"), bits=10),
         predictions=Predictions(f"{name}.scores"),
         **changes,
     )  # fmt: skip
@@ -235,6 +242,17 @@ def test_replay_gives_the_state_of_the_worker_to_the_bit(world, monkeypatch, rec
     assert restored.version == 1
     assert_same(restored, live.standing)
     assert_same(world.replayed(Standing(Engine(world.pipeline))), live.standing)
+
+
+def test_replay_ends_cycles_where_the_worker_ended_them(open_world, monkeypatch):
+    monkeypatch.setitem(REGISTRY, "InSteps", InSteps)
+    world = open_world(model=InSteps(bits=10))
+    live, pieces = Live(world), world.pieces(0, 1, step=17)
+    live.work(pieces, each=2)
+    other = Live(world, 1)
+    other.work(pieces, each=5)
+    assert_same(world.replayed(), live.standing)
+    assert any((pack(live.standing)[0][name] != array).any() for name, array in pack(other.standing)[0].items())
 
 
 def test_records_that_the_worker_passed_over_do_not_move_the_clock(world, visits_and_sales):

@@ -73,7 +73,12 @@ def test_pause_grows_until_a_cycle_is_committed(environment):
     assert start_over.announce(Unreachable("no answer")) == 0.2
 
 
-REFUSALS = [Refused("read only"), CommitRefused("fenced"), Fenced("behind"), aiokafka.errors.GroupAuthorizationFailedError()]
+REFUSALS = [
+    Refused("read only"),
+    CommitRefused("fenced"),
+    Fenced("behind"),
+    aiokafka.errors.GroupAuthorizationFailedError(),
+]
 PASSING = [
     Unreachable("no answer"), StartOver("lease lost"), ConnectionResetError(), TimeoutError(), socket.gaierror(),
     aiokafka.errors.KafkaConnectionError(), aiokafka.errors.ConsumerStoppedError(),
@@ -156,6 +161,26 @@ def test_worker_that_waits_to_start_over_says_so_and_ends_when_told_to(open_shop
     assert worker.metrics()["starts_over"] == 21
     assert worker.end() == 0
     assert "Traceback" not in worker.printed
+
+
+def test_worker_that_waits_for_its_slot_says_so_and_ends_when_told_to(open_shop):
+    shop = open_shop("slot")
+    steal(shop, 60_000)
+    worker = shop.start(slot=0)
+    worker.says("slot 0 is held by pid 1 on elsewhere")
+    status, text = worker.page_or_error("/readyz")
+    assert (status, text.startswith("waiting for a slot: slot 0 is held by")) == (503, True)
+    assert worker.end() == 0
+    assert worker.printed.splitlines()[-1].endswith(" told to stop before it began")
+
+
+def test_worker_whose_slot_another_keeps_ends_and_names_it(open_shop):
+    shop = open_shop("taken")
+    steal(shop, 60_000)
+    worker = shop.start(slot=0)
+    assert worker.ends() == 1
+    assert f"error: slot 0 of pipeline {shop.name} is held by pid 1 on elsewhere" in worker.printed.splitlines()[-1]
+    assert "waiting for Redis" not in worker.printed
 
 
 def test_worker_that_is_refused_again_and_again_ends(open_shop, visits_and_sales):
