@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import HeadraceError
-from .settings import DEFAULT_BROKER, DEFAULT_REDIS
+from .settings import DEFAULT_BROKER, DEFAULT_REDIS, Lost
 
 app = typer.Typer(
     help="Streaming online learning on Kafka: predict each event as it comes, learn from its label when it comes.",
@@ -25,7 +25,7 @@ app.add_typer(snapshots_app, name="snapshots")
 File = Annotated[str, typer.Argument(help="pipeline file, FILE or FILE:name", metavar="FILE")]
 Broker = Annotated[str, typer.Option(envvar="HEADRACE_BROKER", help="host:port of a Kafka broker")]
 Redis = Annotated[str, typer.Option(envvar="HEADRACE_REDIS", help="URL of the Redis that keeps the snapshots")]
-Slot = Annotated[int, typer.Option(envvar="HEADRACE_SLOT", min=0, help="which worker of the pipeline this is")]
+Slot = Annotated[int, typer.Option(envvar="HEADRACE_SLOT", min=0, help="of which worker of the pipeline")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
@@ -55,20 +55,31 @@ def run(
     file: File,
     broker: Broker = DEFAULT_BROKER,
     redis: Redis = DEFAULT_REDIS,
-    slot: Slot = 0,
+    slot: Annotated[
+        int | None,
+        typer.Option(
+            envvar="HEADRACE_SLOT", min=0, help="which worker of the pipeline this is; without it, the lowest free one"
+        ),
+    ] = None,
     web_port: Annotated[
         int, typer.Option(envvar="HEADRACE_WEB_PORT", min=0, max=65535, help="port of /metrics, on loopback; 0: none")
     ] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", envvar="HEADRACE_RESUME", help="go on after a stop that the journal records")
     ] = False,
+    lost: Annotated[
+        Lost,
+        typer.Option(
+            envvar="HEADRACE_LOST", help="where records are gone that must be read: stop, or go on from the earliest"
+        ),
+    ] = "stop",
 ) -> None:
     """Start a worker. It goes on from the newest snapshot; SIGTERM ends it cleanly."""
     from .load import load_pipeline
     from .settings import Settings
     from .worker import run_worker
 
-    settings = Settings(broker=broker, redis=redis, slot=slot, web_port=web_port or None, resume=resume)
+    settings = Settings(broker, redis, slot, web_port or None, resume, lost)
     raise typer.Exit(run_worker(load_pipeline(file), settings))
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from ..connectors.transactions import Output
+from ..errors import InputError
 from .engine import Predicted
-from .slices import DeadLetter, Piece
+from .slices import DeadLetter, Piece, Role
 
-JOURNAL_FORMAT = 1
+JOURNAL_FORMAT = 2
 
 _json = msgspec.json.Encoder().encode
 
@@ -78,36 +78,61 @@ def encode_dead_letter(letter: DeadLetter, topic: str, max_bytes: int) -> Output
 
 
 class JournalRecord(NamedTuple):
-    """One cycle as the journal tells it.
+    """One cycle as the journal tells it; applied in the order of these lines.
 
-    pieces    what it processed, in this order
+    owned     the partitions that the slot owns from this cycle on, no others; None: as before
+    adopted   of these: the state came from another slot, or begins anew although an older one was here. The first
+              snapshot with a token at or behind this record's offset holds it
+    rollback  {"muted": {role: {partition: offset}}, "since": offset}: the model was no longer finite. Of what lies
+              before these offsets nothing is learned, from offset `since` of the journal on; without `since`, from
+              the snapshot on that the next start begins with
+    poison    records that the model raised on, as (role, partition, offset): dead letters, otherwise passed over
+    pieces    what was processed, in this order
     stop      why the worker stopped after it, if it did
-    disowned  partitions whose state was dropped before it, because another worker had gone on with them
     """
 
     slot: int
     cycle: int
-    pieces: list[Piece]
+    pieces: list[Piece] = []  # noqa: RUF012, never changed
     stop: str | None = None
-    disowned: list[int] = []  # noqa: RUF012, never changed
+    owned: list[int] | None = None
+    adopted: list[int] = []  # noqa: RUF012
+    rollback: dict[str, Any] | None = None
+    poison: list[tuple[Role, int, int]] = []  # noqa: RUF012
 
     def encode(self) -> bytes:
         """The record's JSON."""
-        body: Mapping[str, Any] = {
-            "format": JOURNAL_FORMAT,
-            "slot": self.slot,
-            "cycle": self.cycle,
-            "pieces": [list(piece) for piece in self.pieces],
-            "stop": self.stop,
-            "disowned": self.disowned,
-        }
-        return _json(body)
+        return _json({"format": JOURNAL_FORMAT} | self._asdict())
 
     @classmethod
-    def decode(cls, value: bytes) -> JournalRecord:
-        """Read what `encode` wrote."""
-        body = msgspec.json.decode(value)
-        if body["format"] != JOURNAL_FORMAT:
-            raise ValueError(f"journal record of format {body['format']}, this version reads {JOURNAL_FORMAT}")
-        pieces = [Piece(*piece) for piece in body["pieces"]]
-        return cls(body["slot"], body["cycle"], pieces, body["stop"], body["disowned"])
+    def decode(cls, value: bytes | None) -> JournalRecord:
+        """Read what `encode` wrote; raises InputError for what it did not write, or another version did."""
+        try:
+            format = _head(value or b"").format
+            if format != JOURNAL_FORMAT:
+                raise InputError(
+                    f"a journal record of format {format}, this version of headrace reads {JOURNAL_FORMAT}: go on with "
+                    "the version that wrote it, or give the pipeline another name to begin anew"
+                )
+            told = _body(value or b"")
+        except msgspec.DecodeError as error:
+            raise InputError(f"no record of a journal ({error}); does something else write to this topic?") from None
+        return cls(**msgspec.structs.asdict(told))
+
+
+class _Head(msgspec.Struct):
+    format: int
+
+
+class _Body(msgspec.Struct):
+    slot: int
+    cycle: int
+    pieces: list[Piece]
+    stop: str | None
+    owned: list[int] | None
+    adopted: list[int]
+    rollback: dict[str, Any] | None
+    poison: list[tuple[Role, int, int]]
+
+
+_head, _body = msgspec.json.Decoder(_Head).decode, msgspec.json.Decoder(_Body).decode

@@ -13,14 +13,23 @@ HARMLESS = (
     "FindCoordinator Request failed: [Error 15]",
     "Heartbeat failed for group",  # a rebalance begins
     "We experienced a crash! Reraising",  # the reason was said
+    # what aiokafka says many times a second while a broker is away, and we say once
+    "Unable to update metadata from",
+    "Failed fetch messages from",
+    "Group Coordinator Request failed: NodeNotReadyError",
+    "Error sending HeartbeatRequest",
+    "Heartbeat send request failed",
+    "Marking the coordinator dead",
 )
+REPEATS_SECONDS = 30.0  # what a library says again meanwhile is not printed
+KINDS = 1_000  # of lines that are remembered
 
 
 def print_log(level: int = logging.INFO) -> None:
     """Print our lines from `level` on, and warnings of libraries, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())
-    handler.addFilter(_is_useful)
+    handler.addFilter(_Useful())
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(logging.WARNING)
     logging.getLogger("headrace").setLevel(level)
@@ -36,9 +45,25 @@ def hush_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _is_useful(record: logging.LogRecord) -> bool:
-    said = record.getMessage()
-    return not any(words in said for words in HARMLESS)
+class _Useful:
+    """Lets our lines through, and of the libraries' those that help, each once in REPEATS_SECONDS."""
+
+    def __init__(self) -> None:
+        self._printed: dict[tuple[str, str], float] = {}
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        if any(words in said for words in HARMLESS):
+            return False
+        if record.name.partition(".")[0] == "headrace":
+            return True
+        kind = record.name, str(record.msg)  # the line before its values are filled in
+        if record.created - self._printed.get(kind, 0.0) < REPEATS_SECONDS:
+            return False
+        if len(self._printed) >= KINDS:
+            self._printed.clear()
+        self._printed[kind] = record.created
+        return True
 
 
 class _Line(logging.Formatter):

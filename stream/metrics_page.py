@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from prometheus_client.core import CollectorRegistry, CounterMetricFamily, Gauge
 from prometheus_client.exposition import generate_latest
 
 from .engine import COUNTERS
+from .health import View
+from .start_over import Starts
 
 if TYPE_CHECKING:
     from .runner import Runner
@@ -20,45 +23,57 @@ WAITING = {
 }
 
 
-def render(runner: Runner) -> str:
+def render(runner: Runner, view: View) -> str:
     """The metrics of a worker in Prometheus' text format."""
     registry = CollectorRegistry()
-    registry.register(_Worker(runner))
+    registry.register(_Worker(runner, view))
     return generate_latest(registry).decode()
 
 
 class _Worker:
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
+    def __init__(self, runner: Runner, view: View) -> None:
+        self.runner, self.view = runner, view
 
     def collect(self) -> Iterator[Metric]:
         """Prometheus' interface of a collector."""
-        runner, figures = self.runner, self.runner.figures
-        up = GaugeMetricFamily("headrace_running", "1 while partitions are owned and replay is done")
-        up.add_metric([], float(runner.state == "running"))
-        yield up
-        version = GaugeMetricFamily("headrace_snapshot_version", "version of the last published snapshot")
-        version.add_metric([], runner.version)
-        yield version
-        stall = GaugeMetricFamily("headrace_snapshot_stall_seconds", "how long the last snapshot held up the stream")
-        stall.add_metric([], runner.stall_seconds)
-        yield stall
+        runner, view = self.runner, self.view
+        yield _gauge("headrace_running", "1 while partitions are owned and replay is done", view.state == "running")
+        yield _gauge("headrace_ready", "the same, and no partition waits for its state", view.ready)
+        if view.slot is not None:
+            yield _gauge("headrace_slot", "which worker of the pipeline this is", view.slot)
+        waits = GaugeMetricFamily("headrace_waiting", "1 while this is away", labels=["for"])
+        for name in ("broker", "Redis"):
+            waits.add_metric([name.lower()], float(name in view.waits))
+        yield waits
+        yield _gauge("headrace_adopting_partitions", "partitions that wait for their state", len(view.adopting))
+        yield _gauge("headrace_replay_records", "records that the replay still has before it", runner.replay_left)
+        if runner.committed_at is not None:
+            age = time.monotonic() - runner.committed_at
+            yield _gauge("headrace_last_commit_age_seconds", "time since a cycle was committed", age)
+        yield _counter("headrace_starts_over", "starts over of this process", Starts.so_far().total)
+        yield _gauge("headrace_snapshot_version", "version of the last published snapshot", runner.version)
+        stall = "how long the last snapshot held up the stream"
+        yield _gauge("headrace_snapshot_stall_seconds", stall, runner.stall_seconds)
         lag = GaugeMetricFamily(
             "headrace_lag_records", "records in Kafka not committed yet", labels=["topic", "partition"]
         )
         for (role, partition), records in runner.lag().items():
             lag.add_metric([runner.topic_of[role], str(partition)], records)
         yield lag
-        for name, value in figures.items():
+        for name, value in runner.figures.items():
             if value is None:
                 continue
             if name in COUNTERS:
                 yield _counter(f"headrace_{name}", name.replace("_", " "), int(value))
                 continue
             words = WAITING.get(name) or f"progressive {name.replace('_', ' ')}"
-            gauge = GaugeMetricFamily(f"headrace_{name}", words)
-            gauge.add_metric([], value)
-            yield gauge
+            yield _gauge(f"headrace_{name}", words, value)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    family = GaugeMetricFamily(name, text)
+    family.add_metric([], float(value))
+    return family
 
 
 def _counter(name: str, text: str, value: int) -> Metric:

@@ -1,31 +1,36 @@
-"""What must be true before a worker starts: said at once, with the remedy."""
+"""What must be true before a worker starts: what is missing is said at once, with the remedy."""
 
 from __future__ import annotations
 
 import logging
 import socket
 
+from redis.exceptions import ResponseError
+
 from ..connectors.store import SnapshotStore
 from ..connectors.topics import create_topics, partitions_of
-from ..errors import InputError
+from ..errors import HeadraceError, InputError, Unreachable
 from .declaration import Pipeline
-from .settings import WEB_HOST, Settings
+from .settings import WEB_HOST
 
 log = logging.getLogger("headrace")
 
+FOR_GOOD = ("no permissions", "DB index", "wrong kind of value")  # answers of Redis that stay as they are
 JOURNAL_SETTINGS = {"retention.ms": "-1", "cleanup.policy": "delete"}
 
 
-def prepare(pipeline: Pipeline, settings: Settings) -> None:
-    """Check the port, the broker, its topics and Redis; create the output topics that are missing.
-
-    Raises InputError, Unreachable and Refused: within 10 seconds when something does not answer.
-    """
-    if settings.web_port is not None:
-        check_port(settings.web_port)
-    prepare_topics(pipeline, settings.broker)
-    if warning := SnapshotStore(settings.redis, pipeline.name, settings.slot).ping():
+def check_redis(pipeline: Pipeline, address: str) -> None:
+    """Warn of a Redis that may lose snapshots. Raises Unreachable and Refused as Redis answers."""
+    if warning := SnapshotStore(address, pipeline.name).ping():
         log.warning("%s", warning)
+
+
+def can_pass(error: HeadraceError) -> bool:
+    """Whether a server that answers so may answer otherwise later, with no one mending our settings."""
+    told = error.__cause__
+    if isinstance(error, Unreachable) or getattr(told, "retriable", False):
+        return True
+    return isinstance(told, ResponseError) and not any(words in str(told) for words in FOR_GOOD)
 
 
 def check_port(port: int) -> None:

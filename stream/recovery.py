@@ -1,50 +1,65 @@
-"""From the newest snapshot to the committed offsets: the cycles between are processed again, as the journal says."""
+"""From the newest snapshot to the end of the journal: the cycles between are processed again, as the journal says."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
-from ..connectors.reading import RangeReader, read_range
-from ..connectors.records import Partition as TopicPartition
 from ..connectors.store import SnapshotStore
-from ..connectors.topics import end_offsets, first_offsets
+from ..connectors.topics import committed_by, first_offsets, partitions_of
 from ..errors import InputError, StreamStopped
 from .align import Partition
 from .declaration import Pipeline
-from .decode import Batch, Decoder
-from .encode import JournalRecord
+from .decode import Decoder
 from .engine import Engine
+from .journal import Extent, Told, cycles, extent, settled
 from .remap import carry_over
-from .slices import Piece, Role, Slice
-from .snapshot import BEGINNING, Position, unpack
+from .rereading import Part, Rereader
+from .slices import Role
+from .snapshot import flat, unpack, unpack_left
+from .standing import Left, Position, Standing
+from .survey import Survey
 
 log = logging.getLogger("headrace")
 
-WINDOW_CYCLES = 50  # whose input is read and decoded at one go
-WINDOW_RECORDS = 100_000
+Item = TypeVar("Item")
+GoOn = Callable[[int, int], bool]  # is told (records done, records in all) about every second; False: stop here
+
+SAY_SECONDS = 1.0
+GROUP_ROWS = 8_192  # handed from the thread that decodes to the one that learns
+GROUP_STEPS = 1_024
 
 
-class Restored(NamedTuple):
-    """Where a worker begins.
+class Lost(StreamStopped):
+    """A state cannot be rebuilt in full: what it was learned from is gone."""
 
-    version       of the snapshot that was loaded; 0: there is none
-    last_learned  the wall time at which its last example was learned; None: it has learned none
+
+class Pending(NamedTuple):
+    """What the journal tells of a slot behind its newest snapshot.
+
+    stop      why it stopped last, if it did and is told to go on nevertheless
+    rollback  whether a model that was no longer finite is left behind
     """
 
-    position: Position
-    version: int
-    last_learned: float | None
+    cycles: int
+    stop: str | None
+    rollback: bool
 
 
-def restore(engine: Engine, store: SnapshotStore) -> Restored:
-    """Load the newest whole snapshot, if there is one."""
+def restore(engine: Engine, store: SnapshotStore) -> Standing:
+    """Load the newest whole snapshot of a slot into `engine`, which has learned nothing yet, if there is one."""
     snapshot = store.load_newest_whole()
     if snapshot is None:
-        return Restored(BEGINNING, 0, None)
+        return Standing(engine)
     state, position = unpack(snapshot.arrays, snapshot.meta, engine.pipeline)
-    state, changes = carry_over(state, engine)
+    left = unpack_left(snapshot.arrays, snapshot.meta)
+    frozen = {number: of.arrays for number, of in left.items()}
+    state, changes = carry_over(replace(state, partitions=state.partitions | frozen), engine)
     if changes:
         log.warning(
             "the declaration has changed since snapshot %d: %s; the rest is kept, and a replay gives what the new "
@@ -52,141 +67,287 @@ def restore(engine: Engine, store: SnapshotStore) -> Restored:
             snapshot.version,
             ", ".join(changes),
         )
+    left = {number: Left(state.partitions.pop(number), of.offsets) for number, of in left.items()}
     engine.load(state)
-    return Restored(position, snapshot.version, snapshot.meta.get("last_learned"))
+    return Standing(engine, position, left, snapshot.version, snapshot.meta.get("last_learned"))
 
 
-def check_journal(pipeline: Pipeline, address: str, slot: int, position: Position, resume: bool) -> None:
+def check_journal(pipeline: Pipeline, address: str, slot: int, position: Position, resume: bool) -> Pending:
     """Raise InputError when the journal is not the one that `position` speaks of, StreamStopped when this slot's last
     cycle ended in a stop and `resume` is not given: going on would stop again."""
-    first, end = _bounds(pipeline, address)
-    if position.journal > end:
+    held = settled(pipeline, address)
+    assert held is not None
+    if position.journal > held.end:
         raise InputError(
-            f"{pipeline.journal_topic} ends at offset {end:,}, the newest snapshot was taken at {position.journal:,}: "
-            "was the topic deleted, or is this another broker? Give the pipeline another name to begin anew"
+            f"{pipeline.journal_topic} ends at offset {held.end:,}, the newest snapshot was taken at "
+            f"{position.journal:,}: was the topic deleted, or is this another broker? Give the pipeline another name "
+            "to begin anew"
         )
-    stop = None
-    for record, _ in _cycles(pipeline, address, slot, max(first, position.journal), end):
-        stop = record.stop
+    count, stop, rollback = 0, None, False
+    for told in cycles(pipeline, address, slot, max(held.first, position.journal), held.end, None):
+        count, stop, rollback = count + 1, told.cycle.stop, rollback or told.cycle.rollback is not None
     if stop is not None and not resume:
         raise StreamStopped(
             f"pipeline {pipeline.name!r} stopped for a reason that is still there: {stop}\n"
             "Mend the cause, then start it with --resume: it goes on behind the records that were read"
         )
+    return Pending(count, stop, rollback)
 
 
 def replay(
-    engine: Engine,
+    standing: Standing,
     decoders: Mapping[Role, Decoder],
     address: str,
     slot: int,
-    position: Position,
-    until: Mapping[Partition, int],
-    go_on: Callable[[int, int], bool],
-) -> Position:
-    """Process again what this slot committed after `position`, until its partitions stand at the offsets of `until`.
+    committed: Mapping[Partition, int],
+    lost: str,
+    go_on: GoOn,
+) -> bool:
+    """Process again, in `standing`, what this slot committed after it; False when go_on said stop: call it again.
 
-    go_on(done, all) is told now and then how many records are done; when it returns False, the replay ends there.
-    Returns the position that the engine has reached. Raises InputError when a topic no longer holds what has to be
-    read again.
+    The slot's own last transaction must have ended. Others' are waited for, for what lies behind one cannot be read.
+    committed  offsets of the group that are known already; for others, and for whose they are, the group is asked
+    lost       "stop": raise Lost when something is gone that was learned from, before anything is processed;
+               "earliest": go on with what is there
+    go_on      is called between two cycles; (0, 0) while there is nothing to do but wait
+
+    Raises InputError for a journal that is broken. What the engine raises is raised here.
     """
-    pipeline = engine.pipeline
-    offsets, journal, cycle = dict(position.offsets), position.journal, position.cycle
-    goal = sum(max(0, offset - offsets.get(partition, 0)) for partition, offset in until.items())
-    if not goal:
-        return position
-    first, end = _bounds(pipeline, address)
-    if first > journal:
-        raise InputError(
-            f"{pipeline.journal_topic} begins at offset {first:,}, the newest snapshot needs it from {journal:,} on: "
-            "its retention must outlast the snapshots. Give the pipeline another name to begin anew"
-        )
-    done = 0
-    for window in _windows(_cycles(pipeline, address, slot, journal, end, until)):
-        batches = _decode(pipeline, decoders, address, [piece for record, _ in window for piece in record.pieces])
-        for record, next in window:
-            for number in record.disowned:
-                engine.disown(number)
-                offsets = {p: offset for p, offset in offsets.items() if p[1] != number}
-            for piece in record.pieces:
-                engine.own(piece.partition)
-                engine.process(batches[piece.role, piece.partition], piece.start, piece.next)
-                offsets[piece.role, piece.partition] = piece.next
-                done += piece.next - piece.start
-            engine.end_cycle()
-            if record.stop is not None:
-                engine.forgive()
-            engine.stop_reason = None  # the journal says where the worker stopped
-            journal, cycle = next, record.cycle + 1
-        if not go_on(done, goal):
-            break
-    return Position(offsets, journal, cycle)
+    return _replay(standing, decoders, address, slot, committed, {}, lost, go_on)
 
 
-def _bounds(pipeline: Pipeline, address: str) -> tuple[int, int]:
-    """The journal's first offset and its end."""
-    at: TopicPartition = (pipeline.journal_topic, 0)
-    return first_offsets(address, [at])[at], end_offsets(address, [at])[at]
+def adopt(
+    pipeline: Pipeline,
+    address: str,
+    store_of: Callable[[int], SnapshotStore],
+    slot: int,
+    wanted: Mapping[int, Mapping[Role, int]],
+    lost: str,
+    go_on: GoOn,
+) -> dict[int, Left]:
+    """The states of partitions as they were when `slot` had committed the offsets `wanted`, and not more.
 
+    From that slot's newest snapshot and journal, in an engine of its own, which is dropped afterwards: what waits for
+    a label holds features that were made from the other slot's aggregates. Empty when go_on said stop.
 
-def _cycles(
-    pipeline: Pipeline, address: str, slot: int, start: int, end: int, until: Mapping[Partition, int] | None = None
-) -> Iterator[tuple[JournalRecord, int]]:
-    """This slot's cycles in the journal's offsets [start, end), each with the journal offset behind it.
-
-    Without transactions the journal may hold a cycle whose offsets were never committed. The worker that came after
-    did it again under the same number: of each number the last one counts, and the very last one of all only when it
-    does not go beyond `until`.
+    Raises Unreachable and Refused when trying again can help; Lost as `replay`, and when the journal does not tell how
+    the partitions came to stand there.
     """
-    held: tuple[JournalRecord, int] | None = None
-    for record in read_range(address, pipeline.journal_topic, 0, start, end):
-        told = JournalRecord.decode(record.value or b"")
-        if told.slot != slot:
-            continue
-        if held is not None and told.cycle > held[0].cycle:
-            yield held
-        held = told, record.offset + 1
-    if held is not None and all(
-        piece.next <= (until or {}).get((piece.role, piece.partition), piece.next) for piece in held[0].pieces
+    decoders = {role: Decoder(pipeline, role) for role in topics_of(pipeline)}
+    offsets = {(role, number): offset for number, of in wanted.items() for role, offset in of.items()}
+    standing = restore(Engine(pipeline), store_of(slot))
+    if any(standing.stands_at(number) != of for number, of in wanted.items()) and not _replay(
+        standing, decoders, address, slot, offsets, offsets, lost, go_on
     ):
-        yield held
+        return {}
+    standing.own(())
+    for number, of in wanted.items():
+        for role, at in standing.stands_at(number).items():
+            if at > of.get(role, at):
+                raise StreamStopped(
+                    f"{topics_of(pipeline)[role]}[{number}]: slot {slot} has learned up to offset {at:,}, group "
+                    f"{pipeline.group} stands at {of[role]:,}: were its offsets set back? Set them to those of a "
+                    f"snapshot (headrace snapshots show {pipeline.name}), or give the pipeline another name to begin "
+                    "anew"
+                )
+        standing.skip_to(number, of)
+    standing.own(())
+    return {number: standing.left[number] for number in wanted}
 
 
-def _windows(cycles: Iterator[tuple[JournalRecord, int]]) -> Iterator[list[tuple[JournalRecord, int]]]:
-    """Some cycles at a time: their input is read and decoded at one go."""
-    window: list[tuple[JournalRecord, int]] = []
-    size = 0
-    for record, next in cycles:
-        if record.disowned and window:  # clocks begin anew: what lies before is decoded apart
-            yield window
-            window, size = [], 0
-        window.append((record, next))
-        size += sum(piece.next - piece.start for piece in record.pieces)
-        if len(window) >= WINDOW_CYCLES or size >= WINDOW_RECORDS:
-            yield window
-            window, size = [], 0
-    if window:
-        yield window
-
-
-def _decode(
-    pipeline: Pipeline, decoders: Mapping[Role, Decoder], address: str, pieces: list[Piece]
-) -> dict[Partition, Batch]:
-    """The input of many pieces, decoded whole: one batch for each partition."""
+def topics_of(pipeline: Pipeline) -> dict[Role, str]:
+    """The topics that a pipeline reads."""
     topics: dict[Role, str] = {"events": pipeline.events.topic}
     if pipeline.labels is not None and pipeline.labels.topic is not None:
         topics["labels"] = pipeline.labels.topic
-    spans: dict[Partition, tuple[int, int]] = {}
-    for role, partition, start, next in pieces:
-        begin, end = spans.get((role, partition), (start, next))
-        spans[role, partition] = min(begin, start), max(end, next)
-    if not spans:
-        return {}
-    starts = {(topics[role], partition): start for (role, partition), (start, _) in spans.items()}
-    with RangeReader(address, starts) as reader:
-        return {
-            (role, partition): decoders[role].decode(
-                Slice(role, partition, start, next, reader.read(topics[role], partition, until=next))
+    return topics
+
+
+def _replay(
+    standing: Standing,
+    decoders: Mapping[Role, Decoder],
+    address: str,
+    slot: int,
+    committed: Mapping[Partition, int],
+    wanted: Mapping[Partition, int],
+    lost: str,
+    go_on: GoOn,
+) -> bool:
+    """As `replay`; ends before the end of the journal where the partitions of `wanted` stand at these offsets."""
+    pipeline = standing.engine.pipeline
+    topics = topics_of(pipeline)
+    roles = {topic: role for role, topic in topics.items()}
+    group = {
+        (roles[topic], number): told
+        for (topic, number), told in committed_by(address, pipeline.group).items()
+        if topic in roles
+    }
+    committed = {**{partition: told.offset for partition, told in group.items()}, **committed}
+    survey = None
+    if wanted:  # they may lie before a transaction that is open
+        survey = _survey(standing, address, topics, slot, extent(pipeline, address), committed, wanted)
+    if survey is None or not survey.reaches(wanted):
+        if (journal := settled(pipeline, address, lambda: go_on(0, 0))) is None:
+            return False
+        survey = _survey(standing, address, topics, slot, journal, committed, wanted)
+    held = wanted or {partition: told.offset for partition, told in group.items() if told.metadata == str(slot)}
+    survey.compare(held)
+    loss = survey.loss(topics)
+    if loss is not None:
+        _say_lost(pipeline, slot, loss, lost)
+    if survey.cycles and not standing.position.journal:
+        log.info(
+            "no snapshot of slot %d in Redis: rebuilding from the journal, %s records", slot, f"{survey.records:,}"
+        )
+    with closing(cycles(pipeline, address, slot, survey.start, survey.end, committed)) as following:
+        if survey.cycles and not _process(standing, following, survey, topics, decoders, address, go_on):
+            return False
+    if loss is not None:
+        for number in {number for _, number in held}:
+            at = standing.stands_at(number)  # a commit may be readable in the journal before it is in the group
+            standing.skip_to(
+                number, {role: max(offset, at.get(role, 0)) for (role, of), offset in held.items() if of == number}
             )
-            for (role, partition), (start, next) in spans.items()
-        }
+    return True
+
+
+def _survey(
+    standing: Standing,
+    address: str,
+    topics: Mapping[Role, str],
+    slot: int,
+    journal: Extent,
+    committed: Mapping[Partition, int],
+    wanted: Mapping[Partition, int],
+) -> Survey:
+    """What lies ahead, up to the end of the journal or to where `wanted` is reached."""
+    start = max(journal.first, standing.position.journal)
+    survey = Survey(standing, _first(address, topics) if start < journal.stable else {}, start, start)
+    trimmed = journal.first > standing.position.journal
+    for told in cycles(standing.engine.pipeline, address, slot, start, journal.stable, committed):
+        survey.add(told, trimmed)
+        if survey.reaches(wanted):
+            break
+    return survey
+
+
+def _first(address: str, topics: Mapping[Role, str]) -> dict[Partition, int]:
+    """The first offset that each partition holds."""
+    roles = {topic: role for role, topic in topics.items()}
+    places = [(topic, number) for topic, count in partitions_of(address, roles).items() for number in range(count)]
+    return {(roles[topic], number): offset for (topic, number), offset in first_offsets(address, places).items()}
+
+
+def _say_lost(pipeline: Pipeline, slot: int, loss: str, lost: str) -> None:
+    if lost != "earliest":
+        raise Lost(
+            f"slot {slot} of pipeline {pipeline.name!r} cannot be brought back to where it was: {loss}. Start the "
+            "worker with --lost earliest to go on with what is there, or give the pipeline another name to begin anew"
+        )
+    log.warning("slot %d goes on with what is there: %s", slot, loss)
+
+
+class _Begin(NamedTuple):
+    """What a cycle says before its pieces."""
+
+    told: Told
+
+
+class _End(NamedTuple):
+    """All pieces of a cycle were handed out."""
+
+    told: Told
+
+
+_Step = _Begin | Part | _End
+
+
+def _process(
+    standing: Standing,
+    following: Iterator[Told],
+    survey: Survey,
+    topics: Mapping[Role, str],
+    decoders: Mapping[Role, Decoder],
+    address: str,
+    go_on: GoOn,
+) -> bool:
+    """Process cycles; what comes next is read and decoded in another thread meanwhile."""
+    engine, done, said = standing.engine, 0, time.monotonic()
+    rollbacks = list(survey.rollbacks)
+    with (
+        Rereader(address, topics, decoders, survey.starts, survey.ends, survey.poison) as reader,
+        closing(_grouped(_steps(following, survey, reader))) as groups,
+        closing(_ahead(groups)) as ready,
+    ):
+        for group in ready:
+            for step in group:
+                if isinstance(step, Part):
+                    at = step.start
+                    while at < step.next:  # a stop that the journal does not tell of stops nothing
+                        at = engine.process(step.batch, at, step.next).piece.next
+                    done += step.next - step.start
+                elif isinstance(step, _Begin):
+                    _begin(standing, step.told, rollbacks)
+                else:
+                    _end(standing, step.told)
+                    if time.monotonic() - said > SAY_SECONDS:
+                        said = time.monotonic()
+                        if not go_on(done, survey.records):
+                            return False
+    go_on(done, survey.records)
+    return True
+
+
+def _begin(standing: Standing, told: Told, rollbacks: list[dict[str, Any]]) -> None:
+    cycle = told.cycle
+    if cycle.owned is not None:
+        standing.own(cycle.owned)
+    for number in cycle.adopted:
+        standing.begin(number)  # the state that came is in no snapshot
+    for rollback in [r for r in rollbacks if r.get("since", 0) <= told.offset]:
+        rollbacks.remove(rollback)
+        offsets, at = flat(rollback["muted"]), standing.position.offsets
+        standing.engine.mute({partition: until for partition, until in offsets.items() if at.get(partition, 0) < until})
+    for piece in cycle.pieces:
+        standing.engine.own(piece.partition)
+
+
+def _end(standing: Standing, told: Told) -> None:
+    engine, cycle = standing.engine, told.cycle
+    engine.end_cycle()
+    if cycle.stop is not None:
+        engine.forgive()
+    engine.stop_reason = None  # the journal says where the worker stopped
+    reached: dict[Partition, int] = {(p.role, p.partition): p.next for p in cycle.pieces}
+    standing.position = Position({**standing.position.offsets, **reached}, told.offset + 1, cycle.cycle + 1)
+
+
+def _steps(following: Iterator[Told], survey: Survey, reader: Rereader) -> Iterator[_Step]:
+    for told in following:
+        yield _Begin(told)
+        for piece in told.cycle.pieces:
+            yield from reader.parts(survey.clip(piece))
+        yield _End(told)
+
+
+def _grouped(steps: Iterator[_Step]) -> Generator[list[_Step], None, None]:
+    """Steps in lists: one that is handed over to another thread has its price."""
+    group: list[_Step] = []
+    rows = 0
+    for step in steps:
+        group.append(step)
+        if isinstance(step, Part):
+            rows += step.next - step.start
+        if rows >= GROUP_ROWS or len(group) >= GROUP_STEPS:
+            yield group
+            group, rows = [], 0
+    yield group
+
+
+def _ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The items, the next of which is made in another thread while one is in use."""
+    with ThreadPoolExecutor(1, thread_name_prefix="headrace-replay") as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item

@@ -7,33 +7,42 @@ the aligner and the decoders are touched by it alone while it runs. While one cy
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import gc
 import logging
+import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from ..connectors.groups import CommitRefused, Member
-from ..connectors.records import Fetched
+from ..connectors.groups import Member
+from ..connectors.reading import read_range
+from ..connectors.records import Fetched, Record
 from ..connectors.records import Partition as TopicPartition
 from ..connectors.store import SnapshotStore
-from ..connectors.topics import remove_member
+from ..connectors.topics import committed_by, remove_member
 from ..connectors.transactions import MAX_RECORD_BYTES, CycleProducer, Output
 from ..connectors.transport import Assigned
-from ..errors import HeadraceError, StreamStopped
-from .align import BEFORE_ALL, Aligner, Partition
-from .cycle import Cycle, merge, run_cycle
+from ..errors import HeadraceError, SnapshotError, StreamStopped
+from . import publisher
+from .adoption import Adoption
+from .align import BEFORE_ALL, Aligner, Next, Partition
+from .cycle import Cycle, end_cycle, merge, run_cycle
 from .declaration import Pipeline
 from .decode import Decoder
 from .encode import JournalRecord, Served, encode_dead_letter
-from .engine import Engine
-from .publisher import SnapshotPublisher
-from .recovery import check_journal, replay, restore
+from .engine import Engine, NotFinite
+from .poison import Poisoned, as_they_came
+from .publisher import SnapshotPublisher, Table
+from .recovery import adopt, check_journal, replay, restore
 from .settings import Settings
 from .slices import Role, Slice
-from .snapshot import BEGINNING, NAN_ALLOWED, Position, pack
+from .snapshot import NAN_ALLOWED, nested, pack, place
+from .standing import Left, Position, Standing
+from .start_over import StartOver, succeeded
 
 log = logging.getLogger("headrace")
 
@@ -45,10 +54,25 @@ LOOK_SECONDS = 0.02  # how often to look whether what waits may go on
 REPORT_SECONDS = 5.0
 FIGURES_SECONDS = 0.5
 HEADERS_ROOM = 20_000  # of a dead letter, for the headers that say why
+WAIT_SECONDS = 3.0  # a commit that takes longer waits for the broker
+SILENT_SECONDS = 5.0  # so does a consumer that heard nothing for so long
+SAY_SECONDS = 30.0
+FORGET_SECONDS = 2.0  # how often to ask whether others have gone on with partitions that left
+
+
+CAREFUL = "HEADRACE_CAREFUL"  # events:0:1200: up to offset 1200 of events[0] a record is known to raise
 
 
 class Runner:
-    """One worker of a pipeline. `owner` methods are called by the transport, `add` by the agent."""
+    """One worker of a pipeline. `owner` methods are called by the transport, `add` by the agent.
+
+    What health and metrics look at:
+
+    state      what it does or waits for, in words
+    waits      what is away and why, by its name, "broker" or "Redis"
+    replaying  cycles of the journal are being processed again
+    progress   grows with whatever gets done
+    """
 
     def __init__(self, pipeline: Pipeline, settings: Settings, fail: Callable[[BaseException], None]) -> None:
         self.pipeline, self.settings, self.fail = pipeline, settings, fail
@@ -56,39 +80,93 @@ class Runner:
         if pipeline.labels is not None and pipeline.labels.topic is not None:
             self.topics[pipeline.labels.topic] = "labels"
         self.topic_of: dict[Role, str] = {role: topic for topic, role in self.topics.items()}
-        self.name = f"{pipeline.group}-{settings.slot}"
-        self.state = "starting"  # what it does or waits for, in words, for log and metrics
-        self.engine: Engine | None = None
-        self.position: Position = BEGINNING
+        self.slot = 0
+        self.state = "starting"
+        self.replaying = False
+        self.progress = 0
+        self.replay_left = 0  # records
+        self.standing: Standing | None = None
         self.figures: dict[str, float | int | None] = {}  # counters and metrics, as of a moment ago
-        self.last_learned: float | None = None
         self.ends: dict[Partition, int] = {}
         self.stall_seconds = 0.0
+        self.committed_at: float | None = None  # when a cycle was committed last, by the monotonic clock
         self.publisher: SnapshotPublisher | None = None
 
-        exactly_once = pipeline.delivery == "exactly_once"
-        self._producer = CycleProducer(settings.broker, transactional_id=self.name if exactly_once else None)
-        self._store = SnapshotStore(settings.redis, pipeline.name, settings.slot, pipeline.snapshots.keep)
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="headrace-compute")
         self._ready, self._fresh, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._begun = False
-        self._loaded = 0  # the version of the snapshot that was loaded; 0: none
+        self._begun = self._replayed = False
         self._member = Member(-1, "")
         self._assigned: Assigned | None = None  # partitions given to us that recovery has not seen to yet
+        self._starts: dict[Partition, int] = {}
         self._revoking = self._stopping = False
-        self._disowned: list[int] = []  # partitions whose state was dropped, which the journal does not tell yet
+        self._owned: list[int] | None = None  # what we own since the last record of the journal, if it has changed
+        self._adoption = Adoption(self._fetch_states, self._fresh.set)
         self._runs: dict[Partition, deque[Fetched]] = {}  # fetched, not decoded yet
         self._unacked: defaultdict[Partition, deque[Any]] = defaultdict(deque)  # events of Faust, oldest first
         self._fetched: dict[Partition, int] = {}  # the offset up to which each partition has come to us
         self._heard: dict[Partition, float] = {}  # when a partition last gave something
+        self._careful = _careful(os.environ.get(CAREFUL, ""))
+        self._computing = Cycle()
         self._committing: asyncio.Task[None] | None = None
-        self._snapshot_due = self._figures_due = 0.0
+        self._commit_began: float | None = None
+        self._silent: Callable[[], float | None] = lambda: None
+        self._forgetting: asyncio.Task[dict[Any, Any]] | None = None
+        self._snapshot_due = self._figures_due = self._forget_due = 0.0
+        self._snapshot_wanted = False
         self._reported = (0.0, 0)
+
+    def begin(self, slot: int) -> None:
+        """This worker has got its slot; called once, before `run`."""
+        pipeline, settings = self.pipeline, self.settings
+        self.slot, self.name = slot, f"{pipeline.group}-{slot}"
+        exactly_once = pipeline.delivery == "exactly_once"
+        self._producer = CycleProducer(settings.broker, transactional_id=self.name if exactly_once else None)
+        self._store = self._store_of(slot)
+
+    def _store_of(self, slot: int) -> SnapshotStore:
+        return SnapshotStore(self.settings.redis, self.pipeline.name, slot, self.pipeline.snapshots.keep)
+
+    # -- what health and metrics ask
 
     @property
     def version(self) -> int:
         """Of the last published snapshot; 0: none yet."""
-        return self.publisher.version if self.publisher is not None else self._loaded
+        if self.publisher is not None:
+            return self.publisher.version
+        return self.standing.version if self.standing is not None else 0
+
+    @property
+    def adopting(self) -> dict[int, int]:
+        """Partitions that wait for their state, and the slot that it comes from."""
+        return self._adoption.sources
+
+    @property
+    def ready(self) -> bool:
+        """Whether partitions are assigned, the replay is done and no partition waits for its state."""
+        return self.state == "running" and not self.adopting
+
+    @property
+    def held(self) -> bool:
+        """Whether what is here waits for another partition to advance in event time."""
+        return self.state == "running" and any(not self.aligner.is_empty(p) for p in self._fetched)
+
+    @property
+    def waits(self) -> dict[str, str]:
+        waits, now = {}, time.monotonic()
+        silent = self._silent()
+        if self._commit_began is not None and now - self._commit_began > WAIT_SECONDS:
+            waits["broker"] = f"no answer to a commit for {now - self._commit_began:.0f} s"
+        elif silent is not None and silent > SILENT_SECONDS:
+            waits["broker"] = f"nothing was heard of {self.settings.broker} for {silent:.0f} s"
+        problem = self._adoption.problem or (self.publisher.problem if self.publisher is not None else None)
+        if problem is not None:
+            waits["Redis"] = problem
+        return waits
+
+    def lag(self) -> dict[Partition, int]:
+        """Records of each partition that are in Kafka and not committed yet."""
+        offsets = self.standing.position.offsets if self.standing is not None else {}
+        return {p: max(0, end - offsets.get(p, self._starts.get(p, 0))) for p, end in self.ends.items()}
 
     # -- what the transport calls
 
@@ -100,7 +178,8 @@ class Runner:
         """Partitions are ours from now on. Nothing of an earlier assignment is in hand any more."""
         self._assigned, self._revoking = assigned, False
         self._member = assigned.member
-        self._fetched = self._mine(assigned.starts)
+        self._starts = self._mine(assigned.starts)
+        self._fetched = dict(self._starts)
         self._runs = {partition: deque() for partition in self._fetched}
         self._heard = dict.fromkeys(self._fetched, time.monotonic())
         self._fresh.set()
@@ -130,9 +209,14 @@ class Runner:
 
     # -- the life of a worker
 
-    async def run(self, ends: Callable[[], dict[Any, int]]) -> None:
-        """Until `close` is called; `ends()` gives the end of each topic partition. An error goes to `fail`."""
-        self._begun = True
+    async def run(self, ends: Callable[[], dict[Any, int]], silent: Callable[[], float | None] = lambda: None) -> None:
+        """Until `close` is called. An error goes to `fail`.
+
+        ends    gives the end of each topic partition
+        silent  gives the seconds since the broker was last heard of
+        """
+        self._begun, self._silent = True, silent
+        watching = asyncio.create_task(self._watch())
         try:
             await self._start()
             while not self._stopping:
@@ -142,28 +226,30 @@ class Runner:
                     await self._pause(1.0)
                 elif self._assigned is not None:
                     await self._recover(self._assigned)
-                elif not await self._cycle():
-                    await self._pause(LOOK_SECONDS if self._is_held() else 1.0)
+                else:
+                    await self._take_in()
+                    if not await self._cycle():
+                        await self._pause(LOOK_SECONDS if self.held else 1.0)
                 self._report()
             await self._finish()
         except asyncio.CancelledError:
             raise
-        except CommitRefused as error:
-            slot = self.settings.slot
-            self.fail(CommitRefused(f"{error}. If another worker runs with slot {slot}, start one with another --slot"))
         except BaseException as error:
             self.fail(error)
         finally:
+            watching.cancel()
+            self._adoption.abandon()
             self._closed.set()
 
     async def close(self) -> None:
         """Finish the cycle in hand, publish a last snapshot."""
         if self._begun:
-            log.info("told to stop: finishing cycle %s", f"{self.position.cycle:,}")
+            at = "" if self.standing is None else f": finishing cycle {self.standing.position.cycle:,}"
+            log.info("told to stop%s", at)
             self._stopping = True
             self._fresh.set()
             await self._closed.wait()
-        await self._producer.close()
+            await self._producer.close()
         self._compute.shutdown(wait=False)
 
     async def leave(self) -> None:
@@ -184,98 +270,134 @@ class Runner:
         if self._committing is not None:
             self._committing.cancel()
         self._let_go_of_runs()
-        await self._producer.close()
+        if self._begun:
+            await self._producer.close()
         self._compute.shutdown(wait=False)
 
     async def _start(self) -> None:
         self.state = "connecting"
         await self._producer.start()  # ends what a predecessor of this slot left open
-        engine = self.engine = await self._in_compute(self._build)
-        token = -1
+        standing = self.standing = await self._in_compute(self._build)
         pointer = await asyncio.to_thread(self._store.current)
-        if pointer is not None:
-            token = pointer.token
+        token = -1 if pointer is None else pointer.token
         self.publisher = SnapshotPublisher(
-            self._store, version=self._loaded, token=token, on_error=lambda error: log.error("%s", error)
+            self._store,
+            version=standing.version,
+            token=token,
+            tables={f"shared/{name}": Table(*table) for name, table in standing.engine.model_tables().items()},
+            on_error=lambda error: log.error("%s", error),
         )
+        rest = (array.nbytes for array in standing.engine.arrays.values())
+        await self._in_compute(functools.partial(self.publisher.reserve, sum(rest)))
         self.decoders: dict[Role, Decoder] = {role: Decoder(self.pipeline, role) for role in self.topic_of}
-        self.aligner = Aligner(self.pipeline.labels.alignment_us if self.pipeline.labels and engine.delayed else None)
+        labels = self.pipeline.labels
+        self.aligner = Aligner(labels.alignment_us if labels is not None and standing.engine.delayed else None)
         self._snapshot_due = time.monotonic() + self.pipeline.snapshots.every_us / 1e6
         self._ready.set()
         self.state = "waiting for partitions"
 
-    def _build(self) -> Engine:
+    def _build(self) -> Standing:
         engine = Engine(self.pipeline)
         began = time.perf_counter()
         engine.warm_up()
+        publisher.warm_up()
         if (seconds := time.perf_counter() - began) > 2:
             log.info("compiled the kernels in %.1f s; from now on they are in the cache", seconds)
-        self.position, self._loaded, self.last_learned = restore(engine, self._store)
+        standing = restore(engine, self._store)
         self._note_figures(engine)
-        if self._loaded:
-            log.info("snapshot %d loaded: %s events so far", self._loaded, f"{self.figures['events']:,}")
+        if standing.version:
+            log.info("snapshot %d loaded: %s events so far", standing.version, f"{self.figures['events']:,}")
         settings = self.settings
-        check_journal(self.pipeline, settings.broker, settings.slot, self.position, settings.resume)
+        check_journal(self.pipeline, settings.broker, self.slot, standing.position, settings.resume)
         gc.freeze()  # what is here stays
         gc.set_threshold(100_000, 20, 100)  # records come and go by the thousand and are no cycles
-        return engine
+        return standing
 
     async def _recover(self, assigned: Assigned) -> None:
-        """Bring the engine to where the group's offsets stand."""
-        engine = self._engine()
+        """Bring the engine to where the group's offsets stand, and see which partitions can go on from there."""
+        standing, settings = self._standing(), self.settings
         mine = self._mine(assigned.starts)
         committed = {p: offset for p, offset in self._mine(assigned.committed).items() if offset is not None}
         self._check_committed(committed, mine)
-        self.state = "replaying"
-        self.position = await self._in_compute(
-            lambda: replay(
-                engine,
-                self.decoders,
-                self.settings.broker,
-                self.settings.slot,
-                self.position,
-                committed,
-                self._say_replay,
-            )
-        )
-        if self._assigned is not assigned or self._revoking or self._stopping:
-            return  # another rebalance came meanwhile
-        moved: dict[int, str] = {}
-        for partition, offset in committed.items():
-            at = self.position.offsets.get(partition)
-            if at is not None and at > offset:
-                raise StreamStopped(
-                    f"{self._place(partition)}: the model has learned up to offset {at:,}, group {self.pipeline.group} "
-                    f"stands at {offset:,}: were its offsets set back? Set them to those of a snapshot (headrace "
-                    f"snapshots show {self.pipeline.name}), or give the pipeline another name to begin anew"
+        if not self._replayed:
+            self.state, self.replaying = "replaying", True
+            self._replayed = await self._in_compute(
+                lambda: replay(
+                    standing, self.decoders, settings.broker, self.slot, committed, settings.lost, self._say_replay
                 )
-            if at != offset:
-                moved[partition[1]] = f"{self._place(partition)} up to offset {offset:,}"
-        for number, place in moved.items():
-            log.warning(
-                "another worker has read %s: the predictions that wait for their label there stay behind, and those "
-                "labels will count as orphans",
-                place,
             )
-            self._disown(number)
-        owned = {p for _, p in mine}
-        for number in set(engine.partitions) - owned:
-            self._disown(number)
-        self.position = self.position._replace(
-            offsets={**{p: o for p, o in self.position.offsets.items() if p[1] in owned}, **mine}
-        )
-        for partition in list(self.aligner.queues):
-            self.aligner.disown(partition)
-        for role, number in mine:
-            engine.own(number)
-            self.aligner.own((role, number), engine.clock(role, number))
+            self.replaying, self.replay_left = False, 0
+        if not self._replayed or self._assigned is not assigned or self._revoking or self._stopping:
+            return  # another rebalance came meanwhile
+        for partition, gone in self._mine(assigned.gone).items():
+            log.warning(
+                "%s: %s records are gone that were not read yet; going on at offset %s",
+                self._place(partition), f"{gone:,}", f"{mine[partition]:,}",
+            )  # fmt: skip
+        by = self._mine(assigned.committed_by)
+        numbers = sorted({number for _, number in mine})
+        wanted = {number: source for number in numbers if (source := self._source(number, committed, by)) is not None}
+        await self._own([number for number in numbers if number not in wanted], mine)
+        for number in wanted:
+            standing.left.pop(number, None)  # it is older than what is committed
+        self._adoption.begin(wanted, numbers)
         self._assigned = None
         self.state = "running"
-        log.info("%s owns partitions %s", self.name, ", ".join(map(str, sorted(owned))) or "none")
+        log.info("%s owns partitions %s", self.name, ", ".join(map(str, numbers)) or "none")
+
+    async def _own(self, numbers: list[int], starts: dict[Partition, int]) -> None:
+        """Own exactly these partitions, whose states are here or begin now, and read on at `starts`."""
+        standing = self._standing()
+        before = set(standing.engine.partitions)
+        await self._in_compute(lambda: standing.own(numbers))
+        if before != set(numbers):
+            self._owned = numbers
+        offsets = {p: offset for p, offset in starts.items() if p[1] in numbers}
+        standing.position = standing.position._replace(offsets=offsets)
+        for partition in list(self.aligner.queues):
+            self.aligner.disown(partition)
+        waiting = self._adoption.unpublished()
+        self._go_live([number for number in numbers if number not in waiting])
+
+    def _go_live(self, numbers: Collection[int]) -> None:
+        """What comes of these partitions is processed from now on."""
+        engine = self._engine()
+        for role, number in self._starts:
+            if number in numbers:
+                self.aligner.own((role, number), engine.clock(role, number))
+
+    def _source(
+        self, number: int, committed: dict[Partition, int], by: dict[Partition, str]
+    ) -> tuple[int, dict[Role, int]] | None:
+        """The slot that has the state of a partition as of its committed offsets, and these; None: it is here."""
+        at = {role: offset for (role, of), offset in committed.items() if of == number}
+        slots = {by.get((role, number), "") for role in at}
+        slot = next((int(slot) for slot in slots if slot.isdigit()), None)
+        here = self._standing().stands_at(number)
+        if slot == self.slot:
+            here = at | here  # of a topic that is not in here nothing was processed
+        if all(here.get(role) == offset for role, offset in at.items()):
+            return None  # nobody has gone on with it since
+        if slot is not None and slot != self.slot:
+            return slot, at
+        role = max(at, key=lambda role: here.get(role, 0) - at[role])
+        place = self._place((role, number))
+        if here.get(role, 0) > at[role]:
+            raise StreamStopped(
+                f"{place}: the model has learned up to offset {here[role]:,}, group {self.pipeline.group} stands at "
+                f"{at[role]:,}: were its offsets set back? Set them to those of a snapshot (headrace snapshots show "
+                f"{self.pipeline.name}), or give the pipeline another name to begin anew"
+            )
+        if here:
+            log.warning(
+                "%s: the model has learned up to offset %s and goes on at %s: what lies between was not learned",
+                place, f"{here.get(role, 0):,}", f"{at[role]:,}",
+            )  # fmt: skip
+        return None
 
     def _check_committed(self, committed: dict[Partition, int], mine: dict[Partition, int]) -> None:
-        engine, name = self._engine(), self.pipeline.name
-        learned = {p: offset for p, offset in self.position.offsets.items() if engine.clock(*p) != BEFORE_ALL}
+        standing, name = self._standing(), self.pipeline.name
+        learned = {p: offset for p, offset in standing.position.offsets.items() if self._has_clock(p)}
         lost = sorted(p for p in mine if p in learned and p not in committed)
         if lost:
             raise StreamStopped(
@@ -285,68 +407,149 @@ class Runner:
                 "the pipeline another name to begin anew"
             )
 
+    def _has_clock(self, partition: Partition) -> bool:
+        return self._engine().clock(*partition) != BEFORE_ALL
+
     def _say_replay(self, done: int, goal: int) -> bool:
         """In the compute thread: how far a replay is, and whether it shall go on."""
         self.state = f"replaying {done:,} of {goal:,} records"
+        self.replay_left = goal - done
+        self.progress += 1
         log.info("%s from the journal", self.state)
         self._note_figures(self._engine())
         return not (self._stopping or self._revoking)
 
-    def _disown(self, number: int) -> None:
-        self._engine().disown(number)
-        self._disowned.append(number)
+    # -- partitions that come from another slot
+
+    def _fetch_states(
+        self, slot: int, wanted: Mapping[int, Mapping[Role, int]], go_on: Callable[[int, int], bool]
+    ) -> dict[int, Left]:
+        """In a thread of its own: the states of partitions as another slot left them."""
+        return adopt(self.pipeline, self.settings.broker, self._store_of, slot, wanted, self.settings.lost, go_on)
+
+    async def _take_in(self) -> None:
+        """Take in what has come from other slots; what a snapshot holds by now is live."""
+        publisher, standing = self._publisher(), self._standing()
+        if arrived := self._adoption.arrived():
+            await self._committed()
+
+            def take() -> None:
+                for number, left in arrived.items():
+                    standing.adopt(number, left)
+
+            await self._in_compute(take)
+            starts = {p: offset for p, offset in self._starts.items() if p[1] in arrived}
+            standing.position = standing.position._replace(offsets=standing.position.offsets | starts)
+            self._owned = sorted(standing.engine.partitions)
+            await self._commit(Cycle(), adopted=sorted(arrived))
+            self._adoption.taken_in(arrived, standing.position.journal - 1)
+            self._snapshot_due = 0.0
+        if live := self._adoption.published(publisher.token):
+            self._go_live(live)
+            log.info("%s goes on with partitions %s", self.name, ", ".join(map(str, live)))
+
+    async def _forget_left(self) -> None:
+        """Let go of the states of partitions that left us, once another slot has committed what comes after them."""
+        standing, now = self._standing(), time.monotonic()
+        if self._forgetting is not None and self._forgetting.done():
+            task, self._forgetting = self._forgetting, None
+            with contextlib.suppress(HeadraceError):  # then later
+                for partition, told in self._mine(task.result()).items():
+                    if told.metadata not in ("", str(self.slot)):
+                        standing.left.pop(partition[1], None)
+        elif self._forgetting is None and standing.left and now >= self._forget_due:
+            self._forget_due = now + FORGET_SECONDS
+            question = asyncio.to_thread(committed_by, self.settings.broker, self.pipeline.group)
+            self._forgetting = asyncio.create_task(question)
+
+    # -- cycles
 
     async def _cycle(self) -> bool:
         """Compute one cycle and hand it to the commit; whether there was anything to do."""
+        await self._forget_left()
         try:
             cycle = await self._in_compute(self._work)
-        except StreamStopped as stop:  # a model that is broken: nothing of this cycle goes out, but the reason does
+        except NotFinite as broken:
             await self._committed()
-            await self._commit(Cycle(), str(stop))
-            raise
+            await self._give_up(broken, self._computing.reached())
+        except Poisoned as poisoned:
+            await self._committed()
+            raise StartOver(
+                f"{poisoned}; going through {self._place((poisoned.role, poisoned.partition))} up to offset "
+                f"{poisoned.next:,} record by record",
+                {CAREFUL: f"{poisoned.role}:{poisoned.partition}:{poisoned.next}"},
+            ) from poisoned
         await self._committed()
         if not cycle.pieces:
             await self._snapshot_if_due()
             return False
         stop_reason = self._engine().stop_reason
-        self._committing = asyncio.create_task(self._commit(cycle, stop_reason))
+        self._committing = asyncio.create_task(self._commit(cycle, stop=stop_reason))
         if stop_reason is not None:
             await self._committed()
             raise StreamStopped(stop_reason)
-        if time.monotonic() >= self._snapshot_due:
-            await self._committed()
-            await self._snapshot_if_due()
+        await self._prepare_snapshot_if_due()
         return True
+
+    async def _give_up(self, broken: HeadraceError, reached: Mapping[Partition, int]) -> NoReturn:
+        """The model is not finite. Nothing of it goes out, but the journal says so, or a restart would end here too.
+
+        reached  the offsets up to which it had read when that was seen: a rollback learns nothing up to there
+        """
+        if self.pipeline.snapshots.on_nan == "stop" or self._engine().muted:  # muted: the snapshot itself is no better
+            await self._commit(Cycle(), stop=str(broken))
+            raise StreamStopped(str(broken))
+        muted = {**self._standing().position.offsets, **reached}
+        await self._commit(Cycle(), rollback={"muted": nested(muted), "since": self._publisher().token + 1})
+        raise StartOver(
+            f"{broken}. Going back to the model of snapshot {self.version}, which learns nothing up to here"
+        )
 
     def _work(self) -> Cycle:
         """In the compute thread: decode, align, process, until the cycle is full or nothing may go on."""
-        engine, cycle = self._engine(), Cycle()
+        engine, publisher = self._engine(), self._publisher()
+        cycle = self._computing = Cycle()
         until = time.monotonic() + self.pipeline.cycle_us / 1e6
         limit = self.pipeline.max_cycle_rows
         examples = engine.counters_now("examples")
 
         def is_full(cycle: Cycle) -> bool:
-            return cycle.rows >= limit or time.monotonic() >= until
+            return cycle.rows >= limit or time.monotonic() >= until or (publisher.prepared and self._snapshot_wanted)
 
-        served = Served(
-            self.pipeline.name, self.version, None if self.last_learned is None else time.time() - self.last_learned
-        )
-        fetched = self._runs
+        learned = self._standing().last_learned
+        served = Served(self.pipeline.name, self.version, None if learned is None else time.time() - learned)
+        fetched, careful = self._runs, self._is_careful if self._careful else None
         while True:
-            hungry = [p for p, runs in fetched.items() if runs and self.aligner.is_empty(p)]
+            hungry = [
+                p for p, runs in fetched.items() if runs and p in self.aligner.queues and self.aligner.is_empty(p)
+            ]
             for partition in hungry:
                 self.aligner.add(self.decoders[partition[0]].decode(self._take(partition)))
             pieces = len(cycle.pieces)
-            run_cycle(engine, self.aligner, self._at_end(), served, is_full, cycle)
+            run_cycle(engine, self.aligner, self._at_end(), served, is_full, cycle, careful)
             if is_full(cycle) or engine.stop_reason is not None or (not hungry and pieces == len(cycle.pieces)):
                 break
         if cycle.pieces:
-            engine.end_cycle()
+            end_cycle(engine, cycle)
         if engine.counters_now("examples") > examples:
-            self.last_learned = time.time()
+            self._standing().last_learned = time.time()
         if time.monotonic() >= self._figures_due:
             self._note_figures(engine)
+        publisher = self._publisher()
+        if cycle.pieces and self._snapshot_wanted and publisher.prepared:
+            if publisher.ready:
+                cycle.taken = self._take_snapshot()
+            else:
+                publisher.prepare()
         return cycle
+
+    def _take_snapshot(self) -> bool:
+        """In the compute thread: copy the state as it is now."""
+        began = time.perf_counter()
+        taken = self._publisher().take(*pack(self._standing()), NAN_ALLOWED)
+        self.stall_seconds = time.perf_counter() - began
+        self._snapshot_wanted = self._snapshot_wanted and not taken
+        return taken
 
     def _take(self, partition: Partition) -> Slice:
         """What was fetched of a partition, one run or some up to SLICE_RECORDS, as one slice: each has its price."""
@@ -379,30 +582,59 @@ class Runner:
             if not self._runs.get(p) and (next >= self.ends.get(p, next + 1) or self._heard.get(p, 0.0) < silent)
         }
 
-    def _is_held(self) -> bool:
-        """Whether something waits for another partition to advance."""
-        return self.state == "running" and any(not self.aligner.is_empty(p) for p in self._fetched)
+    def _is_careful(self, following: Next) -> bool:
+        """Whether something in this piece raised before."""
+        partition = following.batch.role, following.batch.partition
+        return following.start < self._careful.get(partition, 0)
 
-    async def _commit(self, cycle: Cycle, stop: str | None) -> None:
-        """Write what a cycle gave, and its offsets; `stop` is why it is the last one, if it is."""
-        pipeline = self.pipeline
+    async def _commit(
+        self,
+        cycle: Cycle,
+        *,
+        stop: str | None = None,
+        adopted: list[int] | None = None,
+        rollback: dict[str, Any] | None = None,
+    ) -> None:
+        """Write what a cycle gave, its place in the journal, and its offsets; `stop`: why it is the last one."""
+        pipeline, standing = self.pipeline, self._standing()
         outputs: dict[TopicPartition, list[Output]] = {}
         for number, predictions in cycle.predictions.items():
             outputs[pipeline.predictions.topic, number] = predictions
-        for letter in cycle.dead:
+        dead = cycle.dead
+        if cycle.poison:
+            dead = await asyncio.to_thread(as_they_came, dead, set(cycle.poison), self._read_again)
+        for letter in dead:
             output = encode_dead_letter(letter, self.topic_of[letter.role], MAX_RECORD_BYTES - HEADERS_ROOM)
             outputs.setdefault((pipeline.predictions.dead_letters, letter.partition), []).append(output)
-        number = self.position.cycle
-        disowned, self._disowned = self._disowned, []
-        record = JournalRecord(self.settings.slot, number, merge(cycle.pieces), stop, disowned)
+        owned, self._owned = self._owned, None
+        number = standing.position.cycle
+        record = JournalRecord(
+            slot=self.slot,
+            cycle=number,
+            owned=owned,
+            adopted=adopted or [],
+            rollback=rollback,
+            poison=cycle.poison,
+            pieces=merge(cycle.pieces),
+            stop=stop,
+        )
         journal = (pipeline.journal_topic, 0)
-        outputs[journal] = [(str(self.settings.slot).encode(), record.encode(), (), None)]
-        next = cycle.offsets()
-        offsets = {(self.topic_of[role], p): offset for (role, p), offset in next.items()}
-        written = await self._producer.commit_cycle(outputs, offsets, pipeline.group, self._member)
-        self.position = Position({**self.position.offsets, **next}, written[journal] + 1, number + 1)
-        for partition, offset in next.items():
-            events = self._unacked[partition]
+        outputs[journal] = [(str(self.slot).encode(), record.encode(), (), None)]
+        position = {**standing.position.offsets, **cycle.offsets()}
+        touched = {piece.partition for piece in cycle.pieces}
+        offsets = {  # both topics of a partition: whoever has committed one has its state
+            (self.topic_of[role], of): offset for (role, of), offset in position.items() if of in touched
+        }
+        self._commit_began = time.monotonic()
+        written = await self._producer.commit_cycle(outputs, offsets, pipeline.group, self._member, str(self.slot))
+        self._commit_began, self.committed_at = None, time.monotonic()
+        standing.position = Position(position, written[journal] + 1, number + 1)
+        if cycle.taken:
+            self._publisher().publish(written[journal], **place(standing.position))
+        self.progress += 1
+        succeeded()
+        for (role, of), offset in cycle.offsets().items():
+            events = self._unacked[role, of]
             while events and events[0].value.next <= offset:
                 events.popleft().ack()
 
@@ -413,34 +645,49 @@ class Runner:
             await task
 
     async def _snapshot_if_due(self, force: bool = False) -> None:
-        """Hand the state between two cycles to the publisher; nothing may be computing or committing."""
-        publisher = self.publisher
-        assert publisher is not None
-        if publisher.error is not None:
-            raise publisher.error
-        if not force and time.monotonic() < self._snapshot_due:
-            return
-        self._snapshot_due = time.monotonic() + self.pipeline.snapshots.every_us / 1e6
-        token = self.position.journal - 1
-        if publisher.busy or token < 0 or token <= publisher.token:
-            return
+        """Take a snapshot between two cycles and publish it; nothing may be computing or committing."""
+        publisher, standing = self._publisher(), self._standing()
+        await self._check_publisher()
+        token = standing.position.journal - 1
+        due = force or self._snapshot_wanted or time.monotonic() >= self._snapshot_due
+        if due and not publisher.busy and token > publisher.token:
+            self._snapshot_next()
+            await self._in_compute(self._take_snapshot)
+            publisher.publish(token, **place(standing.position))
+        elif due and not publisher.busy and token >= 0:
+            self._snapshot_next()
+            publisher.check()
 
-        def stage() -> None:
-            arrays, meta = pack(self._engine(), self.position)
-            meta["last_learned"] = self.last_learned
-            publisher.stage(arrays, meta, token, NAN_ALLOWED)
+    async def _prepare_snapshot_if_due(self) -> None:
+        """The stream is busy: what is large is copied beside it, the rest at the end of a cycle soon."""
+        publisher = self._publisher()
+        await self._check_publisher()
+        if time.monotonic() >= self._snapshot_due and not publisher.busy:
+            self._snapshot_next()
+            self._snapshot_wanted = publisher.prepare()
 
-        began = time.perf_counter()
-        await self._in_compute(stage)
-        self.stall_seconds = time.perf_counter() - began
+    async def _check_publisher(self) -> None:
+        error = self._publisher().error
+        if isinstance(error, SnapshotError):
+            await self._committed()
+            await self._give_up(error, {})
+        if error is not None:
+            raise error
+
+    def _snapshot_next(self) -> None:
+        every = self.pipeline.snapshots.every_us / 1e6
+        self._snapshot_due = time.monotonic() + (min(every, 1.0) if self._adoption.unpublished() else every)
 
     async def _let_go(self) -> None:
         """Commit what is computed and let go of everything that is not."""
         await self._committed()
+        self._adoption.abandon()
+        self._forgetting = None  # what it answers is of the assignment that ends
         self._let_go_of_runs()
         for partition in list(self.aligner.queues):
             self.aligner.disown(partition)
         self._fetched.clear()
+        self._snapshot_due = 0.0  # who gets our partitions then has little to replay
         self.state = "waiting for partitions"
 
     def _let_go_of_runs(self) -> None:
@@ -451,7 +698,7 @@ class Runner:
         self._runs = {}
 
     async def _finish(self) -> None:
-        if self.engine is None or self.publisher is None:
+        if self.standing is None or self.publisher is None:
             return
         await self._committed()
         await self._in_compute(lambda: self._note_figures(self._engine()))
@@ -466,9 +713,21 @@ class Runner:
 
     # -- small things
 
+    def _read_again(self, role: Role, number: int, offset: int) -> Record:
+        """One record as it lies in its topic."""
+        (record,) = read_range(self.settings.broker, self.topic_of[role], number, offset, offset + 1)
+        return record
+
+    def _standing(self) -> Standing:
+        assert self.standing is not None
+        return self.standing
+
     def _engine(self) -> Engine:
-        assert self.engine is not None
-        return self.engine
+        return self._standing().engine
+
+    def _publisher(self) -> SnapshotPublisher:
+        assert self.publisher is not None
+        return self.publisher
 
     def _place(self, partition: Partition) -> str:
         return f"{self.topic_of[partition[0]]}[{partition[1]}]"
@@ -489,15 +748,26 @@ class Runner:
             pass
         self._fresh.clear()
 
-    def lag(self) -> dict[Partition, int]:
-        """Records of each partition that are in Kafka and not committed yet."""
-        return {p: max(0, end - self.position.offsets.get(p, 0)) for p, end in self.ends.items()}
+    async def _watch(self) -> None:
+        """Say what is waited for when it goes away, every half a minute, and when it is back."""
+        said: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(1.0)
+            waits, now = self.waits, time.monotonic()
+            waits.pop("Redis", None)  # who misses it says so
+            for name, why in waits.items():
+                if now - said.get(name, -SAY_SECONDS) >= SAY_SECONDS:
+                    said[name] = now
+                    log.warning("waiting for the %s: %s", name, why)
+            for name in said.keys() - waits.keys():
+                del said[name]
+                log.info("the %s answers again", name)
 
     def _report(self) -> None:
         """A line of progress now and then, when there was any."""
         now = time.monotonic()
         then, events_then = self._reported
-        if self.engine is None or now - then < REPORT_SECONDS:
+        if self.standing is None or now - then < REPORT_SECONDS:
             return
         figures = self.figures
         events = int(figures["events"] or 0)
@@ -508,3 +778,11 @@ class Runner:
             rate = (events - events_then) / (now - then)
             log.info("%s events, %s/s, lag %s%s", f"{events:,}", f"{rate:,.0f}", f"{sum(self.lag().values()):,}", shown)
         self._reported = now, events
+
+
+def _careful(told: str) -> dict[Partition, int]:
+    """What the worker before us told: events:0:1200."""
+    if not told:
+        return {}
+    role, number, offset = told.split(":")
+    return {("events" if role == "events" else "labels", int(number)): int(offset)}

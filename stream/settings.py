@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
 from ..connectors.store import redis_address
 from ..errors import InputError
@@ -14,6 +15,7 @@ DEFAULT_BROKER = "127.0.0.1:9092"
 DEFAULT_REDIS = "redis://127.0.0.1:6379/0"
 ADDRESS = re.compile(r"([^\s:/]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?")
 WEB_HOST = "127.0.0.1"
+Lost = Literal["stop", "earliest"]
 
 
 @dataclass(frozen=True)
@@ -22,26 +24,30 @@ class Settings:
 
     broker    host:port of a Kafka broker, several separated by commas
     redis     URL of the Redis that keeps the snapshots
-    slot      which worker of the pipeline this is: it names the transactional id, the static member and the snapshots
+    slot      which worker of the pipeline this is: it names the transactional id, the static member and the snapshots;
+              None: the lowest one that is free
     web_port  of /metrics on loopback; None: no web server
     resume    go on after a stop that the journal records
+    lost      what to do where records that have to be read are gone: stop, or go on from the earliest that is left
     """
 
     broker: str = DEFAULT_BROKER
     redis: str = DEFAULT_REDIS
-    slot: int = 0
+    slot: int | None = None
     web_port: int | None = None
     resume: bool = False
+    lost: Lost = "stop"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
-        """HEADRACE_BROKER, _REDIS, _SLOT, _WEB_PORT and _RESUME, for a worker that `faust` starts."""
+        """HEADRACE_BROKER, _REDIS, _SLOT, _WEB_PORT, _RESUME and _LOST, for a worker that `faust` starts."""
         return cls(
             broker=environment.get("HEADRACE_BROKER", DEFAULT_BROKER),
             redis=environment.get("HEADRACE_REDIS", DEFAULT_REDIS),
-            slot=_number(environment, "HEADRACE_SLOT") or 0,
+            slot=_number(environment, "HEADRACE_SLOT"),
             web_port=_number(environment, "HEADRACE_WEB_PORT"),
             resume=bool(_number(environment, "HEADRACE_RESUME")),
+            lost=cast(Lost, environment.get("HEADRACE_LOST") or "stop"),
         )
 
     def __post_init__(self) -> None:
@@ -49,6 +55,8 @@ class Settings:
             if not ADDRESS.fullmatch(address):
                 raise InputError(f"{address!r} is no address of a broker; write host:port, without a scheme")
         redis_address(self.redis)
+        if self.lost not in get_args(Lost):
+            raise InputError(f"--lost or HEADRACE_LOST: expected {' or '.join(get_args(Lost))}, got {self.lost!r}")
 
 
 def _number(environment: Mapping[str, str], name: str) -> int | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,61 +14,81 @@ from numpy.typing import NDArray
 from ..errors import SnapshotError
 from .align import Partition
 from .declaration import Pipeline
-from .engine import Engine, EngineState
+from .engine import EngineState
+from .slices import Role
+from .standing import BEGINNING as BEGINNING
+from .standing import Left, Standing
+from .standing import Position as Position
 
-NAN_ALLOWED = ("partition/*",)  # features that wait for their label may be missing
+NAN_ALLOWED = ("partition/*", "left/*")  # features that wait for their label may be missing
 LIBRARIES = ("headrace", "numpy", "numba", "polars", "msgspec")
 
 
-class Position(NamedTuple):
-    """Where in the topics a state stands.
-
-    offsets  of each partition the next record to process
-    journal  the next record of the journal to replay
-    cycle    the number of the next cycle
-    """
-
-    offsets: dict[Partition, int]
-    journal: int
-    cycle: int
-
-
-BEGINNING = Position({}, 0, 0)
-
-
-def pack(engine: Engine, position: Position) -> tuple[dict[str, NDArray], dict[str, Any]]:
+def pack(standing: Standing) -> tuple[dict[str, NDArray], dict[str, Any]]:
     """(arrays, meta) of a snapshot. Arrays of shared state are the live ones: copy them before the engine goes on."""
-    state = engine.state()
+    state, position = standing.engine.state(), standing.position
     arrays = {f"shared/{name}": array for name, array in state.shared.items()}
-    for partition, own in state.partitions.items():
-        arrays |= {f"partition/{partition}/{name}": array for name, array in own.items()}
-    offsets: dict[str, dict[str, int]] = {}
-    for (role, partition), offset in position.offsets.items():
-        offsets.setdefault(role, {})[str(partition)] = offset
+    left_arrays = {number: left.arrays for number, left in standing.left.items()}
+    for where, partitions in (("partition", state.partitions), ("left", left_arrays)):
+        for number, own in partitions.items():
+            arrays |= {f"{where}/{number}/{name}": array for name, array in own.items()}
+    left = {(role, number): at for number, left in standing.left.items() for role, at in left.offsets.items()}
     meta = state.meta | {
-        "offsets": offsets,
-        "journal": position.journal,
-        "cycle": position.cycle,
-        "libraries": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        **place(position),
+        "left": nested(left),
+        "last_learned": standing.last_learned,
+        "libraries": libraries(),
     }
     return arrays, meta
+
+
+def place(position: Position) -> dict[str, Any]:
+    """What the meta says of a position."""
+    return {"offsets": nested(position.offsets), "journal": position.journal, "cycle": position.cycle}
+
+
+@cache
+def libraries() -> dict[str, str]:
+    """Versions of what computes; to read them takes a millisecond."""
+    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
 
 
 def unpack(arrays: Mapping[str, NDArray], meta: Mapping[str, Any], pipeline: Pipeline) -> tuple[EngineState, Position]:
     """The state and the position of a snapshot; raises SnapshotError when it is of another pipeline."""
     if meta.get("pipeline") != pipeline.name:
         raise SnapshotError(f"the snapshot is of pipeline {meta.get('pipeline')!r}, not of {pipeline.name!r}")
-    shared: dict[str, NDArray] = {}
-    partitions: dict[int, dict[str, NDArray]] = {}
+    shared = {name.removeprefix("shared/"): np.asarray(a) for name, a in arrays.items() if name.startswith("shared/")}
+    position = Position(flat(meta["offsets"]), int(meta["journal"]), int(meta["cycle"]))
+    return EngineState(shared, _by_number(arrays, "partition"), dict(meta)), position
+
+
+def unpack_left(arrays: Mapping[str, NDArray], meta: Mapping[str, Any]) -> dict[int, Left]:
+    """The partitions that had left when the snapshot was taken."""
+    found = _by_number(arrays, "left")
+    offsets: dict[int, dict[Role, int]] = {number: {} for number in found}
+    for (role, number), at in flat(meta.get("left", {})).items():
+        offsets[number][role] = at
+    return {number: Left(own, offsets[number]) for number, own in found.items()}
+
+
+def nested(offsets: Mapping[Partition, int]) -> dict[str, dict[str, int]]:
+    """Offsets as JSON has them: {"events": {"0": 1200}}."""
+    out: dict[str, dict[str, int]] = {}
+    for (role, number), offset in offsets.items():
+        out.setdefault(role, {})[str(number)] = offset
+    return out
+
+
+def flat(nested: Mapping[Role, Mapping[str, int]]) -> dict[Partition, int]:
+    """What `nested` made, as it was."""
+    return {(role, int(number)): int(at) for role, of in nested.items() for number, at in of.items()}
+
+
+def _by_number(arrays: Mapping[str, NDArray], where: str) -> dict[int, dict[str, NDArray]]:
+    found: dict[int, dict[str, NDArray]] = {}
     for name, array in arrays.items():
-        where, _, rest = name.partition("/")
-        if where == "shared":
-            shared[rest] = np.asarray(array)
-        else:
-            partition, _, own = rest.partition("/")
-            partitions.setdefault(int(partition), {})[own] = np.asarray(array)
-    offsets: dict[Partition, int] = {
-        (role, int(partition)): offset for role, of in meta["offsets"].items() for partition, offset in of.items()
-    }
-    position = Position(offsets, int(meta["journal"]), int(meta["cycle"]))
-    return EngineState(shared, partitions, dict(meta)), position
+        kind, _, rest = name.partition("/")
+        if kind == where:
+            number, _, own = rest.partition("/")
+            found.setdefault(int(number), {})[own] = np.asarray(array)
+    return found

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -98,6 +99,13 @@ class Worker:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as page:
             return page.status, page.read().decode()
 
+    def page_or_error(self, path: str) -> tuple[int, str]:
+        """The same, also for a status that says no."""
+        try:
+            return self.page(path)
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
     def metrics(self) -> dict[str, float]:
         """The figures at /metrics, without "headrace_" and "_total"; empty before the page is there."""
         try:
@@ -176,8 +184,12 @@ class Shop:
             key = row["id"].encode()
             topic = self.visits if role == "events" else self.sales
             value = json.dumps(row).encode()
-            self.producer.send(topic, value, key=key, partition=crc32(key) % self.partitions)
+            self.producer.send(topic, value, key=key, partition=self.partition(row["id"]))
         self.producer.flush()
+
+    def partition(self, key: str) -> int:
+        """Where `produce` sends a row with this id."""
+        return crc32(key.encode()) % self.partitions
 
     def send(self, topic: str, value: bytes | None, partition: int = 0, key: bytes | None = None, headers=()) -> int:
         """Send one record as it is; returns its offset."""

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from headrace import InputError
 from headrace.stream.encode import JournalRecord, Served, encode_dead_letter, encode_predictions
 from headrace.stream.slices import DeadLetter, Piece, Record
 
@@ -62,6 +63,28 @@ def test_dead_letter_above_the_limit_is_cut_and_says_so(record):
     assert int(dict(headers)["headrace-original_size"]) >= 5000
 
 
-def test_journal_record_comes_back_as_it_was():
-    record = JournalRecord(2, 7, [Piece("events", 0, 5, 9), Piece("labels", 1, 0, 3)], "most records are bad")
-    assert JournalRecord.decode(record.encode()) == record
+def test_journal_record_is_read_as_it_was_written():
+    pieces = [Piece("events", 0, 5, 9), Piece("labels", 1, 0, 3)]
+    rollback = {"muted": {"events": {"0": 9}}, "since": 3}
+    for record in (
+        JournalRecord(2, 7),
+        JournalRecord(2, 7, pieces, "most records are bad"),
+        JournalRecord(2, 7, [], owned=[]),
+        JournalRecord(0, 0, [], None, [0, 3], [3], rollback, [("events", 0, 7), ("labels", 1, 2)]),
+    ):
+        assert JournalRecord.decode(record.encode()) == record
+        assert json.loads(record.encode())["format"] == 2
+
+
+@pytest.mark.parametrize("changes", [{"format": 1}, {"format": 3, "pieces": {"events": []}}])
+def test_journal_record_of_another_format_says_what_to_do(changes):
+    told = json.loads(JournalRecord(0, 0).encode()) | changes
+    message = f"of format {changes['format']}, this version of headrace reads 2: go on with the version that wrote it"
+    with pytest.raises(InputError, match=message):
+        JournalRecord.decode(json.dumps(told).encode())
+
+
+@pytest.mark.parametrize("value", [None, b"", b"[]", b'{"format":2}', b'{"format":2,"slot":0,"cycle":"one"}', b"\xff"])
+def test_what_is_no_journal_record_is_told_from_one_of_another_format(value):
+    with pytest.raises(InputError, match="no record of a journal"):
+        JournalRecord.decode(value)

@@ -13,7 +13,8 @@ from headrace.models import FTRL, LogisticRegression, StandardScaler
 from headrace.stream.decode import Decoder
 from headrace.stream.engine import Engine
 from headrace.stream.slices import Record, Slice
-from headrace.stream.snapshot import BEGINNING, NAN_ALLOWED, Position, pack, unpack
+from headrace.stream.snapshot import NAN_ALLOWED, pack, unpack, unpack_left
+from headrace.stream.standing import Position, Standing
 
 T0 = 1_700_000_000  # seconds
 PARTITIONS = 3
@@ -93,12 +94,12 @@ class Worker:
         self.offsets[role, p], self.cycle = batch.next, self.cycle + 1
         return done.predicted.out if done.predicted else np.empty((0, 1), np.float32)
 
-    def position(self) -> Position:
-        return Position(dict(self.offsets), journal=2 * self.cycle, cycle=self.cycle)
+    def standing(self) -> Standing:
+        return Standing(self.engine, Position(dict(self.offsets), journal=2 * self.cycle, cycle=self.cycle))
 
 
 def assert_same_arrays(one: Worker, two: Worker) -> None:
-    (a, _), (b, _) = pack(one.engine, BEGINNING), pack(two.engine, BEGINNING)
+    (a, _), (b, _) = pack(Standing(one.engine)), pack(Standing(two.engine))
     assert a.keys() == b.keys()
     for name, array in a.items():
         np.testing.assert_array_equal(array, b[name], name)
@@ -117,12 +118,12 @@ def test_worker_that_loads_a_snapshot_goes_on_as_the_one_that_published_it(redis
         counters = one.engine.counters()
         assert min(counters[name] for name in ("pending", "early", "joined")) > 0
         assert all(len(part.pending) for part in one.engine.partitions.values())
-    arrays, meta = pack(one.engine, one.position())
+    arrays, meta = pack(one.standing())
     store.publish(arrays, meta, token=0, allow_nan=NAN_ALLOWED)
 
     found = SnapshotStore(redis_url, unique).load()
     state, position = unpack(found.arrays, found.meta, clicks(unique))
-    assert position == one.position()
+    assert position == one.standing().position
     two = Worker(clicks(unique))
     two.engine.load(state)
     two.offsets, two.cycle = dict(position.offsets), position.cycle
@@ -142,7 +143,7 @@ def test_loaded_engine_shares_no_memory_with_what_it_was_loaded_from():
     one = Worker(pipeline)
     for item in rows[:80]:
         one.feed(*item)
-    arrays, meta = pack(one.engine, one.position())
+    arrays, meta = pack(one.standing())
     arrays = {name: array.copy() for name, array in arrays.items()}
     kept = {name: array.copy() for name, array in arrays.items()}
     state, _ = unpack(arrays, json.loads(json.dumps(meta)), pipeline)
@@ -158,7 +159,7 @@ def test_snapshot_says_what_it_stands_for():
     one = Worker(clicks("clicks"))
     for item in stream(seed=1, events=50):
         one.feed(*item)
-    _, meta = pack(one.engine, one.position())
+    _, meta = pack(one.standing())
     assert meta == json.loads(json.dumps(meta, allow_nan=False))
     assert meta["pipeline"] == "clicks"
     assert meta["numeric"] == list(one.engine.pipeline.numeric)
@@ -167,8 +168,38 @@ def test_snapshot_says_what_it_stands_for():
     assert {"headrace", "numpy", "numba", "polars", "python"} <= meta["libraries"].keys()
 
 
+def test_partitions_that_have_left_stay_in_the_snapshot_beside_those_that_are_owned(redis_url, unique):
+    one = Worker(clicks(unique))
+    for item in stream(seed=3, events=120):
+        one.feed(*item)
+    standing = one.standing()
+    at = standing.stands_at(1)
+    standing.own([0, 2])
+    assert any(np.isnan(array).any() for array in standing.left[1].arrays.values() if array.dtype.kind == "f")
+    arrays, meta = pack(standing)
+    SnapshotStore(redis_url, unique).publish(arrays, meta, token=0, allow_nan=NAN_ALLOWED)
+
+    found = SnapshotStore(redis_url, unique).load()
+    state, position = unpack(found.arrays, found.meta, clicks(unique))
+    assert set(state.partitions) == {0, 2}
+    assert position == standing.position
+    left = unpack_left(found.arrays, found.meta)
+    assert left.keys() == {1}
+    assert left[1].offsets == at
+    assert left[1].arrays.keys() == standing.left[1].arrays.keys()
+    for name, array in standing.left[1].arrays.items():
+        np.testing.assert_array_equal(left[1].arrays[name], array, name)
+
+
+def test_snapshot_from_before_partitions_could_leave_is_read():
+    arrays, meta = pack(Worker(clicks("clicks")).standing())
+    del meta["left"], meta["last_learned"]
+    assert unpack_left(arrays, meta) == {}
+    assert set(unpack(arrays, meta, clicks("clicks"))[0].partitions) == {0, 1, 2}
+
+
 def test_snapshot_of_another_pipeline_is_refused_by_name():
-    arrays, meta = pack(Engine(clicks("clicks")), BEGINNING)
+    arrays, meta = pack(Standing(Engine(clicks("clicks"))))
     with pytest.raises(SnapshotError, match="the snapshot is of pipeline 'clicks', not of 'views'"):
         unpack(arrays, meta, clicks("views"))
 
@@ -189,7 +220,7 @@ def test_state_that_does_not_fit_is_refused_and_the_engine_stays_as_it_was(chang
         worker.feed(*item)
     before = Worker(clicks("clicks"))
     before.engine.load(worker.engine.state())
-    state, _ = unpack(*pack(Engine(clicks("clicks", **change)), BEGINNING), worker.engine.pipeline)
+    state, _ = unpack(*pack(Standing(Engine(clicks("clicks", **change)))), worker.engine.pipeline)
     message = (
         rf"array `.*{array}.*` of pipeline 'clicks': expected .*, got .*; was the snapshot made with another feature"
     )
