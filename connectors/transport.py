@@ -33,6 +33,7 @@ from .records import Fetched, Partition
 DRAIN_SECONDS = 0.02
 DRAIN_RECORDS = 50_000  # taken at one go, so that the heartbeats of the consumer's thread are not late
 CONNECT_SECONDS = 0.5  # between two attempts
+STOP_SECONDS = 3.0  # for each part of stopping
 
 
 class Assigned(NamedTuple):
@@ -120,6 +121,21 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         coordinator._push_error_to_user = push
         for task in (coordinator._coordination_task, consumer._fetcher._fetch_task):
             task.add_done_callback(ended)
+
+    async def on_thread_stop(self) -> None:
+        """Disconnect, also while the broker is away or a rebalance is under way.
+
+        aiokafka is then cancelled by its own fetcher, or waits for an answer, and Faust would wait for this thread for
+        ever.
+        """
+        consumer = self._consumer
+        parts = [super().on_thread_stop, *([consumer.stop, consumer._client.close] if consumer else [])]
+        for part in parts:
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await part()
+            except (asyncio.CancelledError, TimeoutError):
+                pass
 
     def _fail(self, error: BaseException) -> None:
         asyncio.run_coroutine_threadsafe(self.consumer.fail(error), self.parent_loop)

@@ -386,6 +386,20 @@ def test_workers_outlive_an_outage_and_say_that_they_hear_nothing(
     assert (first.end(), second.end()) == (0, 0)
 
 
+def test_a_worker_can_be_stopped_while_the_broker_is_away(frail: embedded.Kafka, unique: str, frail_echo: Echo) -> None:
+    source, output = f"{unique}.in", f"{unique}.out"
+    create_topics(frail.address, {source: 2, output: 2})
+    workers = [frail_echo(unique, source, output, slot) for slot in "abc"]  # stopped at different moments
+    for worker in workers:
+        worker.wait_for("assigned")
+    frail.kill()
+    for worker in workers:
+        worker.wait_for("silent", "crash")
+        worker.process.send_signal(signal.SIGTERM)
+    for worker in workers:
+        worker.process.wait(PATIENCE_SECONDS)
+
+
 def test_a_broker_that_goes_away_while_start_offsets_are_asked_for_ends_the_worker(
     frail: embedded.Kafka, unique: str, frail_echo: Echo
 ) -> None:

@@ -408,11 +408,12 @@ def test_offsets_vanish_once_they_are_passed_and_never_move_back():
     assert run.muted() == {}
 
 
-def test_mute_of_a_partition_that_went_and_came_back_still_holds():
+def test_partition_that_goes_takes_its_mute_with_it():
     run = Run(pipeline(delayed=False))
-    run.engine.mute({("events", 0): 4})
+    run.mute(events=4)
     run.feed("events", [click(1, sold=True), click(2, sold=True)])
-    kept = run.engine.disown(0)
-    run.engine.load_partition(0, kept)
-    run.feed("events", [click(i, sold=True) for i in (3, 4, 5)])
-    assert run.counts("unlearned", "examples") == (4, 1)
+    run.engine.load_partition(0, run.engine.disown(0))
+    assert run.muted() == {"events": {"1": 4}}
+    run.feed("events", [click(3, sold=True)])
+    run.feed("events", [click(4, sold=True)], partition=1)
+    assert run.counts("unlearned", "examples") == (3, 1)

@@ -45,8 +45,9 @@ from headrace.models import FTRL, SGD, LinearRegression, LogisticRegression, Sta
 from headrace.stream.decode import Decoder
 from headrace.stream.engine import Engine
 from headrace.stream.slices import Record, Slice
-from headrace.stream.snapshot import NAN_ALLOWED, Position, pack
+from headrace.stream.snapshot import NAN_ALLOWED, pack
 from headrace.stream.snapshots_cli import list_snapshots
+from headrace.stream.standing import Position, Standing
 
 T0 = 1_700_000_000  # seconds
 
@@ -107,7 +108,7 @@ class Worker:
         return done.predicted.out[:, 0] if done.predicted else np.empty(0, np.float32)
 
     def publish(self) -> int:
-        arrays, meta = pack(self.engine, Position(self.offsets, 0, 0))
+        arrays, meta = pack(Standing(self.engine, Position(self.offsets, 0, 0)))
         return self.store.publish(arrays, meta, next(self.tokens), NAN_ALLOWED).version
 
 
@@ -513,7 +514,7 @@ def test_features_or_model_declared_otherwise_are_refused_though_the_arrays_woul
 
 
 def test_expressions_written_by_another_polars_are_not_compared(worker, redis_url):
-    arrays, meta = pack(worker.engine, Position({}, 0, 0))
+    arrays, meta = pack(Standing(worker.engine))
     meta["libraries"]["polars"] = "0.0"
     meta["declaration"] = json.loads(json.dumps(meta["declaration"]))
     meta["declaration"]["features"][0]["value"] = [{"text": "?", "digest": "?"}]
