@@ -64,7 +64,7 @@ class RangeReader:
             asked.cancel()
         if self._consumer is not None:
             with contextlib.suppress(TimeoutError):
-                self._submit(self._consumer.stop()).result(self._patience)
+                self._submit(self._stop(self._consumer)).result(self._patience)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -120,6 +120,12 @@ class RangeReader:
         consumer.assign(list(self._next))
         for tp, offset in self._next.items():
             consumer.seek(tp, offset)
+
+    async def _stop(self, consumer: AIOKafkaConsumer) -> None:
+        try:
+            await consumer.stop()
+        except asyncio.CancelledError:  # by aiokafka itself, where the broker is away
+            await consumer._client.close()
 
     async def _fetch(self, wanted: TopicPartition) -> Fetched:
         """What comes next of a partition; an empty run that is at its end when there is nothing more by now."""

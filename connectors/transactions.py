@@ -190,7 +190,7 @@ class CycleProducer:
         # After ABORTABLE_ERROR aiokafka's abort sends no EndTxn and forgets what was sent, so that the *next* commit
         # would publish it. There is none: this producer is spent, and the broker ends the transaction by its timeout.
         if producer._txn_manager.state in (TransactionState.IN_TRANSACTION, TransactionState.ABORTABLE_ERROR):
-            with contextlib.suppress(KafkaError, TimeoutError):
+            with contextlib.suppress(Exception):
                 async with asyncio.timeout(END_SECONDS):
                     await producer.abort_transaction()
 
@@ -214,6 +214,8 @@ def _look_again(producer: AIOKafkaProducer) -> None:
     async def patient(kind: CoordinationType, key: str) -> int:
         try:
             return int(await lookup(kind, key))
+        except AssertionError as error:  # a broker that has just begun may know of no broker
+            raise NodeNotReadyError(str(error)) from error
         except KafkaError as error:
             if error.retriable:
                 raise NodeNotReadyError(str(error)) from error

@@ -364,7 +364,8 @@ class Consumer(stock.Consumer):
         if run.start != expected:
             raise StreamStopped(
                 f"{tp.topic}[{tp.partition}] goes on at offset {run.start:,}, expected {expected:,}: the records "
-                "between are gone, deleted by the topic's retention or by hand. To go on, set the group's offset"
+                "between are gone, deleted by the topic's retention or by hand. Start it again with --lost earliest "
+                "(HEADRACE_LOST=earliest) to go on from the earliest that is left, or set the offsets of the group"
             )
         self._next[tp] = run.next
         self.app.monitor.track_tp_end_offset(tp, run.end)

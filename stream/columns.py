@@ -19,6 +19,7 @@ from .features import Aggregate, Category, Cross, Numeric
 from .hashing import KEY_SEEDS, U64, combine, hash_texts, hash_words, name_seed
 from .slices import Role
 
+LARGEST = 1e100  # of what aggregates fold in: sums of squares of such values are finite still
 Fields = dict[str, Sequence[Any]]  # by name: the values of one field, one for each row
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -153,7 +154,7 @@ class Columns:
         values = np.empty((rows, len(self._values)))
         for v, source in enumerate(self._values):
             values[:, v] = got.floats(source)
-        values[np.isinf(values)] = np.nan
+        values[np.abs(values) > LARGEST] = np.nan
         key_hash = np.zeros((rows, 2), np.uint64)
         if self._key is not None:
             got.hash(self._key, KEY_SEEDS, key_hash, 0)

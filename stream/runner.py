@@ -310,7 +310,7 @@ class Runner:
         settings = self.settings
         check_journal(self.pipeline, settings.broker, self.slot, standing.position, settings.resume)
         gc.freeze()  # what is here stays
-        gc.set_threshold(100_000, 20, 100)  # records come and go by the thousand and are no cycles
+        gc.set_threshold(500_000, 20, 100)  # records come and go by the thousand and are no cycles
         return standing
 
     async def _recover(self, assigned: Assigned) -> None:
@@ -412,11 +412,11 @@ class Runner:
 
     def _say_replay(self, done: int, goal: int) -> bool:
         """In the compute thread: how far a replay is, and whether it shall go on."""
-        self.state = f"replaying {done:,} of {goal:,} records"
-        self.replay_left = goal - done
         self.progress += 1
-        log.info("%s from the journal", self.state)
-        self._note_figures(self._engine())
+        if goal:
+            self.state, self.replay_left = f"replaying {done:,} of {goal:,} records", goal - done
+            log.info("%s from the journal", self.state)
+            self._note_figures(self._engine())
         return not (self._stopping or self._revoking)
 
     # -- partitions that come from another slot
@@ -633,6 +633,7 @@ class Runner:
             self._publisher().publish(written[journal], **place(standing.position))
         self.progress += 1
         succeeded()
+        self._careful = {p: until for p, until in self._careful.items() if position.get(p, until) < until}
         for (role, of), offset in cycle.offsets().items():
             events = self._unacked[role, of]
             while events and events[0].value.next <= offset:

@@ -4,13 +4,13 @@ python echo_worker.py BROKER GROUP INPUT OUTPUT [SLOT]; without a slot it commit
 Each output record says where its input lay and who echoed it: "TOPIC PARTITION OFFSET PID"; the slot is committed
 beside each offset. Prints a line per event of its life, for the tests to wait for. In the environment
 
-OTHER    a topic for an ordinary agent in the same app
-BYTES    bounds what is in hand
-LOST     what to do when records are gone: stop, earliest
-SESSION  seconds until the group does without a silent member
+OTHER     names a topic for an ordinary agent in the same app
+BYTES     bounds what is in hand
+LOST      says what to do when records are gone: stop, earliest
+SESSION   seconds until the group does without a silent member
 PATIENCE  seconds until a request to the broker is given up
-SEEK     seconds to wait before the start offsets are asked for
-HOLD     seconds to wait before the first commit
+SEEK      seconds to wait before the start offsets are asked for
+HOLD      seconds to wait before the first commit
 """
 
 import asyncio

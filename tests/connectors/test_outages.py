@@ -18,7 +18,7 @@ from kafka.admin import KafkaAdminClient
 
 from headrace.connectors import embedded, transactions
 from headrace.connectors.groups import CommitRefused, Member
-from headrace.connectors.reading import read_range
+from headrace.connectors.reading import RangeReader, read_range
 from headrace.connectors.topics import committed_by, committed_offsets, create_topics, end_offsets
 from headrace.connectors.transactions import CycleProducer, Output
 from headrace.errors import Refused, Unreachable
@@ -443,3 +443,22 @@ def test_a_broker_that_is_killed_and_started_again_loses_and_doubles_nothing(
 
     asyncio.run(work())
     assert worker.seen() == ([b"%d" % number for number in range(1, done + 1)], done)
+
+
+def test_a_reader_says_that_the_broker_went_away(line: Line, unique: str) -> None:
+    worker = Commits(line, unique)
+
+    async def work() -> None:
+        await worker.producer.start()
+        await worker.cycle(1)
+        await worker.producer.close()
+        await worker.over()
+
+    asyncio.run(work())
+    with RangeReader(line.address, {(worker.output, 0): 0}, patience_seconds=3.0) as reader:
+        assert [record.value for record in reader.read(worker.output, 0, 1)] == [b"1"]
+        line.cut()
+        with pytest.raises(
+            Unreachable, match=f"broker {line.address} does not answer, or sent nothing of {worker.output}"
+        ):
+            reader.read(worker.output, 0, 9)

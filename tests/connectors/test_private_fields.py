@@ -188,6 +188,12 @@ def test_errors_of_the_consumers_tasks_are_kept_for_the_next_poll() -> None:
     assert "self._producer = self._new_producer()" in source(stock.Producer.on_start)
 
 
+def test_a_fetcher_that_is_closed_is_cancelled_where_the_broker_is_away() -> None:
+    """Why stopping a consumer expects it. When this fails, aiokafka has been mended."""
+    assert "x.cancel()\n            await x\n" in source(Fetcher.close)
+    assert "await asyncio.sleep(self._retry_backoff)\n            return False" in source(Fetcher._proc_fetch_request)
+
+
 # transactions
 
 

@@ -388,7 +388,7 @@ def test_workers_outlive_an_outage_and_say_that_they_hear_nothing(
 
 def test_a_worker_can_be_stopped_while_the_broker_is_away(frail: embedded.Kafka, unique: str, frail_echo: Echo) -> None:
     source, output = f"{unique}.in", f"{unique}.out"
-    create_topics(frail.address, {source: 2, output: 2})
+    create_topics(frail.address, {source: 3, output: 3})
     workers = [frail_echo(unique, source, output, slot) for slot in "abc"]  # stopped at different moments
     for worker in workers:
         worker.wait_for("assigned")

@@ -1,16 +1,22 @@
 """Aggregates against plain Python over a list of what came before; keys against a plain least-recently-used dict."""
 
+import json
 import math
 from collections import OrderedDict
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace import count, ewm, last, max, mean, min, seconds_since, std, sum
+from headrace import Events, Pipeline, Predictions, count, ewm, last, max, mean, min, seconds_since, std, sum
+from headrace.models import LogisticRegression
 from headrace.models.base import allocate
 from headrace.stream.aggregates import PANES, Fold, GroupTable, group_layout
+from headrace.stream.decode import Decoder
+from headrace.stream.engine import Engine
+from headrace.stream.slices import Record, Slice
 
 MINUTE = 60_000_000
 HOUR = 60 * MINUTE
@@ -151,3 +157,33 @@ def test_rows_that_only_read_change_nothing_but_a_slot_that_begins_anew():
     bench.feed([5], [10**15], [4.0])
     assert bench.feed([5, 6, 5], [10**15] * 3, [9.0] * 3, fold=False).tolist()[0] == 4.0
     assert np.isnan(bench.feed([5], [10**15], [1.0]))  # 6 took its slot, and 5 came back to an empty one
+
+
+class Payment(msgspec.Struct):
+    id: str
+    time: float
+    payer: str
+    amount: float
+
+
+def test_values_too_great_to_be_squared_count_as_missing_and_leave_every_array_finite():
+    pipeline = Pipeline(
+        name="payments",
+        events=Events("payments", Payment, key="id", time="time", unit="s"),
+        labels=None,
+        features=[sum("amount", by="payer", over="1h"), std("amount", by="payer", over="1h")],
+        model=LogisticRegression(bits=6),
+        predictions=Predictions("scores"),
+    )
+    amounts = [1.0, 1e308, 1e308, -1e200, 3.0, 0.0]
+    records = [
+        Record(i, 0, None, json.dumps({"id": str(i), "time": i, "payer": "a", "amount": amount}).encode())
+        for i, amount in enumerate(amounts)
+    ]
+    engine = Engine(pipeline)
+    engine.own(0)
+    batch = Decoder(pipeline, "events").decode(Slice("events", 0, 0, len(records), records))
+    engine.process(batch, 0, len(records))
+    assert batch.numeric[-1, 0] == 4.0  # what the last one reads: 1 + 3
+    arrays = {name: array for name, array in engine.arrays.items() if array.dtype.kind == "f"}
+    assert all(np.isfinite(array).all() for name, array in arrays.items() if name.startswith("aggregate/"))
