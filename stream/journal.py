@@ -83,6 +83,22 @@ def settled(pipeline: Pipeline, address: str, go_on: Callable[[], bool] = lambda
     return Extent(now.first, end, end)
 
 
+def committed_as_told(pipeline: Pipeline, address: str) -> tuple[dict[Partition, int], dict[int, int]]:
+    """Up to where each topic partition was processed, and by partition number which slot did so last.
+
+    In transactions this is what was committed to the group, whatever the group says. Reads the whole journal.
+    """
+    told: dict[Partition, int] = {}
+    slots: dict[int, int] = {}
+    journal = settled(pipeline, address)
+    assert journal is not None
+    for record in read_range(address, pipeline.journal_topic, 0, journal.first, journal.end):
+        cycle = JournalRecord.decode(record.value)
+        for piece in cycle.pieces:
+            told[piece.role, piece.partition], slots[piece.partition] = piece.next, cycle.slot
+    return told, slots
+
+
 def cycles(
     pipeline: Pipeline, address: str, slot: int, start: int, end: int, committed: Mapping[Partition, int] | None
 ) -> Generator[Told, None, None]:

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
@@ -35,6 +35,7 @@ from .declaration import Pipeline
 from .decode import Decoder
 from .encode import JournalRecord, Served, encode_dead_letter
 from .engine import Engine, NotFinite
+from .journal import committed_as_told
 from .poison import Poisoned, as_they_came
 from .publisher import SnapshotPublisher, Table
 from .recovery import adopt, check_journal, replay, restore
@@ -94,9 +95,10 @@ class Runner:
 
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="headrace-compute")
         self._ready, self._fresh, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._begun = self._replayed = False
+        self._begun = self._replayed = self._at_work = False
         self._member = Member(-1, "")
         self._assigned: Assigned | None = None  # partitions given to us that recovery has not seen to yet
+        self._given: Assigned  # the last that were given
         self._starts: dict[Partition, int] = {}
         self._revoking = self._stopping = False
         self._owned: list[int] | None = None  # what we own since the last record of the journal, if it has changed
@@ -148,7 +150,9 @@ class Runner:
     @property
     def held(self) -> bool:
         """Whether what is here waits for another partition to advance in event time."""
-        return self.state == "running" and any(not self.aligner.is_empty(p) for p in self._fetched)
+        return (
+            self.state == "running" and not self._at_work and any(not self.aligner.is_empty(p) for p in self._fetched)
+        )
 
     @property
     def waits(self) -> dict[str, str]:
@@ -176,7 +180,8 @@ class Runner:
 
     def assigned(self, assigned: Assigned) -> None:
         """Partitions are ours from now on. Nothing of an earlier assignment is in hand any more."""
-        self._assigned, self._revoking = assigned, False
+        self._assigned = self._given = assigned
+        self._revoking = False
         self._member = assigned.member
         self._starts = self._mine(assigned.starts)
         self._fetched = dict(self._starts)
@@ -225,9 +230,9 @@ class Runner:
                     await self._let_go()
                     await self._pause(1.0)
                 elif self._assigned is not None:
-                    await self._recover(self._assigned)
+                    await self._unless_forgotten(self._recover(self._assigned))
                 else:
-                    await self._take_in()
+                    await self._unless_forgotten(self._take_in())
                     if not await self._cycle():
                         await self._pause(LOOK_SECONDS if self.held else 1.0)
                 self._report()
@@ -344,6 +349,38 @@ class Runner:
         self._assigned = None
         self.state = "running"
         log.info("%s owns partitions %s", self.name, ", ".join(map(str, numbers)) or "none")
+
+    async def _unless_forgotten(self, recovery: Awaitable[None]) -> None:
+        """Recover; where that cannot be, see whether the broker has forgotten what was committed, and tell it again.
+
+        Kafka 4.1 can: a coordinator that becomes leader twice within the time that its log takes to load may load a
+        part of it, and then answer with offsets of long ago. The journal knows better: its records were committed in
+        the same transactions. Offsets that a user has set name no slot, and stay as they are.
+        """
+        try:
+            await recovery
+        except StreamStopped:
+            if self.pipeline.delivery != "exactly_once":
+                raise
+            given, by = self._mine(self._given.committed), self._mine(self._given.committed_by)
+            committed = {p: offset for p, offset in given.items() if offset is not None and by[p]}
+            told, slots = await asyncio.to_thread(committed_as_told, self.pipeline, self.settings.broker)
+            behind = sorted(p for p, offset in committed.items() if offset < told.get(p, 0))
+            if not behind:
+                raise
+            for number in {number for _, number in behind}:
+                right = {
+                    (self.topic_of[role], of): max(offset, told.get((role, of), 0))
+                    for (role, of), offset in committed.items()
+                    if of == number
+                }
+                slot = str(slots[number])
+                await self._producer.commit_cycle({}, right, self.pipeline.group, self._member, slot)
+            first = behind[0]
+            raise StartOver(
+                f"{self._place(first)}: group {self.pipeline.group} stands at offset {committed[first]:,}, the journal "
+                f"says that {told[first]:,} was committed: a broker has forgotten commits. Told it again"
+            ) from None
 
     async def _own(self, numbers: list[int], starts: dict[Partition, int]) -> None:
         """Own exactly these partitions, whose states are here or begin now, and read on at `starts`."""
@@ -688,7 +725,8 @@ class Runner:
         for partition in list(self.aligner.queues):
             self.aligner.disown(partition)
         self._fetched.clear()
-        self._snapshot_due = 0.0  # who gets our partitions then has little to replay
+        if self._replayed:
+            self._snapshot_due = 0.0  # who gets our partitions then has little to replay
         self.state = "waiting for partitions"
 
     def _let_go_of_runs(self) -> None:
@@ -704,9 +742,10 @@ class Runner:
         await self._committed()
         await self._in_compute(lambda: self._note_figures(self._engine()))
         if self._assigned is None and self.state == "running":
-            await asyncio.to_thread(self.publisher.flush, 5.0)
+            away = self.publisher.problem is not None
+            await asyncio.to_thread(self.publisher.flush, 1.0 if away else 5.0)
             await self._snapshot_if_due(force=True)
-            if await asyncio.to_thread(self.publisher.flush, 10.0):
+            if await asyncio.to_thread(self.publisher.flush, 3.0 if away else 10.0):
                 log.info("snapshot %d holds all that was learned", self.version)
             else:
                 log.warning("the last snapshot was not published; the next start replays from the one before")
@@ -738,7 +777,11 @@ class Runner:
         return {(self.topics[topic], number): at for (topic, number), at in offsets.items() if topic in self.topics}
 
     async def _in_compute(self, work: Callable[[], Answer]) -> Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._compute, work)
+        self._at_work = True
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._compute, work)
+        finally:
+            self._at_work = False
 
     async def _pause(self, seconds: float) -> None:
         """Wait for something new, at most so long."""

@@ -39,6 +39,7 @@ class Waiting:
         self._said = -SAY_SECONDS
         while True:
             answer = asyncio.ensure_future(in_a_thread(question))
+            answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait for it then
             try:
                 await asyncio.wait({answer}, timeout=SILENCE_SECONDS)
                 while not answer.done():

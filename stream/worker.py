@@ -116,11 +116,14 @@ class WorkerApp(faust.App):
         broker, redis = settings.broker, redis_address(settings.redis)  # which has no password in it
         await self._answer_of("broker", broker, lambda: prepare_topics(pipeline, settings.broker))
         await self._answer_of("Redis", redis, lambda: check_redis(pipeline, settings.redis))
-        self.lease = await self._answer_of("Redis", redis, self._take_slot)
+        lease = await self._answer_of("Redis", redis, self._take_slot)
+        if self.should_stop:
+            return
+        self.lease = lease
         self.waiting.reasons.clear()
-        self.conf.consumer_group_instance_id = f"{pipeline.group}-{self.lease.slot}"
-        self.runner.begin(self.lease.slot)
-        log.info("pipeline %s, slot %d: broker %s, Redis %s", pipeline.name, self.lease.slot, broker, redis)
+        self.conf.consumer_group_instance_id = f"{pipeline.group}-{lease.slot}"
+        self.runner.begin(lease.slot)
+        log.info("pipeline %s, slot %d: broker %s, Redis %s", pipeline.name, lease.slot, broker, redis)
         self.add_future(self.runner.run(self._ends, self._silent))
 
     async def _answer_of(self, name: str, address: str, question: Any) -> Any:
@@ -202,7 +205,7 @@ class WorkerApp(faust.App):
         if start_over.can_help(error) and not start_over.too_often(error):
             self.failure, self._restarting = error, f"starting over: {error}"
             hush_libraries()
-            for number in start_over.ENDING:
+            for number in start_over.ENDING:  # Faust may be stopping by itself, and would not look at them
                 signal.signal(number, lambda *_: os._exit(0))
             self._again = asyncio.ensure_future(self._start_over(start_over.announce(error)), loop=self.loop)
         else:
@@ -228,18 +231,20 @@ class WorkerApp(faust.App):
     def _end_in_time(self) -> None:
         """In a thread: end the process when it has not come to its end by itself."""
         began = time.monotonic()
-        while (seconds := time.monotonic() - began) < STOP_SECONDS:
-            time.sleep(0.5)
-            if seconds > STOP_AWAY_SECONDS and self.waits:
-                break
-        waits = [waiting(name, why) for name, why in self.waits.items()]
-        log.warning(
-            "not stopped within %.0f s (%s): ending now; what was not committed is read again by the next start",
-            seconds,
-            "; ".join(waits) or self.runner.state,
-        )
-        start_over.flush()
-        os._exit(0 if self.failure is None else 1)
+        try:
+            while (seconds := time.monotonic() - began) < STOP_SECONDS:
+                time.sleep(0.5)
+                if seconds > STOP_AWAY_SECONDS and self.waits:
+                    break
+            waits = [waiting(name, why) for name, why in self.waits.items()]
+            log.warning(
+                "not stopped within %.0f s (%s): ending now; what was not committed is read again by the next start",
+                seconds,
+                "; ".join(waits) or self.runner.state,
+            )
+            start_over.flush()
+        finally:
+            os._exit(0 if self.failure is None else 1)
 
     # -- what others see of it
 

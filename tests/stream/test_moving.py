@@ -5,6 +5,8 @@ import signal
 
 import pytest
 import redis
+from kafka import OffsetAndMetadata, TopicPartition
+from kafka.admin import KafkaAdminClient
 
 from headrace.connectors import embedded
 from headrace.connectors.topics import remove_member
@@ -182,3 +184,32 @@ def test_state_that_was_taken_over_and_not_published_is_fetched_again_after_a_cr
     assert_each_label_was_learned_once(shop, rows, figures)
     assert one.end() == 0
     assert json.loads(shop.read(shop.scores)[0][-1].value)["model"] == shop.name
+
+
+def test_broker_that_has_forgotten_commits_is_told_again_from_the_journal(open_shop, visits_and_sales):
+    shop = open_shop("forgetful", partitions=2, changes=QUICK)
+    rows = visits_and_sales(15, 3_000)
+    first, second = rows[:3_000], rows[3_000:]
+    shop.produce(first)
+    worker = shop.start(slot=0)
+    until_done([worker], count(first, "events"), count(first, "labels"))
+    assert worker.end() == 0
+    committed = shop.committed()
+    back = {
+        TopicPartition(shop.visits if role == "events" else shop.sales, number): OffsetAndMetadata(offset // 2, "0", -1)
+        for (role, number), offset in committed.items()
+        if number == 1
+    }
+    admin = KafkaAdminClient(bootstrap_servers=shop.kafka)
+    admin.alter_group_offsets(shop.pipeline.group, back)
+    admin.close()
+    assert shop.committed() != committed
+
+    shop.produce(second)
+    for slot in (0, 1):  # also one that has to take the partition over
+        worker = shop.start(slot=slot)
+        worker.until(events=count(rows, "events") if slot == 0 else 0, ready=1)
+        assert worker.end() == 0
+    assert "a broker has forgotten commits" in (shop.folder / "worker-2.log").read_text()
+    figures = shop.snapshot(0).meta["metrics"]
+    assert_each_label_was_learned_once(shop, rows, figures)

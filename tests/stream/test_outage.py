@@ -108,6 +108,7 @@ def test_broker_that_goes_and_comes_back_costs_nothing(shop, broker, visits_and_
     worker.until(events=1_500, labels=sum(role == "labels" for role, _ in rows))
     assert worker.process.pid == pid
     assert worker.end() == 0
+    assert worker.printed.count("aiokafka: ") < 10, "one line says it"
     assert shop.sources() == shop.events()
 
 

@@ -22,7 +22,7 @@ from headrace.stream import start_over
 from headrace.stream.start_over import StartOver, Starts
 
 total = Starts.so_far().total
-print(total, os.getpid(), sys.argv[1:], os.environ.get("TOLD"), sorted(os.listdir("/proc/self/fd")))
+print(total, os.getpid(), [sys.flags.optimize, __spec__ and __spec__.name, *sys.argv[1:]], os.environ.get("TOLD"), sorted(os.listdir("/proc/self/fd")))
 if total < 3:
     open_ones = [socket.create_server(("127.0.0.1", 0)), *socket.socketpair(), open(__file__), *os.pipe()]
     threading.Thread(target=threading.Event().wait, daemon=True).start()
@@ -50,7 +50,7 @@ def environment(monkeypatch):
 @pytest.mark.parametrize("how", ["script", "module"])
 def test_process_goes_on_as_the_same_command_with_nothing_open_and_signals_wait(tmp_path, how):
     (tmp_path / "again.py").write_text(SCRIPT)
-    command = [sys.executable, *({"script": ["again.py"], "module": ["-m", "again"]}[how]), "a b", "--c=d"]
+    command = [sys.executable, "-O", *({"script": ["again.py"], "module": ["-m", "again"]}[how]), "a b", "--c=d"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     *starts, waits, taken = done.stdout.splitlines()
@@ -59,7 +59,7 @@ def test_process_goes_on_as_the_same_command_with_nothing_open_and_signals_wait(
     totals, pids, arguments, reasons, files = map(list, zip(*told))
     assert totals == ["0", "1", "2", "3"]
     assert reasons == ["None", "by 0", "by 1", "by 2"]
-    assert set(arguments) == {"['a b', '--c=d']"}
+    assert set(arguments) == {f"[1, {None if how == 'script' else 'again'!r}, 'a b', '--c=d']"}
     assert len(set(pids)) == len(set(files)) == 1
 
 
