@@ -115,6 +115,7 @@ class Runner:
         self._forgetting: asyncio.Task[dict[Any, Any]] | None = None
         self._snapshot_due = self._figures_due = self._forget_due = 0.0
         self._snapshot_wanted = False
+        self._taken = False  # a snapshot is copied, and the cycle that it was copied after is not committed yet
         self._reported = (0.0, 0)
 
     def begin(self, slot: int) -> None:
@@ -575,7 +576,7 @@ class Runner:
         publisher = self._publisher()
         if cycle.pieces and self._snapshot_wanted and publisher.prepared:
             if publisher.ready:
-                cycle.taken = self._take_snapshot()
+                cycle.taken = self._taken = self._take_snapshot()
             else:
                 publisher.prepare()
         return cycle
@@ -668,6 +669,7 @@ class Runner:
         standing.position = Position(position, written[journal] + 1, number + 1)
         if cycle.taken:
             self._publisher().publish(written[journal], **place(standing.position))
+            self._taken = False
         self.progress += 1
         succeeded()
         self._careful = {p: until for p, until in self._careful.items() if position.get(p, until) < until}
@@ -700,7 +702,7 @@ class Runner:
         """The stream is busy: what is large is copied beside it, the rest at the end of a cycle soon."""
         publisher = self._publisher()
         await self._check_publisher()
-        if time.monotonic() >= self._snapshot_due and not publisher.busy:
+        if time.monotonic() >= self._snapshot_due and not publisher.busy and not self._taken:
             self._snapshot_next()
             self._snapshot_wanted = publisher.prepare()
 

@@ -19,7 +19,7 @@ def number(name, default):
 
 def test_hundred_kills(tmp_path):
     """Of a single worker under a full load: some hit its start, some its replay, most its work."""
-    plan = draw(SEED, {"kill": 1}, number("KILLS", 100), workers=1, gaps=(0.3, 4.0), settled=0.7, slot=True)
+    plan = draw(SEED, {"kill": 1}, number("KILLS", 100), workers=1, gaps=(0.2, 2.0), settled=0.5, slot=True)
     endure(plan, tmp_path, rate=number("RATE", 20_000), seconds_to_process=1_800)
 
 

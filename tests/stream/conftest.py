@@ -331,9 +331,9 @@ def open_shop(kafka: str, redis_url: str, tmp_path_factory: pytest.TempPathFacto
     """open_shop("name", partitions=2, changes="delivery=...", **topic settings) -> Shop, for the tests of one file."""
     with ExitStack() as shops:
 
-        def open_one(name: str, partitions: int = 2, changes: str = "", **config: object) -> Shop:
+        def open_one(name: str, partitions: int = 2, changes: str = "", on: str = kafka, **config: object) -> Shop:
             name = f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{os.urandom(3).hex()}"
-            shop = Shop(kafka, redis_url, tmp_path_factory.mktemp(name), name, partitions, changes, **config)
+            shop = Shop(on, redis_url, tmp_path_factory.mktemp(name), name, partitions, changes, **config)
             shops.callback(shop.close)
             return shop
 

@@ -1,14 +1,19 @@
 """Workers as processes, on a real Kafka and a real Redis: what goes in comes out once, whatever happens to them."""
 
 import json
+import os
 import re
 import signal
+import time
 from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
 import pytest
 
+from headrace.connectors import embedded
+from headrace.connectors.store import SnapshotStore
+from headrace.stream.engine import COUNTERS
 from headrace.stream.snapshot import pack
 from headrace.stream.standing import Standing
 
@@ -171,6 +176,32 @@ def test_signal_in_a_backlog_loses_and_repeats_nothing(open_shop, visits_and_sal
     assert len({(told["headrace-partition"], told["headrace-offset"]) for told in letters}) == len(letters) == 150
     engine, _ = shop.by_hand()
     assert_is_state_of(shop.snapshot(), engine)
+
+
+def test_snapshot_is_the_state_at_its_place_in_the_journal_also_when_a_commit_hangs(open_shop, visits_and_sales):
+    with embedded.kafka() as broker:
+        changes = "snapshots=Snapshots('100ms', keep=1000), cycle='20ms', max_cycle_rows=100"
+        shop = open_shop("hangs", changes=changes, on=broker.address)
+        rows = visits_and_sales(7, 20_000)
+        shop.produce(rows)
+        worker = shop.start()
+        worker.says("owns partitions")
+        for _ in range(6):
+            os.kill(broker.pid, signal.SIGSTOP)
+            time.sleep(0.5)  # cycles go on until the one after the one that is being committed
+            os.kill(broker.pid, signal.SIGCONT)
+            time.sleep(0.2)
+        worker.until(events=20_000, labels=sum(role == "labels" for role, _ in rows))
+        assert worker.end() == 0
+        store = SnapshotStore(shop.redis_url, shop.name)
+        kept = [store.load(info.version) for info in store.kept()]
+        assert len(kept) > 5
+        for snapshot in kept:
+            events = int(snapshot.arrays["shared/counters"][COUNTERS.index("events")])
+            assert events == sum(snapshot.meta["offsets"]["events"].values())
+        engine, _ = shop.by_hand()
+        assert_is_state_of(kept[-1], engine)
+        shop.close()
 
 
 def test_at_least_once_predicts_everything_also_after_sigkill(open_shop, visits_and_sales):
