@@ -392,6 +392,8 @@ class Engine:
         """A cycle ends: a learner that learns in micro-batches learns its last, short one."""
         self._learn_met()
         self._learn_micro_batches(least=1)
+        for group, marks in self._touched.items():
+            np.maximum(self.changed[group], marks, out=self.changed[group])
 
     def check_finite(self) -> None:
         """Raise NotFinite when a number of the model is NaN or infinite; for a worker, before each cycle goes out.
@@ -407,8 +409,7 @@ class Engine:
                     f"the model of {self.pipeline.name!r} is broken: {name}[{place}] is {array[at]}, not finite; "
                     f"nothing of this cycle is published; {REMEDY}"
                 )
-        for group, marks in self._touched.items():
-            np.maximum(self.changed[group], marks, out=self.changed[group])
+        for marks in self._touched.values():
             marks[:] = 0
 
     def model_tables(self) -> dict[str, tuple[NDArray, NDArray[np.uint8]]]:

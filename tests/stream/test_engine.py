@@ -692,3 +692,44 @@ def test_more_waiting_predictions_than_the_limit_stop_the_stream():
     assert run.engine.stop_reason is None
     run.feed("events", [click(101)])
     assert run.engine.stop_reason.startswith("101 predictions wait for their label, pending_limit is 100")
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_marks_tell_what_of_a_table_has_changed_up_to_the_end_of_a_cycle(looks):
+    """Also in a replay, which does not look whether the model is finite."""
+    pipeline = Pipeline(
+        name="marked",
+        events=Events("seen", Seen, key="id", time="time", unit="s"),
+        labels=Labels(value="sold"),
+        features=[category("site")],
+        model=LogisticRegression(FTRL(half_life="1h"), bits=12),
+        predictions=Predictions("scores"),
+    )
+    engine, decoder = Engine(pipeline), Decoder(pipeline, "events")
+    engine.own(0)
+    ((table, marks),) = engine.model_tables().values()
+    copied = table.copy()
+    for cycle in range(6):
+        marks[:] = 0
+        start = 20 * cycle
+        rows = [
+            {"id": str(i), "time": 600 * i, "site": f"s{i % 7 + cycle}", "sold": i % 3 == 0}
+            for i in range(start, start + 20)
+        ]
+        records = [Record(start + i, 10**9, None, json.dumps(row).encode()) for i, row in enumerate(rows)]
+        batch = decoder.decode(Slice("events", 0, start, start + 20, records))
+        engine.process(batch, start, start + 20)
+        engine.end_cycle()
+        if looks:
+            engine.check_finite()
+        assert (table != copied).any()
+        for block in np.flatnonzero(marks):
+            copied[64 * block : 64 * block + 64] = table[64 * block : 64 * block + 64]
+        np.testing.assert_array_equal(copied, table)
+
+
+class Seen(msgspec.Struct):
+    id: str
+    time: float
+    site: str
+    sold: bool
