@@ -303,7 +303,9 @@ def test_records_deleted_before_they_were_read_stop_the_worker(open_shop):
     admin.close()
     worker = shop.start()
     assert worker.ends() == 1
-    assert re.search(rf"gone.*50 of {shop.visits}\[0\] from offset 100.*--lost earliest", worker.printed), worker.printed
+    assert re.search(rf"gone.*50 of {shop.visits}\[0\] from offset 100.*--lost earliest", worker.printed), (
+        worker.printed
+    )
     assert "Traceback" not in worker.printed
     assert len(worker.printed.splitlines()) == 3, worker.printed
 
