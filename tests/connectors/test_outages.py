@@ -21,7 +21,7 @@ from headrace.connectors.groups import CommitRefused, Member
 from headrace.connectors.reading import RangeReader, read_range
 from headrace.connectors.topics import committed_by, committed_offsets, create_topics, end_offsets
 from headrace.connectors.transactions import CycleProducer, Output
-from headrace.errors import Refused, Unreachable
+from headrace.errors import InputError, Refused, Unreachable
 
 # keys of requests in Kafka's protocol
 PRODUCE, OFFSET_COMMIT, FIND_COORDINATOR = 0, 8, 10
@@ -461,4 +461,6 @@ def test_a_reader_says_that_the_broker_went_away(line: Line, unique: str) -> Non
         with pytest.raises(
             Unreachable, match=f"broker {line.address} does not answer, or sent nothing of {worker.output}"
         ):
-            reader.read(worker.output, 0, 9)
+            for _ in range(100):  # what was asked before the cut may be answered still: the topic ends there
+                with contextlib.suppress(InputError):
+                    reader.read(worker.output, 0, 9)
