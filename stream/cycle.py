@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from ..connectors.transactions import Output
@@ -69,8 +68,12 @@ def run_cycle(
             processed, poison = process_carefully(engine, batch, start, next)
             cycle.poison += [(batch.role, batch.partition, offset) for offset in poison]
         else:
-            with _blaming(Piece(batch.role, batch.partition, start, next)):
+            try:
                 processed = [engine.process(batch, start, next)]
+            except (HeadraceError, MemoryError):
+                raise
+            except Exception as error:
+                raise Poisoned(*cycle.hand, cause=error) from error
         for done in processed:
             cycle.pieces.append(done.piece)
             cycle.dead += done.dead
@@ -87,20 +90,13 @@ def end_cycle(engine: Engine, cycle: Cycle) -> None:
 
     Raises Poisoned as `run_cycle` does, where an example learned only now makes the model raise; NotFinite.
     """
-    with _blaming(cycle.pieces[-1]) if cycle.pieces else nullcontext():
-        engine.end_cycle()
-    engine.check_finite()
-
-
-@contextmanager
-def _blaming(piece: Piece) -> Iterator[None]:
-    """What is raised in here is laid at a piece, as Poisoned."""
     try:
-        yield
+        engine.end_cycle()
     except (HeadraceError, MemoryError):
         raise
     except Exception as error:
-        raise Poisoned(*piece, cause=error) from error
+        raise Poisoned(*cycle.pieces[-1], cause=error) from error
+    engine.check_finite()
 
 
 def merge(pieces: list[Piece]) -> list[Piece]:
