@@ -28,6 +28,7 @@ def take(fetcher: Fetcher, partition: TopicPartition, max_records: int, generati
         _forget(fetcher, partition)
         return None
     source = result._partition_records
+    source._records_iterator = None  # unused; it and its owner would hold each other, and what was fetched
     start = source.next_fetch_offset
     try:
         records = read(source, max_records)

@@ -20,19 +20,16 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import uuid4
 
 import msgspec
-import redis
-from redis.exceptions import RedisClusterException
 
 from ..errors import Refused, StreamStopped, Unreachable
-from .store import connect, redis_address, remedy
+from .redis_server import RedisServer
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +91,9 @@ class Slots:
     """
 
     def __init__(self, url: str, pipeline: str, *, timeout: float = 4.0) -> None:
-        self.pipeline, self.address = pipeline, redis_address(url)
+        self.pipeline = pipeline
         self._name = f"headrace:{{{pipeline}}}"
-        self._url, self._timeout = url, timeout
-        self._connected: Any = None
+        self._redis = RedisServer(url, timeout)
 
     def live(self) -> dict[int, Holder]:
         """The slots that are held now, in order, and by whom."""
@@ -109,7 +105,7 @@ class Slots:
 
     def look(self) -> dict[int, Slot]:
         """All slots, in order: those ever leased, those from 0 on that exist, and the lowest that is neither."""
-        with self._redis() as client:
+        with self._redis.client() as client:
             numbers = {int(number) for number in client.smembers(self._registry)}
         found = self.look_at(numbers) if numbers else {}
         for number in count():
@@ -122,7 +118,7 @@ class Slots:
     def look_at(self, numbers: Iterable[int]) -> dict[int, Slot]:
         """These slots alone."""
         numbers = sorted(numbers)
-        with self._redis() as client, client.pipeline(transaction=False) as pipe:
+        with self._redis.client() as client, client.pipeline(transaction=False) as pipe:
             for number in numbers:
                 pipe.get(self._lease(number))
                 pipe.exists(f"{self._name}:{number}:recovery")
@@ -134,14 +130,14 @@ class Slots:
 
     def hold(self, number: int, raw: bytes, seconds: float, dead: bytes | None = None) -> Holder | None:
         """Take or renew a slot for the holder `raw`, also from one that is `dead`; returns who has it instead."""
-        with self._redis() as client:
+        with self._redis.client() as client:
             keys = self._lease(number), self._registry
             other = client.eval(HOLD, 2, *keys, raw, round(seconds * 1000), number, dead or b"")
         return None if other is None else _decode(other)
 
     def release(self, number: int, raw: bytes) -> None:
         """Let the slot be free, if `raw` holds it."""
-        with self._redis() as client:
+        with self._redis.client() as client:
             client.eval(RELEASE, 1, self._lease(number), raw)
 
     @property
@@ -150,22 +146,6 @@ class Slots:
 
     def _lease(self, number: int) -> str:
         return f"{self._name}:lease:{number}"
-
-    @contextmanager
-    def _redis(self) -> Iterator[Any]:
-        """The client, connected at first use; its errors become ours."""
-        try:
-            if self._connected is None:
-                self._connected = connect(self._url, self._timeout)
-            yield self._connected
-        except (redis.AuthenticationError, redis.exceptions.AuthorizationError) as error:
-            raise Refused(f"Redis at {self.address} refused the login: {error}; check user and password") from error
-        except (redis.ConnectionError, redis.TimeoutError, RedisClusterException, OSError) as error:
-            raise Unreachable(
-                f"Redis at {self.address} does not answer: {error}; is it running? check --redis"
-            ) from error
-        except redis.RedisError as error:
-            raise Refused(f"Redis at {self.address} refused: {error}; {remedy(str(error))}") from error
 
 
 class Lease:

@@ -25,7 +25,6 @@ import logging
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -33,11 +32,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisClusterException
-from redis.retry import Retry
 
-from ..errors import DeclarationError, InputError, Refused, SnapshotError, Unreachable
+from ..errors import DeclarationError, Refused, SnapshotError, Unreachable
+from .redis_server import RedisServer
 
 log = logging.getLogger(__name__)
 
@@ -189,9 +186,9 @@ class SnapshotStore:
             raise DeclarationError(f"chunk_bytes={chunk_bytes}: expected a positive multiple of 8")
         self.pipeline, self.slot, self.keep, self.chunk_bytes = pipeline, slot, keep, chunk_bytes
         self.name = f"headrace:{{{pipeline}}}:{slot}"
-        self.address = redis_address(url)
-        self._url, self._timeout, self._hmac_key, self._bytes_per_second = url, timeout, hmac_key, bytes_per_second
-        self._connected: Any = None
+        self._redis = RedisServer(url, timeout)
+        self.address = self._redis.address
+        self._hmac_key, self._bytes_per_second = hmac_key, bytes_per_second
         self._newest = 0  # the highest version this store has seen; versions go on rising when Redis forgets
         self._unanswered: tuple[int, str] | None = None  # token and sha256 of a move whose answer did not come
 
@@ -312,7 +309,7 @@ class SnapshotStore:
 
     def _send(self, chunks: Mapping[str, memoryview]) -> int:
         """Write those chunks that Redis does not have; returns the bytes sent."""
-        with self._redis() as client:
+        with self._redis.client() as client:
             with client.pipeline(transaction=False) as pipe:
                 for digest in chunks:
                     pipe.exists(self._chunk(digest))
@@ -348,14 +345,14 @@ class SnapshotStore:
         keys = [self._key("recovery"), self._key("serving"), self._key(f"manifest:{version}")]
         keys += [self._key("versions"), self._key("notices"), *map(self._chunk, chunks)]
         expected = "" if parent is None else str(parent)
-        with self._redis() as client:
+        with self._redis.client() as client:
             return client.eval(MOVE, len(keys), *keys, token, expected, version, body, digest, self._sign(body))
 
     def _withdraw(self, chunks: Collection[str]) -> None:
         """Delete what a publish that was refused has sent: a Redis that is full must not stay so for an hour."""
         try:
             if chunks:
-                with self._redis() as client:
+                with self._redis.client() as client:
                     client.eval(WITHDRAW, len(chunks), *map(self._chunk, chunks))
         except (Unreachable, Refused) as error:
             log.warning("unused chunks of %s expire in an hour: %s", self.name, error)
@@ -376,7 +373,7 @@ class SnapshotStore:
             doomed = self._chunks_of(old) - held
             keys = [self._key("recovery"), self._key("versions")]
             keys += [self._key(f"manifest:{version}") for version in old] + [self._chunk(digest) for digest in doomed]
-            with self._redis() as client:
+            with self._redis.client() as client:
                 client.eval(FORGET, len(keys), *keys, current, *old)
         except (Unreachable, Refused) as error:
             log.warning("old snapshots of %s stay for now: %s", self.name, error)
@@ -466,22 +463,22 @@ class SnapshotStore:
         """
         deadline = time.monotonic() + timeout
         while True:
-            with self._redis() as client, client.pipeline(transaction=False) as pipe:
+            with self._redis.client() as client, client.pipeline(transaction=False) as pipe:
                 pipe.xrevrange(self._key("notices"), count=1)
                 pipe.hget(self._key("recovery"), "version")
                 notices, now = pipe.execute()
             if now is not None and int(now) != version:
                 return int(now)
-            left = min(POLL_SECONDS, deadline - time.monotonic(), self._timeout / 2)
+            left = min(POLL_SECONDS, deadline - time.monotonic(), self._redis.timeout / 2)
             if left <= 0:
                 return None
             seen = notices[0][0] if notices else "0-0"
-            with self._redis() as client:
+            with self._redis.client() as client:
                 client.xread({self._key("notices"): seen}, count=1, block=max(1, int(left * 1000)))
 
     def ping(self) -> str | None:
         """Raise Unreachable or Refused if Redis cannot be used; otherwise a warning about its settings, or None."""
-        with self._redis() as client:
+        with self._redis.client() as client:
             client.ping()
             client.exists(self._key("recovery"))
             try:
@@ -501,7 +498,7 @@ class SnapshotStore:
     def neighbours(self) -> list[tuple[str, int]]:
         """(pipeline, slot) of everything published to this Redis; scans its keys, so for error messages only."""
         found = set()
-        with self._redis() as client:
+        with self._redis.client() as client:
             for key in client.scan_iter(match="headrace:{*}:*:recovery", count=1000):
                 pipeline, _, rest = key.decode().removeprefix("headrace:{").partition("}:")
                 slot = rest.removesuffix(":recovery")
@@ -522,7 +519,7 @@ class SnapshotStore:
     def _fetch(self, version: int, chunks: list[tuple[str, int]]) -> Iterator[bytes]:
         """The chunks' bytes, in order, each one checked."""
         for batch in batches(chunks):
-            with self._redis() as client, client.pipeline(transaction=False) as pipe:
+            with self._redis.client() as client, client.pipeline(transaction=False) as pipe:
                 for digest, _ in batch:
                     pipe.get(self._chunk(digest))
                 found = pipe.execute()
@@ -590,18 +587,18 @@ class SnapshotStore:
         return "" if self._hmac_key is None else hmac.new(self._hmac_key, body, hashlib.sha256).hexdigest()
 
     def _pointer(self, name: str = "recovery") -> tuple[Pointer, str] | None:
-        with self._redis() as client:
+        with self._redis.client() as client:
             version, token, digest = client.hmget(self._key(name), "version", "token", "manifest")
         if version is None or token is None or digest is None:
             return None
         return Pointer(int(version), int(token)), digest.decode()
 
     def _versions(self) -> list[int]:
-        with self._redis() as client:
+        with self._redis.client() as client:
             return [int(version) for version in client.zrange(self._key("versions"), 0, -1)]
 
     def _manifests(self, versions: Iterable[int]) -> list[list[bytes | None]]:
-        with self._redis() as client, client.pipeline(transaction=False) as pipe:
+        with self._redis.client() as client, client.pipeline(transaction=False) as pipe:
             for version in versions:
                 pipe.hmget(self._key(f"manifest:{version}"), "body", "sha256", "hmac")
             return pipe.execute()
@@ -610,73 +607,6 @@ class SnapshotStore:
         return SnapshotError(
             f'no snapshot under "{self.name}" in {self.address}; check --redis and the pipeline\'s name'
         )
-
-    @contextmanager
-    def _redis(self) -> Iterator[Any]:
-        """The client, connected at first use; its errors become ours."""
-        try:
-            if self._connected is None:
-                self._connected = connect(self._url, self._timeout)
-            yield self._connected
-        except (redis.AuthenticationError, redis.exceptions.AuthorizationError) as error:
-            raise Refused(f"Redis at {self.address} refused the login: {error}; check user and password") from error
-        except (redis.ConnectionError, redis.TimeoutError, RedisClusterException, OSError) as error:
-            raise Unreachable(
-                f"Redis at {self.address} does not answer: {error}; is it running? check --redis"
-            ) from error
-        except redis.RedisError as error:
-            raise Refused(f"Redis at {self.address} refused: {error}; {remedy(str(error))}") from error
-
-
-def connect(url: str, timeout: float) -> Any:
-    """A client for the server or cluster at `url`; one immediate second try when a connection has gone stale."""
-    settings: dict[str, Any] = {
-        "socket_connect_timeout": min(3.0, timeout),
-        "socket_timeout": timeout,
-        "socket_read_size": 1 << 20,
-        "protocol": 2,
-        "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
-    }
-    client = redis.Redis.from_url(url, **settings)
-    try:
-        clustered = client.info("cluster").get("cluster_enabled")
-    except redis.ResponseError as error:
-        if "no permissions" not in str(error):
-            raise
-        clustered = False  # may not ask; a single server then
-    if not clustered:
-        return client
-    client.close()
-    return redis.RedisCluster.from_url(url, **settings)
-
-
-def redis_address(url: str) -> str:
-    """host:port/db or the socket's path, without user and password. Raises InputError if it is no url of Redis."""
-    try:
-        parts = redis.connection.parse_url(url)
-    except ValueError:  # its text may hold a part of the password
-        shown = url.rpartition("@")[2]
-        raise InputError(
-            f"{shown!r} is no address of Redis; write redis://host:port/0, with %2F for / in a password"
-        ) from None
-    if "path" in parts:
-        return str(parts["path"])
-    return f"{parts.get('host', 'localhost')}:{parts.get('port', 6379)}/{parts.get('db', 0)}"
-
-
-def remedy(message: str) -> str:
-    """The next step for an answer of Redis that says no."""
-    for sign, step in (
-        ("maxmemory", "it is full: raise its maxmemory, lower Snapshots(keep=...), or give it to headrace alone"),
-        ("read only replica", "it is a replica: give the address of the primary"),
-        ("MISCONF", "it cannot save to its disk: see its log, free the disk or set stop-writes-on-bgsave-error no"),
-        ("no permissions", "its user lacks rights: allow it all commands on ~headrace:*"),
-        ("wrong kind of value", "another program wrote keys of this name: remove them or rename the pipeline"),
-        ("DB index", "its url names a database that it does not have: end it with /0"),
-    ):
-        if sign in message:
-            return step
-    return "see its log"
 
 
 def as_json(name: str, meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -362,10 +362,15 @@ class Consumer(stock.Consumer):
             return  # a seek to the committed offsets follows
         tp, expected = TP(run.topic, run.partition), self._next[TP(run.topic, run.partition)]
         if run.start != expected:
-            raise StreamStopped(
+            gap = (
                 f"{tp.topic}[{tp.partition}] goes on at offset {run.start:,}, expected {expected:,}: the records "
-                "between are gone, deleted by the topic's retention or by hand. Start it again with --lost earliest "
-                "(HEADRACE_LOST=earliest) to go on from the earliest that is left, or set the offsets of the group"
+                "between are gone, deleted by the topic's retention or by hand"
+            )
+            if self.settings.lost == "earliest":
+                raise Refused(gap)  # who starts again goes on from the earliest that is left, and says so
+            raise StreamStopped(
+                f"{gap}. Start it again with --lost earliest (HEADRACE_LOST=earliest) to go on from the earliest that "
+                "is left, or set the offsets of the group"
             )
         self._next[tp] = run.next
         self.app.monitor.track_tp_end_offset(tp, run.end)

@@ -235,7 +235,7 @@ class Runner:
                 else:
                     await self._unless_forgotten(self._take_in())
                     if not await self._cycle():
-                        await self._pause(LOOK_SECONDS if self.held else 1.0)
+                        await self._pause(LOOK_SECONDS if self.held or self._snapshot_wanted else 1.0)
                 self._report()
             await self._finish()
         except asyncio.CancelledError:
@@ -685,12 +685,18 @@ class Runner:
             await task
 
     async def _snapshot_if_due(self, force: bool = False) -> None:
-        """Take a snapshot between two cycles and publish it; nothing may be computing or committing."""
+        """Take a snapshot between two cycles and publish it; nothing may be computing or committing.
+
+        What is large is copied before, beside the stream, which may go on at any moment; not with `force`.
+        """
         publisher, standing = self._publisher(), self._standing()
         await self._check_publisher()
         token = standing.position.journal - 1
         due = force or self._snapshot_wanted or time.monotonic() >= self._snapshot_due
         if due and not publisher.busy and token > publisher.token:
+            if not (force or publisher.ready):
+                self._snapshot_wanted = publisher.prepare()
+                return
             self._snapshot_next()
             await self._in_compute(self._take_snapshot)
             publisher.publish(token, **place(standing.position))

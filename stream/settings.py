@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from ..connectors.store import redis_address
+from ..connectors.redis_server import redis_address
 from ..errors import InputError
 
 DEFAULT_BROKER = "127.0.0.1:9092"

@@ -18,7 +18,7 @@ from faust.exceptions import ConsumerNotStarted
 from mode import Service
 
 from ..connectors.leases import Lease, acquire
-from ..connectors.store import redis_address
+from ..connectors.redis_server import redis_address
 from ..connectors.transport import Runs, Transport
 from ..connectors.transport import Settings as Reading
 from ..errors import HeadraceError

@@ -4,7 +4,9 @@ A failure here after an upgrade says what to look at; the behaviour itself is te
 """
 
 import asyncio
+import gc
 import inspect
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +26,8 @@ from aiokafka.record.memory_records import MemoryRecords
 from faust.transport.consumer import Consumer, ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as stock
 from faust.types import TP, ConsumerMessage
+
+from headrace.connectors.fetching import take
 
 AT = TopicPartition("t", 0)
 
@@ -79,6 +83,28 @@ def test_a_fetched_result_knows_its_records_and_moves_the_position() -> None:
         assert not result.has_more()
 
     in_loop(take)
+
+
+def test_bytes_of_a_fetch_are_let_go_when_they_were_taken_not_when_the_collector_comes() -> None:
+    def fetched() -> FetchResult:
+        assignment = Assignment([AT])
+        assignment.state_value(AT).seek(1)
+        records = PartitionRecords(AT, MemoryRecords(raw_batch()), None, 1, None, None, True, 0)
+        return FetchResult(AT, assignment=assignment, partition_records=records, backoff=0.1)
+
+    def take_it() -> None:
+        fetcher: Any = SimpleNamespace(_records={AT: fetched()}, _notify=id, _wait_consume_future=None)
+        owner = weakref.ref(fetcher._records[AT]._partition_records)
+        gc.disable()
+        try:
+            run = take(fetcher, AT, 100)
+            assert run is not None
+            assert [record.offset for record in run.records] == [1, 2]
+            assert owner() is None
+        finally:
+            gc.enable()
+
+    in_loop(take_it)
 
 
 def test_records_are_read_batch_by_batch() -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import signal
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -312,6 +314,27 @@ def test_records_deleted_before_they_were_read_stop_the_worker(open_shop):
     worker = shop.start("--lost", "earliest")
     worker.until(events=250)
     assert "50 records are gone" in worker.printed
+    assert worker.end() == 0
+    assert len(shop.sources()) == 250
+
+
+def test_records_deleted_while_it_runs_are_passed_over_where_the_user_chose_that(open_shop):
+    shop = open_shop("running gap", partitions=1, changes="snapshots=Snapshots('300ms')")
+    worker = shop.start("--lost", "earliest")
+    for i in range(300):
+        shop.producer.send(shop.visits, raw(key=f"v{i}", time=T0 + i))
+        if i == 99:
+            worker.until(events=100, snapshot_version=1)
+            worker.process.send_signal(signal.SIGSTOP)
+            time.sleep(0.5)  # the fetch on its way is answered, with nothing
+    shop.producer.flush()
+    admin = KafkaAdminClient(bootstrap_servers=shop.kafka)
+    admin.delete_records({TopicPartition(shop.visits, 0): 150})
+    admin.close()
+    worker.process.send_signal(signal.SIGCONT)
+    worker.until(events=250)
+    assert re.search(rf"{shop.visits}\[0\] goes on at offset 150, expected 100.* Starting over", worker.printed)
+    assert f"{shop.visits}[0]: 50 records are gone that were not read yet; going on at offset 150" in worker.printed
     assert worker.end() == 0
     assert len(shop.sources()) == 250
 

@@ -51,6 +51,32 @@ def assert_each_label_was_learned_once(shop, rows, figures):
     assert shop.sources() == shop.events()
 
 
+def two_at_work(shop, rows):
+    """Two workers, each with one of two partitions, that have done all of these rows."""
+    zero, one = shop.start(slot=0), shop.start(slot=1)
+    zero.eventually(
+        lambda: "owns partitions 0\n" in zero.printed and "owns partitions 1\n" in one.printed,
+        lambda: zero.printed + one.printed,
+    )
+    shop.produce(rows)
+    until_done([zero, one], count(rows, "events"), count(rows, "labels"))
+    return zero, one
+
+
+def crash(shop, zero):
+    """Slot 0 ends, and the group knows at once; returns the figures of what it has learned."""
+    learned = zero.metrics()
+    zero.end(signal.SIGKILL)
+    remove_member(shop.kafka, shop.pipeline.group, f"{shop.pipeline.group}-0")  # else its session lasts for 30 s
+    return learned
+
+
+def assert_the_heir_learns_the_rest(shop, rows, heir, learned):
+    heir.until(events=count(rows, "events") - learned["events"], labels=count(rows, "labels") - learned["labels"])
+    figures = {name: learned.get(name, 0) + value for name, value in heir.metrics().items()}
+    assert_each_label_was_learned_once(shop, rows, figures)
+
+
 def journal(shop):
     return [JournalRecord.decode(record.value) for record in shop.read(shop.pipeline.journal_topic)[0]]
 
@@ -94,22 +120,11 @@ def test_state_of_a_killed_worker_comes_from_its_snapshot_and_its_journal(open_s
     shop = open_shop("heir", partitions=2, changes="cycle='20ms', max_cycle_rows=200, snapshots=Snapshots('1h')")
     rows = visits_and_sales(12, 4_000)
     first, second = rows[:5_000], rows[5_000:]
-    zero, one = shop.start(slot=0), shop.start(slot=1)
-    zero.eventually(
-        lambda: "owns partitions 0\n" in zero.printed and "owns partitions 1\n" in one.printed,
-        lambda: zero.printed + one.printed,
-    )
-    shop.produce(first)
-    figures = until_done([zero, one], count(first, "events"), count(first, "labels"))
-    learned = zero.metrics()
-    zero.end(signal.SIGKILL)
-    remove_member(shop.kafka, shop.pipeline.group, f"{shop.pipeline.group}-0")  # else its session lasts for 30 s
+    zero, one = two_at_work(shop, first)
+    learned = crash(shop, zero)
     one.says("goes on with partitions 0\n")
     shop.produce(second)
-    one.until(events=count(rows, "events") - learned["events"], labels=count(rows, "labels") - learned["labels"])
-    theirs = one.metrics()
-    figures = {name: learned.get(name, 0) + value for name, value in theirs.items()}
-    assert_each_label_was_learned_once(shop, rows, figures)
+    assert_the_heir_learns_the_rest(shop, rows, one, learned)
     assert one.end() == 0
 
 
@@ -118,17 +133,9 @@ def test_moved_partition_waits_for_redis_while_the_others_go_on(open_shop, visit
     shop.redis_url = own_redis.url
     rows = visits_and_sales(13, 4_000)
     first, second = rows[:4_000], rows[4_000:]
-    zero, one = shop.start(slot=0), shop.start(slot=1)
-    zero.eventually(
-        lambda: "owns partitions 0\n" in zero.printed and "owns partitions 1\n" in one.printed,
-        lambda: zero.printed + one.printed,
-    )
-    shop.produce(first)
-    until_done([zero, one], count(first, "events"), count(first, "labels"))
+    zero, one = two_at_work(shop, first)
     own_redis.kill()
-    learned = zero.metrics()
-    zero.end(signal.SIGKILL)
-    remove_member(shop.kafka, shop.pipeline.group, f"{shop.pipeline.group}-0")
+    learned = crash(shop, zero)
     before = one.metrics()
     zero.eventually(
         lambda: one.printed.rfind("owns partitions 0, 1\n") > one.printed.rfind("owns partitions 1\n"),
@@ -143,9 +150,7 @@ def test_moved_partition_waits_for_redis_while_the_others_go_on(open_shop, visit
     assert one.metrics()["adopting_partitions"] == 1
 
     own_redis.start()
-    one.until(events=count(rows, "events") - learned["events"], labels=count(rows, "labels") - learned["labels"])
-    figures = {name: learned.get(name, 0) + value for name, value in one.metrics().items()}
-    assert_each_label_was_learned_once(shop, rows, figures)
+    assert_the_heir_learns_the_rest(shop, rows, one, learned)
     assert one.page("/readyz")[0] == 200
     assert one.end() == 0
 
@@ -158,17 +163,9 @@ def test_state_that_was_taken_over_and_not_published_is_fetched_again_after_a_cr
     client = redis.Redis.from_url(own_redis.url)
     rows = visits_and_sales(14, 4_000)
     first, second = rows[:4_000], rows[4_000:]
-    zero, one = shop.start(slot=0), shop.start(slot=1)
-    zero.eventually(
-        lambda: "owns partitions 0\n" in zero.printed and "owns partitions 1\n" in one.printed,
-        lambda: zero.printed + one.printed,
-    )
-    shop.produce(first)
-    until_done([zero, one], count(first, "events"), count(first, "labels"))
+    zero, one = two_at_work(shop, first)
     client.config_set("min-replicas-to-write", 1)  # Redis reads and does not write
-    learned = zero.metrics()
-    zero.end(signal.SIGKILL)
-    remove_member(shop.kafka, shop.pipeline.group, f"{shop.pipeline.group}-0")
+    learned = crash(shop, zero)
     one.eventually(lambda: any(record.adopted for record in journal(shop)), lambda: one.printed)
     shop.produce(second)
     one.end(signal.SIGKILL)
@@ -179,9 +176,7 @@ def test_state_that_was_taken_over_and_not_published_is_fetched_again_after_a_cr
 
     client.config_set("min-replicas-to-write", 0)
     one = shop.start(slot=1)
-    one.until(events=count(rows, "events") - learned["events"], labels=count(rows, "labels") - learned["labels"])
-    figures = {name: learned.get(name, 0) + value for name, value in one.metrics().items()}
-    assert_each_label_was_learned_once(shop, rows, figures)
+    assert_the_heir_learns_the_rest(shop, rows, one, learned)
     assert one.end() == 0
     assert json.loads(shop.read(shop.scores)[0][-1].value)["model"] == shop.name
 

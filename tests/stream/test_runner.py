@@ -1,0 +1,47 @@
+"""The runner alone, without a broker: what it does between two cycles."""
+
+import asyncio
+
+import pytest
+
+from headrace.connectors.store import SnapshotStore
+from headrace.stream.engine import Engine
+from headrace.stream.publisher import SnapshotPublisher, Table
+from headrace.stream.runner import Runner
+from headrace.stream.settings import Settings
+from headrace.stream.standing import Position, Standing
+
+
+@pytest.fixture
+def runner(open_shop, redis_url):
+    pipeline = open_shop("between cycles").pipeline
+    runner = Runner(pipeline, Settings(broker="127.0.0.1:9", redis=redis_url), fail=print)
+    runner.begin(0)
+    engine = Engine(pipeline)
+    runner.standing = Standing(engine, Position({}, 6, 5))
+    tables = {f"shared/{name}": Table(*table) for name, table in engine.model_tables().items()}
+    runner.publisher = SnapshotPublisher(SnapshotStore(redis_url, pipeline.name), tables=tables)
+    return runner
+
+
+def test_idle_worker_copies_its_tables_beside_the_stream_before_it_takes_a_snapshot(runner):
+    """The stream may go on at any moment, and must not wait until 64 MiB are copied."""
+
+    async def look_twice():
+        await runner._snapshot_if_due()
+        assert (runner.publisher.published, runner.stall_seconds) == (0, 0)
+        while not runner.publisher.prepared:
+            await asyncio.sleep(0.01)
+        await runner._snapshot_if_due()
+        assert runner.stall_seconds > 0
+
+    asyncio.run(look_twice())
+    assert runner.publisher.flush(10)
+    assert runner.publisher.version == 1
+
+
+def test_last_snapshot_is_taken_at_once(runner):
+    asyncio.run(runner._snapshot_if_due(force=True))
+    assert runner.stall_seconds > 0
+    assert runner.publisher.flush(10)
+    assert runner.publisher.version == 1
