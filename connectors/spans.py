@@ -31,11 +31,23 @@ class Spans:
     def of(cls, values: Sequence[bytes | None]) -> Spans:
         """Of these byte strings, copied."""
         size = np.array([-1 if v is None else len(v) for v in values], np.int64)
-        end = np.cumsum(np.maximum(size, 0))
-        data = padded(int(end[-1]) if len(end) else 0)
+        room = np.maximum(size, 0)
         joined = b"".join([v for v in values if v is not None])
+        data = padded(len(joined))
         data[: len(joined)] = np.frombuffer(joined, np.uint8)
-        return cls(data, end - np.maximum(size, 0), size)
+        return cls(data, np.cumsum(room) - room, size)
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str | None]) -> Spans:
+        """Of these texts in UTF-8."""
+        joined = "".join([t for t in texts if t is not None])
+        if not joined.isascii():
+            return cls.of([None if t is None else t.encode() for t in texts])
+        size = np.array([-1 if t is None else len(t) for t in texts], np.int64)
+        room = np.maximum(size, 0)
+        data = padded(len(joined))
+        data[: len(joined)] = np.frombuffer(joined.encode(), np.uint8)
+        return cls(data, np.cumsum(room) - room, size)
 
     @classmethod
     def none(cls, rows: int) -> Spans:
@@ -51,7 +63,7 @@ class Spans:
         return None if size < 0 else self.data[start : start + size].tobytes()
 
     def __iter__(self) -> Iterator[bytes | None]:
-        raw = memoryview(self.data)
+        raw = self.data.data
         for start, size in zip(self.start.tolist(), self.size.tolist(), strict=True):
             yield None if size < 0 else bytes(raw[start : start + size])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -13,16 +12,15 @@ import polars as pl
 import polars.selectors as cs
 from numpy.typing import NDArray
 
+from ..connectors.spans import Spans
 from .declaration import Pipeline
 from .expressions import column_types, fields_of, plain_column
 from .features import Aggregate, Category, Cross, Numeric
-from .hashing import KEY_SEEDS, U64, combine, hash_texts, hash_words, name_seed
+from .fields import Field, Fields
+from .hashing import KEY_SEEDS, U64, combine, hash_spans, hash_words, name_seed
 from .slices import Role
 
 LARGEST = 1e100  # of what aggregates fold in: sums of squares of such values are finite still
-Fields = dict[str, Sequence[Any]]  # by name: the values of one field, one for each row
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +135,11 @@ class Columns:
     # -- computing
 
     def fields(self, rows: Sequence[Any]) -> Fields:
-        """Decoded rows (Structs of the schema) by field: the values of each, None where missing."""
-        if not rows:
-            return dict.fromkeys(self.types, ())
-        return dict(zip(self.types, zip(*map(msgspec.structs.astuple, rows), strict=True), strict=True))
+        """Decoded rows (Structs of the schema) by field. Raises OverflowError for an int of more than 64 bits."""
+        columns = zip(*map(msgspec.structs.astuple, rows), strict=True) if rows else ((),) * len(self.types)
+        return {
+            name: Field.of(dtype, values) for (name, dtype), values in zip(self.types.items(), columns, strict=True)
+        }
 
     def compute(self, fields: Fields, rows: int) -> tuple[dict[str, Any], dict[int, str]]:
         """The computed columns of Batch, by name; and the rows on which an expression raised, with what it said."""
@@ -170,7 +169,7 @@ class Columns:
     def _select(self, fields: Fields, rows: int) -> tuple[list[pl.Series], dict[int, str]]:
         if not self._outputs:
             return [], {}
-        frame = pl.DataFrame([_series(name, fields[name], dtype) for name, dtype in self._read.items()])
+        frame = pl.DataFrame([fields[name].series(name) for name in self._read])
         try:
             return frame.select(self._outputs).get_columns(), {}
         except pl.exceptions.PolarsError:
@@ -197,20 +196,20 @@ class Columns:
                 y = got.floats(self._label_source).astype(np.float32)
         known = np.isfinite(y)
         for name in self._label_fields:
-            if self.types[name] == pl.String:
-                known &= np.array([v is not None for v in got.fields[name]], np.bool_)
-            elif not isinstance(self.types[name], pl.Datetime):
-                known &= ~np.isnan(np.array(got.fields[name], np.float64))
+            known &= got.fields[name].known
+            if self.types[name] == pl.Float64:
+                known &= ~np.isnan(got.fields[name].values)
         return np.where(known, y, np.float32(np.nan))
 
     def why_no_label(self, fields: Fields, i: int) -> str:
         """Why row i has no label."""
-        row = {name: values[i] for name, values in fields.items()}
-        missing = [n for n in self._label_fields if row[n] is None or row[n] != row[n]]
+        row = {name: fields[name][i] for name in self._label_fields}
+        missing = [n for n, value in row.items() if value is None or value != value]
         if missing:
             return f"no label: {', '.join(f'`{n}`' for n in missing)} is null or NaN"
         assert self._label is not None
-        frame = pl.DataFrame([_series(n, (row[n],), self.types[n]) for n in self._label_fields])
+        one = np.array([i])
+        frame = pl.DataFrame([fields[name].take(one).series(name) for name in self._label_fields])
         value = frame.select(self._label).item()
         if isinstance(value, str):
             return f"no label: {value!r} is not one of classes={list(self._classes)}"
@@ -236,46 +235,32 @@ class _Values:
 
     def __init__(self, fields: Fields, outputs: list[pl.Series]) -> None:
         self.fields, self.outputs = fields, outputs
-        self._texts: dict[int, Sequence[str | None]] = {}
+        self._texts: dict[int, Spans] = {}
 
     def floats(self, source: _Source) -> NDArray[np.float64]:
         """float64 (B,), NaN where missing."""
         if source.field:
-            return np.array(self.fields[source.field], np.float64)  # None becomes NaN, True 1
+            return self.fields[source.field].floats()
         return self.outputs[source.output].to_numpy()
 
-    def texts(self, source: _Source) -> Sequence[str | None]:
+    def texts(self, source: _Source) -> list[str | None]:
         """The values of a source of text."""
+        return [None if text is None else text.decode() for text in self._spans(source)]
+
+    def _spans(self, source: _Source) -> Spans:
         if source.field:
-            return self.fields[source.field]
+            return self.fields[source.field].texts
         if source.output not in self._texts:
-            self._texts[source.output] = self.outputs[source.output].to_list()
+            self._texts[source.output] = Spans.of_texts(self.outputs[source.output].to_list())
         return self._texts[source.output]
 
     def hash(self, source: _Source, seeds: Sequence[int], out: U64, column: int) -> None:
         """Hash the values under each seed into the columns of out from `column` on; 0 where missing."""
         if source.dtype == pl.String:
-            hash_texts(self.texts(source), seeds, out, column)
+            hash_spans(self._spans(source), seeds, out, column)
         elif source.field:
-            values = self.fields[source.field]
-            known = np.ones(len(values), np.bool_)
-            if None in values:
-                known = np.array([v is not None for v in values], np.bool_)
-                values = [0 if v is None else v for v in values]
-            hash_words(np.array(values, np.int64), known, seeds, out, column)
+            of = self.fields[source.field]
+            hash_words(np.where(of.known, of.values, 0).astype(np.int64), of.known, seeds, out, column)
         else:
             words, known = self.outputs[source.output].to_numpy(), self.outputs[source.known].to_numpy()
             hash_words(words, known, seeds, out, column)
-
-
-def _series(name: str, values: Sequence[Any], dtype: pl.DataType) -> pl.Series:
-    if isinstance(dtype, pl.Datetime):
-        return pl.Series(name, [None if v is None else microseconds(v) for v in values], pl.Int64).cast(dtype)
-    return pl.Series(name, values, dtype)
-
-
-def microseconds(moment: datetime) -> int:
-    """Since the epoch. A datetime without a zone is read as UTC."""
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    delta = aware - EPOCH
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds

@@ -5,7 +5,7 @@ It is the reference: a faster decoder may only take over where it agrees with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from .columns import Columns, Fields, microseconds
+from ..connectors.spans import Spans
+from .columns import Columns
 from .declaration import Events, Labels, Pipeline
+from .fields import Fields
 from .hashing import U64
 from .slices import END_OF_STREAM, DeadLetter, Record, Role, Slice
 
@@ -25,13 +27,16 @@ EARLIEST_TIME = -62_135_596_800_000_000  # the beginning of the year 1
 LATEST_TIME = 253_402_300_799_000_000  # the end of the year 9999
 LEAST_INT, GREATEST_INT = -(2**63), 2**63 - 1
 
+_json = msgspec.json.Encoder().encode
+
 
 @dataclass(slots=True)
 class Batch:
     """One decoded slice: B valid rows in offset order, and the records that were not valid.
 
     offset  int64 (B,)   time  int64 (B,) microseconds since the epoch   clock  int64 (B,) the greatest time so far
-    keys    the key fields' values, for the prediction records; key_hash uint64 (B, 2)
+    keys    the JSON text of each event's key, record_keys the keys of their records: for the prediction records
+    key_hash uint64 (B, 2)
     numeric float32 (B, N) NaN: missing, and where an aggregate is to be filled in   categories uint64 (B, K) 0: missing
     groups  uint64 (B, G) hash of the `by` fields of each group of aggregates, 0: missing
     values  float64 (B, V) what aggregates fold in, NaN: missing     y  float32 (B,) label, NaN: none
@@ -45,8 +50,8 @@ class Batch:
     offset: NDArray[np.int64]
     time: NDArray[np.int64]
     clock: NDArray[np.int64]
-    keys: Sequence[Any]
-    record_keys: Sequence[bytes | None]
+    keys: Spans
+    record_keys: Spans
     key_hash: U64
     numeric: NDArray[np.float32]
     categories: U64
@@ -62,7 +67,8 @@ class Batch:
     def nbytes(self) -> int:
         """Bytes held by the columns, about."""
         columns = (self.offset, self.time, self.clock, self.key_hash, self.numeric, self.categories, self.groups)
-        return sum(c.nbytes for c in columns) + self.values.nbytes + self.y.nbytes + 120 * len(self)
+        texts = self.keys.data.nbytes + self.record_keys.data.nbytes + 32 * len(self)
+        return sum(c.nbytes for c in columns) + self.values.nbytes + self.y.nbytes + texts
 
 
 class Decoder:
@@ -78,7 +84,6 @@ class Decoder:
         self.schema: type[msgspec.Struct] = side.schema
         self._decode: Callable[[Any], Any] = msgspec.json.Decoder(self.schema).decode
         self._columns = Columns(pipeline, role, self.schema)
-        self._is_moment = side.time is not None and isinstance(self._columns.types[side.time], pl.Datetime)
         self._ints = [name for name, dtype in self._columns.types.items() if dtype == pl.Int64]
 
     def decode(self, s: Slice) -> Batch:
@@ -118,11 +123,12 @@ class Decoder:
         self, s: Slice, records: list[Record], rows: list[Any], dead: list[DeadLetter], marks: list[int]
     ) -> Batch:
         """Turn decoded rows (Structs of the schema, one for each record) into a batch."""
+        try:
+            fields = self._columns.fields(rows)
+        except OverflowError:
+            records, rows = self._without_huge_integers(s, records, rows, dead)
+            fields = self._columns.fields(rows)
         refused: dict[int, tuple[str, str]] = {}  # row -> reason, path
-        self._fit_integers(rows, refused)
-        records, rows = self._without(refused, s, records, rows, dead)
-        refused = {}
-        fields = self._columns.fields(rows)
         timestamp = np.fromiter((r.timestamp for r in records), np.int64, len(records)) * 1000
         time = self._times(fields, timestamp, refused) if self.side.time is not None else timestamp
         computed, poison = self._columns.compute(fields, len(rows))
@@ -130,75 +136,65 @@ class Decoder:
         if self.role == "labels":
             for i in np.flatnonzero(np.isnan(computed["y"])).tolist():
                 refused.setdefault(i, (self._columns.why_no_label(fields, i), ""))
-        keys = fields[self.side.key] if self.side.key is not None else [None] * len(rows)
+        keys, record_keys = Spans.none(len(rows)), Spans.none(len(rows))
         if self.role == "events":
-            self._refuse_long_keys(records, keys, refused)
+            record_keys = Spans.of([record.key for record in records])
+            if self.side.key is not None:
+                keys = Spans.of([_json(getattr(row, self.side.key)) for row in rows])
+            else:
+                keys = Spans.of([b"null"] * len(rows))
+            self._refuse_long_keys(record_keys, keys, refused)
+        offset = np.fromiter((r.offset for r in records), np.int64, len(records))
         if refused:
-            keep = np.array([i not in refused for i in range(len(rows))], bool)
-            keys = [key for key, kept in zip(keys, keep, strict=True) if kept]
-            records, rows = self._without(refused, s, records, rows, dead)
-            time, computed = time[keep], {name: column[keep] for name, column in computed.items()}
+            dead += [DeadLetter(self.role, s.partition, records[i], *why) for i, why in refused.items()]
+            keep = np.ones(len(rows), np.bool_)
+            keep[list(refused)] = False
+            keys, record_keys, offset, time = keys.take(keep), record_keys.take(keep), offset[keep], time[keep]
+            computed = {name: column[keep] for name, column in computed.items()}
         dead.sort(key=lambda letter: letter.record.offset)
         return Batch(
             role=self.role,
             partition=s.partition,
             start=s.start,
             next=s.next,
-            offset=np.fromiter((r.offset for r in records), np.int64, len(records)),
+            offset=offset,
             time=time,
             clock=np.maximum.accumulate(time) if len(time) else time,
             keys=keys,
-            record_keys=[r.key for r in records],
+            record_keys=record_keys,
             dead=dead,
             marks=marks,
             **computed,
         )
 
-    def _without(
-        self,
-        refused: dict[int, tuple[str, str]],
-        s: Slice,
-        records: list[Record],
-        rows: list[Any],
-        dead: list[DeadLetter],
+    def _without_huge_integers(
+        self, s: Slice, records: list[Record], rows: list[Any], dead: list[DeadLetter]
     ) -> tuple[list[Record], list[Any]]:
-        """Records and rows that are not refused; those that are become dead letters."""
-        if not refused:
-            return records, rows
-        dead += [DeadLetter(self.role, s.partition, records[i], *why) for i, why in refused.items()]
-        kept = [i for i in range(len(rows)) if i not in refused]
-        return [records[i] for i in kept], [rows[i] for i in kept]
+        """JSON integers have no bound, columns have 64 bits: rows beyond are dead letters."""
+        good: list[int] = []
+        for i, row in enumerate(rows):
+            values = ((name, getattr(row, name)) for name in self._ints)
+            huge = next(((n, v) for n, v in values if v is not None and not LEAST_INT <= v <= GREATEST_INT), None)
+            if huge is None:
+                good.append(i)
+                continue
+            reason = f"expected `int` of 64 bits, got one of {huge[1].bit_length()} bits"
+            dead.append(DeadLetter(self.role, s.partition, records[i], reason, f"$.{huge[0]}"))
+        return [records[i] for i in good], [rows[i] for i in good]
 
-    def _fit_integers(self, rows: list[Any], refused: dict[int, tuple[str, str]]) -> None:
-        """JSON integers have no bound, columns have 64 bits."""
-        for name in self._ints:
-            for i, row in enumerate(rows):
-                value = getattr(row, name)
-                if value is not None and not LEAST_INT <= value <= GREATEST_INT:
-                    refused[i] = f"expected `int` of 64 bits, got one of {value.bit_length()} bits", f"$.{name}"
-
-    def _refuse_long_keys(
-        self, records: list[Record], keys: Sequence[Any], refused: dict[int, tuple[str, str]]
-    ) -> None:
+    def _refuse_long_keys(self, record_keys: Spans, keys: Spans, refused: dict[int, tuple[str, str]]) -> None:
         """A prediction carries its event's key and record key, and has to fit into a record."""
-        if max(map(len, filter(None, [record.key for record in records])), default=0) > KEY_BYTES:
-            for i, record in enumerate(records):
-                if (size := len(record.key or b"")) > KEY_BYTES:
-                    refused[i] = f"the record key has {size:,} bytes, predictions carry at most {KEY_BYTES:,}", ""
-        if keys and isinstance(keys[0], str) and max(map(len, keys)) > KEY_BYTES:
-            for i, key in enumerate(keys):
-                if len(key) > KEY_BYTES:
-                    reason = f"the key has {len(key):,} characters, predictions carry at most {KEY_BYTES:,}"
-                    refused[i] = reason, f"$.{self.side.key}"
+        for spans, what, path in ((record_keys, "record key", ""), (keys, "key", f"$.{self.side.key}")):
+            for i in np.flatnonzero(spans.size > KEY_BYTES).tolist():
+                reason = f"the {what} has {spans.size[i]:,} bytes, predictions carry at most {KEY_BYTES:,}"
+                refused.setdefault(i, (reason, path))
 
     def _times(
         self, fields: Fields, timestamp: NDArray[np.int64], refused: dict[int, tuple[str, str]]
     ) -> NDArray[np.int64]:
         """The event time of each row in microseconds; rows whose time cannot be are refused."""
         name = str(self.side.time)
-        given = np.array(fields[name] if not self._is_moment else [microseconds(v) for v in fields[name]])
-        if not len(given):
-            return timestamp
+        given = fields[name].values
         scale = MICROSECONDS[self.side.unit or "us"]
         with np.errstate(invalid="ignore"):
             about = given.astype(np.float64)

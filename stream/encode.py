@@ -37,8 +37,8 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
     middle = b',"model":%b,"version":%d,"age_seconds":%b,"time":' % (_json(served.model), served.version, age.encode())
     source = f',"source":"{topic}-{batch.partition}-'.encode()
     values = zip(
-        batch.record_keys[lo:hi],
-        map(_json, batch.keys[lo:hi]),
+        batch.record_keys.take(slice(lo, hi)),
+        batch.keys.take(slice(lo, hi)),
         predicted.out[:, 0].tolist(),
         _json((batch.time[lo:hi] / 1e6).tolist())[1:-1].split(
             b","

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..connectors.spans import Spans
 from ..errors import SnapshotError, StreamStopped
 from ..models.base import Array, Rows, Truth, allocate, allocate_touched, find_not_finite
 from ..models.chain import as_chain
@@ -901,8 +902,8 @@ class Engine:
         """Two rows of nothing in particular."""
         time = np.array([now, now + 1])
         return Batch(
-            role=role, partition=0, start=0, next=2, offset=np.arange(2), time=time, clock=time, keys=("", ""),
-            record_keys=(None, None), key_hash=np.array([[1, 1], [2, 2]], np.uint64),
+            role=role, partition=0, start=0, next=2, offset=np.arange(2), time=time, clock=time, keys=Spans.none(2),
+            record_keys=Spans.none(2), key_hash=np.array([[1, 1], [2, 2]], np.uint64),
             numeric=np.zeros((2, self.n), np.float32), categories=np.ones((2, self.k), np.uint64),
             groups=np.ones((2, len(self.groups)), np.uint64), values=np.zeros((2, self._value_columns[role])),
             y=np.zeros(2, np.float32),

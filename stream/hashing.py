@@ -14,6 +14,8 @@ import numpy as np
 from numba import njit, uint64
 from numpy.typing import NDArray
 
+from ..connectors.spans import Spans
+
 U64 = NDArray[np.uint64]
 
 KEY_SEEDS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)  # a key is 128 bits: one hash under each seed
@@ -72,6 +74,17 @@ def _hash_texts(data, ends, valid, seed, out, s):
 
 
 @njit(cache=True, nogil=True)
+def _hash_spans(data, start, size, seed, out, s):
+    """Hash B byte strings at their places in data into column s of out; none stays 0, a hash is never 0."""
+    for i in range(start.shape[0]):
+        if size[i] >= 0:
+            h = _murmur(data, start[i], start[i] + size[i], seed)
+            out[i, s] = h if h != uint64(0) else uint64(1)
+        else:
+            out[i, s] = uint64(0)
+
+
+@njit(cache=True, nogil=True)
 def _hash_words(words, valid, seed, out, c):
     """Hash B values of 64 bits into column c of out; null stays 0, a hash is never 0."""
     start = _mix(uint64(seed))
@@ -120,6 +133,12 @@ def hash_texts(values: Sequence[str | None], seeds: Sequence[int], out: U64, col
     ends = np.cumsum(sizes)
     for s, seed in enumerate(seeds):
         _hash_texts(np.frombuffer(data, np.uint8), ends, known, np.uint64(seed), out, column + s)
+
+
+def hash_spans(texts: Spans, seeds: Sequence[int], out: U64, column: int) -> None:
+    """Hash B texts under each seed into the columns of out from `column` on; 0 where there is none."""
+    for s, seed in enumerate(seeds):
+        _hash_spans(texts.data, texts.start, texts.size, np.uint64(seed), out, column + s)
 
 
 def hash_words(values: NDArray, known: NDArray[np.bool_], seeds: Sequence[int], out: U64, column: int) -> None:

@@ -94,8 +94,8 @@ def without(batch: Batch, reasons: Mapping[int, str]) -> Batch:
         batch,
         time=time,
         clock=np.maximum.accumulate(time) if len(time) else time,
-        keys=[batch.keys[i] for i in rows],
-        record_keys=[batch.record_keys[i] for i in rows],
+        keys=batch.keys.take(~found),
+        record_keys=batch.record_keys.take(~found),
         dead=sorted([*batch.dead, *dead], key=lambda letter: letter.record.offset),
         **{name: getattr(batch, name)[rows] for name in columns},
     )

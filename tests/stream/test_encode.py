@@ -3,17 +3,20 @@
 import json
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
 from headrace import InputError
+from headrace.connectors.spans import Spans
 from headrace.stream.encode import JournalRecord, Served, encode_dead_letter, encode_predictions
 from headrace.stream.slices import DeadLetter, Piece, Record
 
 
 def predicted(keys, out, time, offset=None, record_keys=None):
     batch = SimpleNamespace(
-        partition=3, keys=keys, record_keys=record_keys or [None] * len(keys), time=np.array(time, np.int64),
+        partition=3, keys=Spans.of([msgspec.json.encode(key) for key in keys]),
+        record_keys=Spans.of(record_keys or [None] * len(keys)), time=np.array(time, np.int64),
         offset=np.array(offset if offset is not None else range(len(keys)), np.int64),
     )  # fmt: skip
     return SimpleNamespace(batch=batch, lo=0, hi=len(keys), out=np.array(out, np.float32)[:, None])
