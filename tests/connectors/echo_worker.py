@@ -23,6 +23,7 @@ import faust
 from faust.types import TP
 
 from headrace.connectors.groups import Member
+from headrace.connectors.record_batches import records_of
 from headrace.connectors.records import Partition
 from headrace.connectors.transactions import CycleProducer, Output
 from headrace.connectors.transport import Assigned, Runs, Settings, Transport
@@ -114,7 +115,7 @@ class Echo:
         offsets: dict[Partition, int] = {}
         for run in (event.value for event in events):
             lines = outputs.setdefault((OUTPUT, run.partition), [])
-            for record in run.records:
+            for record in records_of([run.records]):
                 origin = f"{run.topic} {run.partition} {record.offset} {os.getpid()}"
                 lines.append((record.key, origin.encode(), record.headers, None))
             offsets[run.topic, run.partition] = run.next
