@@ -52,7 +52,7 @@ def _snappy(data: memoryview) -> Bytes:
     out, at = np.empty(sum(sizes), np.uint8), 0
     for block, size in zip(blocks, sizes, strict=True):
         if size:
-            cramjam.snappy.decompress_raw_into(block, out[at : at + size])
+            cramjam.snappy.decompress_raw_into(block, out.data[at : at + size])
         at += size
     return out
 

@@ -114,7 +114,7 @@ def crc32c_portable(address, size):
 
 def has_sse42() -> bool:
     """Whether the CPU that Numba compiles for has the instruction; NUMBA_CPU_NAME may name another than this one."""
-    features = config.CPU_FEATURES
+    features: str | None = vars(config)["CPU_FEATURES"]
     if features is None:
         features = binding.get_host_cpu_features().flatten()
     return "+sse4.2" in features.split(",")

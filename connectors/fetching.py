@@ -53,7 +53,7 @@ class KeptBytes:
         return left >= 12 and 12 + int.from_bytes(self.raw[self.at + 8 : self.at + 12], "big", signed=True) <= left
 
     def next_batch(self) -> Any:
-        """aiokafka's object of the next batch."""
+        """aiokafka's object of the next batch; alone, for aiokafka takes the first one's format for that of all."""
         size = 12 + int.from_bytes(self.raw[self.at + 8 : self.at + 12], "big", signed=True)
         batch = MemoryRecords(self.raw[self.at : self.at + size]).next_batch()
         self.at += size
@@ -107,7 +107,6 @@ def _take(source: PartitionRecords, max_records: int) -> tuple[RecordBatches | l
         batches = cut(source, max_records)
         if batches is not None:
             return batches, source._records.at - before + ROW_BYTES * len(batches)
-        source._records = MemoryRecords(source._records.raw[before:])
     records = read(source, max_records)
     return records, sum([len(record[3] or b"") for record in records]) + RECORD_OVERHEAD * len(records)
 

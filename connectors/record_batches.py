@@ -89,7 +89,7 @@ def scan(raw: bytes, at: int, wanted: int, max_records: int) -> Scan:
     At most MOST_BATCHES, and no further one once there are max_records. `wanted` is the first offset asked for: a fetch
     begins with the batch that holds it. Nothing is said of the checksums.
     """
-    room = min(max(len(raw) - at, 0) // HEAD, MOST_BATCHES)
+    room = min((len(raw) - at) // HEAD + 1, MOST_BATCHES)  # one more: what is too small for a batch is looked at, too
     batches = np.empty((room, _WIDTH), np.int64)
     data = np.frombuffer(raw, np.uint8)
     found, end, status = _scan(data.ctypes.data + at, len(raw) - at, wanted, max_records, batches)

@@ -75,7 +75,7 @@ class RecordTable:
         at = int(self.headers[i])
         if at < 0:
             return ()
-        data = memoryview(self.value.data)
+        data = self.value.data.data
 
         def text(at: int) -> tuple[bytes | None, int]:
             size, at = _varint(data, at)
