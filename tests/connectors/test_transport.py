@@ -181,8 +181,9 @@ def test_each_record_is_echoed_once_while_a_second_worker_joins_and_leaves(
     assert len(workers) == 2, "the guest worked, too"
 
 
+@pytest.mark.parametrize(("raw", "came_as"), [("1", "RecordBatches"), ("0", "list")])
 def test_records_of_an_aborted_transaction_are_passed_over_and_the_end_is_found(
-    kafka: str, unique: str, create_topic: Callable[..., str], echo: Echo
+    kafka: str, unique: str, create_topic: Callable[..., str], echo: Echo, raw: str, came_as: str
 ) -> None:
     source, output = create_topic("in", 2), create_topic("out", 2)  # partition 1 stays empty
 
@@ -196,9 +197,10 @@ def test_records_of_an_aborted_transaction_are_passed_over_and_the_end_is_found(
         await producer.stop()
 
     asyncio.run(write())
-    worker = echo(unique, source, output, "slot")
+    worker = echo(unique, source, output, "slot", RAW=raw)
     worker.wait_for("at end 8")  # four records, four markers
     assert wait_for_echoes(kafka, output, 2, 2) == [[0, 4], []]
+    assert {line for line in worker.lines if line.startswith("came as")} == {f"came as {came_as}\n"}
 
 
 def test_at_least_once_echoes_without_transactions(
