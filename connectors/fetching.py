@@ -102,13 +102,27 @@ def take(fetcher: Fetcher, partition: TopicPartition, max_records: int, generati
 
 def _take(source: PartitionRecords, max_records: int) -> tuple[RecordBatches | list[Record], int]:
     """The next records, and their bytes of memory."""
-    if isinstance(source._records, KeptBytes):
-        before = source._records.at
-        batches = cut(source, max_records)
-        if batches is not None:
-            return batches, source._records.at - before + ROW_BYTES * len(batches)
-    records = read(source, max_records)
+    kept = source._records
+    if not isinstance(kept, KeptBytes):
+        return _sized(read(source, max_records))
+    before = kept.at
+    batches = cut(source, max_records)
+    if batches is not None:
+        return batches, kept.at - before + ROW_BYTES * len(batches)
+    try:
+        return _sized(read(source, max_records))
+    except Exception as error:  # SystemError and others: aiokafka trusts the sizes in batches of old formats
+        topic, number = source._tp
+        raise damaged(topic, number, _base(kept.raw, before), f"aiokafka cannot read it: {error!r}") from error
+
+
+def _sized(records: list[Record]) -> tuple[list[Record], int]:
     return records, sum([len(record[3] or b"") for record in records]) + RECORD_OVERHEAD * len(records)
+
+
+def _base(raw: bytes, at: int) -> int:
+    """The offset that the batch at a place begins with."""
+    return int.from_bytes(raw[at : at + 8], "big", signed=True)
 
 
 def _forget(fetcher: Fetcher, partition: TopicPartition) -> None:
@@ -134,8 +148,7 @@ def cut(source: PartitionRecords, max_records: int) -> RecordBatches | None:
     if not len(batches) and is_old:
         return None
     if not len(batches) and damage:
-        base = int.from_bytes(kept.raw[at : at + 8], "big", signed=True)
-        raise damaged(topic, number, base, damage)
+        raise damaged(topic, number, _base(kept.raw, at), damage)
     left_out = batches[:, ATTRIBUTES] & CONTROL != 0
     check(topic, number, kept.raw, batches[left_out])  # those of all others are checked by `unpack`
     if source._isolation_level == READ_COMMITTED and (source._aborted_transactions or source._aborted_producers):

@@ -18,9 +18,9 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
+from ..connectors import record_batches
 from ..connectors.groups import Member
 from ..connectors.reading import read_range
-from ..connectors.record_batches import records_of
 from ..connectors.records import Fetched, Record
 from ..connectors.records import Partition as TopicPartition
 from ..connectors.store import SnapshotStore
@@ -306,6 +306,7 @@ class Runner:
     def _build(self) -> Standing:
         engine = Engine(self.pipeline)
         began = time.perf_counter()
+        record_batches.warm_up()
         engine.warm_up()
         publisher.warm_up()
         if (seconds := time.perf_counter() - began) > 2:
@@ -598,7 +599,9 @@ class Runner:
         while runs and count < SLICE_RECORDS:
             taken.append(runs.popleft())
             count += len(taken[-1].records)
-        return Slice(*partition, taken[0].start, taken[-1].next, records_of([run.records for run in taken]))
+        return Slice(
+            *partition, taken[0].start, taken[-1].next, record_batches.records_of([run.records for run in taken])
+        )
 
     def _note_figures(self, engine: Engine) -> None:
         """In the compute thread: what log and metrics show, for they must not look at an engine at work."""

@@ -8,6 +8,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED, READ_UNCOMMITTED, PartitionRecords
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from record_bytes import FEW, batch_of, put
 
 from headrace.connectors.fetching import KeptBytes, _take, cut, keep_bytes, take
@@ -226,6 +228,14 @@ def test_old_formats_are_read_by_aiokafka(magic: int) -> None:
     assert kept.next_fetch_offset == 91
 
 
+@pytest.mark.parametrize("magic", [0, 1, 3])
+def test_a_batch_that_says_another_format_is_damaged(magic: int) -> None:
+    raw = bytearray(batch_of(FEW))
+    raw[16] = magic
+    with pytest.raises(DamagedRecords, match=r"t\[3\]: the record batch at offset 7 is damaged: "):
+        _take(source(bytes(raw)), 100)
+
+
 def test_damage_is_told_when_what_comes_before_it_is_taken() -> None:
     raw = batch_of(FEW[:2]) + put(batch_of(FEW[2:]), 57, -5, 4)
     kept = source(raw, first=7)
@@ -259,6 +269,53 @@ def test_what_is_left_out_is_checked_before(isolation: int) -> None:
         given = cut(source(broken(aborted) + marker, aborted=((5, 0),), isolation=isolation), 100)
         assert isolation == READ_UNCOMMITTED, "then it is one of those to be read"
         unpack([given])
+
+
+BATCHES = st.lists(
+    st.tuples(
+        st.sampled_from(["plain", "transactional", "abort", "commit"]),
+        st.integers(4, 6),  # producer
+        st.integers(1, 5),  # records
+        st.integers(0, 3),  # offsets to the batch before
+    ),
+    max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    BATCHES,
+    st.lists(st.tuples(st.integers(4, 6), st.integers(0, 40)), max_size=4),
+    st.integers(0, 30),
+    st.integers(1, 20),
+    st.sampled_from([READ_COMMITTED, READ_UNCOMMITTED]),
+)
+def test_the_book_of_aborted_transactions_is_that_of_aiokafka(
+    batches: list[tuple], aborted: list[tuple[int, int]], first: int, most: int, isolation: int
+) -> None:
+    """Whatever comes, sensible or not, from an offset in the first batch on."""
+    raw, offset = b"", 0
+    for kind, producer, count, hole in batches:
+        offset += hole
+        if kind in ("abort", "commit"):
+            records = [Record(offset, 0, b"\0\0\0" + bytes([kind == "commit"]), bytes(6))]
+            attributes = TRANSACTIONAL | CONTROL
+        else:
+            records = [Record(offset + row, 0, None, b"%d" % producer) for row in range(count)]
+            attributes = TRANSACTIONAL if kind == "transactional" else 0
+        if not raw:
+            first = min(first, records[-1].offset)
+        raw += producer_of(batch_of(records), producer, attributes)
+        offset += len(records)
+    theirs = source(raw, kept=False, aborted=aborted, first=first, isolation=isolation)
+    expected = [Record(r.offset, r.timestamp, r.key, r.value, r.headers) for r in theirs]
+    ours, runs = source(raw, aborted=aborted, first=first, isolation=isolation), []
+    while ours._records.has_next():
+        start = ours.next_fetch_offset
+        runs.append(cut(ours, most))
+        assert all(start <= record.offset < ours.next_fetch_offset for record in records_of(runs[-1:]))
+    assert unpack(runs).records() == expected
+    assert ours.next_fetch_offset == max(first, theirs.next_fetch_offset)
 
 
 def test_bytes_that_are_no_batch_are_not_taken() -> None:

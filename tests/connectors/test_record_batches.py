@@ -28,8 +28,8 @@ CODECS = {"plain": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 
 def run_of(raw: bytes, wanted: int = 0) -> RecordBatches:
     found = scan(raw, 0, wanted, 1 << 30)
-    if found.damage:
-        raise DamagedRecords(found.damage)
+    if found.damage or found.is_old:
+        raise DamagedRecords(found.damage or "it is of an old format")
     return RecordBatches("t", 3, raw, found.batches)
 
 
@@ -192,9 +192,12 @@ def reads_as_aiokafka_or_says_why(raw: bytes) -> None:
         return
     try:
         theirs = reference(raw)
-    except Exception:  # aiokafka is stricter with texts
-        return
-    assert ours == [record for record in theirs if record.offset >= 0]
+    except Exception as damage:
+        # a header's name that is no text is no damage to us; the attributes of a record are no varint, as aiokafka has it
+        if not any(said in str(damage) for said in ("utf-8", "number of record headers")):
+            raise
+    else:
+        assert ours == theirs
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
@@ -297,6 +300,10 @@ def test_batches_out_of_order_are_an_error() -> None:
     found = scan(first + second, 0, 0, 100)
     assert len(found.batches) == 1
     assert "lies before the end of the batch before it" in (found.damage or "")
-    backwards = [FEW[0], FEW[2]._replace(offset=7)]
-    with pytest.raises(DamagedRecords):
-        read(batch_of(backwards))
+
+
+@pytest.mark.parametrize("offsets", [(7, 9, 8, 12), (7, 9, 9, 12), (7, 8, 9, 13)])
+def test_records_out_of_order_are_an_error(offsets: tuple[int, ...]) -> None:
+    raw = put(batch_of([Record(offset, 0, None, None) for offset in offsets]), 23, 5, 4)
+    with pytest.raises(DamagedRecords, match="its records do not lie in it"):
+        read(raw)
