@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 PADDING = 64  # zero bytes behind the last one that is used
@@ -134,6 +135,18 @@ def prefetch(typingctx, address):
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
+
+
+@intrinsic
+def copy(typingctx, target, source, size):
+    """Copy `size` bytes from one address to another; the two must not overlap."""
+
+    def generate(context, builder, signature, args):
+        to, origin = (builder.inttoptr(address, _I8.as_pointer()) for address in args[:2])
+        cgutils.raw_memcpy(builder, to, origin, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
 
 
 def padded(size: int) -> np.ndarray:

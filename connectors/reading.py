@@ -20,6 +20,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from ..errors import InputError, Unreachable
 from .fetching import leave, take
+from .record_batches import records_of
 from .records import Fetched, Partition, Record
 
 Answer = TypeVar("Answer")
@@ -87,7 +88,7 @@ class RangeReader:
             self._ahead[tp] = self._submit(self._fetch(tp))
             if run.next < until and run.at_end and not is_old:
                 raise InputError(f"{topic}[{partition}] ends at offset {run.end:,}, expected records up to {until:,}")
-            buffer.extend(run.records)
+            buffer.extend(records_of([run.records]))
             self._next[tp], is_old = run.next, False
 
     def _submit(self, work: Coroutine[Any, Any, Answer]) -> concurrent.futures.Future[Answer]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .record_batches import RecordBatches
 
 Headers = tuple[tuple[str, bytes | None], ...]
 Partition = tuple[str, int]  # topic, number; equal to the TopicPartition of aiokafka and the TP of Faust
@@ -23,13 +26,14 @@ class Fetched(NamedTuple):
 
     Offsets may have holes (compaction, transaction markers, aborted transactions), and `records` may be empty: then
     only the position moved. Runs of one partition join: the start of one is the next of the one before.
+    `record_batches.unpack` makes a table of one or more.
     """
 
     topic: str
     partition: int
     start: int
     next: int
-    records: list[Record]
+    records: RecordBatches | list[Record]  # as they were fetched; their length is an upper bound of their number
     end: int  # nothing at or after it could be read when this was fetched: the last stable offset
     generation: int  # of the consumer group; -1 outside a group
     size: int  # bytes of memory, roughly

@@ -24,8 +24,9 @@ from faust.types import TP, ConsumerMessage
 from mode.utils.futures import notify
 
 from ..errors import Refused, StreamStopped, Unreachable
-from .fetching import leave, take
+from .fetching import keep_bytes, leave, take
 from .groups import Committed, Member, Rebalanced, stable_offsets
+from .record_batches import records_of
 from .records import Fetched, Partition
 
 # Between two takes: each run has its cost, and so a steady stream of small fetches comes in fewer, larger ones. What
@@ -75,6 +76,7 @@ class Settings:
     max_wait_ms: int = 50  # a fetch waits so long for a first record; a broker answers one fetch at a time
     max_bytes_in_hand: int = 32 << 20  # fetched and not yet acked; shared out evenly to the partitions
     max_run_records: int = 20_000
+    raw: bool = True  # record batches are handed on as they were fetched; else aiokafka reads them into Records
 
 
 class Runs(faust.Schema):
@@ -108,6 +110,8 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
             return
         self._listens_since = time.time()
         consumer = self._ensure_consumer()
+        if self.consumer.settings.raw:
+            keep_bytes(consumer._fetcher)
         coordinator, hand_over = consumer._coordinator, consumer._coordinator._push_error_to_user
 
         def push(error: Exception) -> Any:
@@ -378,7 +382,7 @@ class Consumer(stock.Consumer):
             self._in_hand[tp] += run.size
             await self._hand_over(self._message(tp, run.next - 1, run, run.generation))
             return
-        for record in run.records:
+        for record in records_of([run.records]):
             self._delivered[tp].append(record.offset)
             message = self._message(tp, record.offset, record.value, run.generation)
             message.key, message.headers, message.timestamp = record.key, list(record.headers), record.timestamp / 1000

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
+from ..connectors import record_batches
 from ..connectors.groups import Member
 from ..connectors.reading import read_range
 from ..connectors.records import Fetched, Record
@@ -305,6 +306,7 @@ class Runner:
     def _build(self) -> Standing:
         engine = Engine(self.pipeline)
         began = time.perf_counter()
+        record_batches.warm_up()
         engine.warm_up()
         publisher.warm_up()
         if (seconds := time.perf_counter() - began) > 2:
@@ -592,15 +594,14 @@ class Runner:
     def _take(self, partition: Partition) -> Slice:
         """What was fetched of a partition, one run or some up to SLICE_RECORDS, as one slice: each has its price."""
         runs = self._runs[partition]
-        first = runs.popleft()
-        records, end = first.records, first.next
-        if runs and len(records) < SLICE_RECORDS:
-            records = list(records)
-            while runs and len(records) < SLICE_RECORDS:
-                run = runs.popleft()
-                records += run.records
-                end = run.next
-        return Slice(*partition, first.start, end, records)
+        taken = [runs.popleft()]
+        count = len(taken[0].records)
+        while runs and count < SLICE_RECORDS:
+            taken.append(runs.popleft())
+            count += len(taken[-1].records)
+        return Slice(
+            *partition, taken[0].start, taken[-1].next, record_batches.records_of([run.records for run in taken])
+        )
 
     def _note_figures(self, engine: Engine) -> None:
         """In the compute thread: what log and metrics show, for they must not look at an engine at work."""

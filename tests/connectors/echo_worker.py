@@ -11,6 +11,7 @@ SESSION   seconds until the group does without a silent member
 PATIENCE  seconds until a request to the broker is given up
 SEEK      seconds to wait before the start offsets are asked for
 HOLD      seconds to wait before the first commit
+RAW       0: aiokafka reads the record batches
 """
 
 import asyncio
@@ -23,6 +24,7 @@ import faust
 from faust.types import TP
 
 from headrace.connectors.groups import Member
+from headrace.connectors.record_batches import records_of
 from headrace.connectors.records import Partition
 from headrace.connectors.transactions import CycleProducer, Output
 from headrace.connectors.transport import Assigned, Runs, Settings, Transport
@@ -114,11 +116,12 @@ class Echo:
         offsets: dict[Partition, int] = {}
         for run in (event.value for event in events):
             lines = outputs.setdefault((OUTPUT, run.partition), [])
-            for record in run.records:
+            for record in records_of([run.records]):
                 origin = f"{run.topic} {run.partition} {record.offset} {os.getpid()}"
                 lines.append((record.key, origin.encode(), record.headers, None))
             offsets[run.topic, run.partition] = run.next
         if events:
+            say("came as", *{type(event.value.records).__name__ for event in events})
             for partition in range(len(self.positions)):
                 say("cycle of", partition, *[e.value.size for e in events if e.value.partition == partition])
             await self.producer.commit_cycle(outputs, offsets, GROUP, self.member, str(SLOT))
@@ -143,7 +146,12 @@ class App(faust.App):
         limit = int(os.environ.get("BYTES", 32 << 20))
         lost = os.environ.get("LOST", "stop")
         settings = Settings(
-            frozenset([INPUT]), {INPUT: "earliest"}, lost=lost, max_bytes_in_hand=limit, max_run_records=200
+            frozenset([INPUT]),
+            {INPUT: "earliest"},
+            lost=lost,
+            max_bytes_in_hand=limit,
+            max_run_records=200,
+            raw=os.environ.get("RAW") != "0",
         )
         return Transport(self.conf.broker_consumer, self, echo, settings)
 

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import inspect
 import weakref
+from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,13 +22,16 @@ from aiokafka.consumer.subscription_state import Assignment, SubscriptionState, 
 from aiokafka.producer.message_accumulator import BatchBuilder, MessageBatch
 from aiokafka.producer.sender import BaseHandler, Sender, TxnOffsetCommitHandler
 from aiokafka.producer.transaction_manager import TransactionManager, TransactionState
+from aiokafka.protocol.types import Bytes
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from faust.transport.consumer import Consumer, ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as stock
 from faust.types import TP, ConsumerMessage
+from record_bytes import batch_of
 
 from headrace.connectors.fetching import take
+from headrace.connectors.records import Record
 
 AT = TopicPartition("t", 0)
 
@@ -144,6 +148,33 @@ def test_the_fetcher_keeps_what_it_fetched_by_partition() -> None:
     assert "self._notify(waiter)" in source(Fetcher._fetch_requests_routine), "new data wakes the waiters"
     assert "tp_state.lso = lso" in source(Fetcher._proc_fetch_request)
     assert "tp_state.timestamp = now_ms" in source(Fetcher._proc_fetch_request)
+
+
+def test_a_fetcher_can_be_given_another_name_for_what_it_fetched() -> None:
+    """What `keep_bytes` does: a copy of one method, in which MemoryRecords means another class."""
+    method = Fetcher._proc_fetch_request
+    assert parameters(method) == ["self", "assignment", "node_id", "request"]
+    assert method.__closure__ is None
+    assert method.__globals__["MemoryRecords"] is MemoryRecords
+    text = source(method)
+    for part in ("records = MemoryRecords(part_data[-1])", "records.has_next()", "records.size_in_bytes() > 0"):
+        assert text.count(part) == 1
+    assert text.count("records.") == 2, "nothing else is asked of it"
+    assert text.count("            records,\n") == 1, "and it is handed on to PartitionRecords alone"
+    assert "self._proc_fetch_request(assignment, node_id, request)" in source(Fetcher._fetch_requests_routine)
+    text = source(PartitionRecords._unpack_records)
+    assert text.count("records.has_next()") == text.count("records.next_batch()") == 1
+    assert text.count("records.") == 2
+    assert Bytes.decode(BytesIO((3).to_bytes(4, "big") + b"abc")) == b"abc", "bytes, which are not copied again"
+
+
+def test_aborted_transactions_are_in_the_book_of_the_records() -> None:
+    records = PartitionRecords(AT, MemoryRecords(b""), [(7, 2), (6, 0)], 0, None, None, True, 1)
+    assert records._aborted_transactions == [(6, 0), (7, 2)]
+    assert records._aborted_producers == set()
+    for type, aborts in ((0, True), (1, False)):
+        marker = batch_of([Record(0, 0, bytes(3) + bytes([type]), bytes(6))])
+        assert records._contains_abort_marker(MemoryRecords(marker).next_batch()) == aborts
 
 
 def test_a_partition_has_a_last_stable_offset_and_a_position() -> None:

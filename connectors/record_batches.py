@@ -1,0 +1,330 @@
+"""Kafka's record batches (format 2, since 0.11) taken apart without an object per record.
+
+`scan` finds the batches in what was fetched, cheaply, in the thread that fetches; `unpack` makes a table of their
+records, in the thread that computes. A batch, all numbers big-endian:
+
+    int64 base offset, int32 size of the rest, int32 leader epoch, int8 format, uint32 CRC-32C of all that follows,
+    int16 attributes, int32 last offset - base offset, int64 first timestamp, int64 last timestamp, int64 producer,
+    int16 epoch, int32 sequence, int32 number of records; then the records, which may be compressed, as one
+
+A record, all numbers as varints:
+
+    size of the rest, attributes (a byte), timestamp - first timestamp, offset - base offset, size of key (-1: none),
+    key, size of value, value, number of headers, and of each header: size of name, name, size of value, value
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit, uint64
+from numpy.typing import NDArray
+
+from ..errors import Refused
+from .compression import decompress
+from .crc import crc32c
+from .memory import copy, load8, load16, load32, load64, padded, swap16, swap32, swap64
+from .record_table import RecordTable
+from .records import Record
+from .spans import Spans
+
+I64 = NDArray[np.int64]
+
+MOST_BATCHES = 4096  # of one scan
+HEAD = 61  # bytes of a batch before its records
+_LARGEST_OFFSET = 1 << 62  # so that no sum runs over
+_SMALLEST = 7  # bytes of a record: without key, value and headers
+
+# attributes of a batch
+CODEC, LOG_APPEND_TIME, TRANSACTIONAL, CONTROL = 7, 8, 16, 32
+
+# columns of a table of batches
+START, END = 0, 1  # of its records, in what was fetched
+BASE, LAST = 2, 3  # its first and its last offset
+ATTRIBUTES, COUNT, PRODUCER = 4, 5, 6
+FIRST_TIME, LAST_TIME = 7, 8
+WANTED = 9  # records below this offset are passed over
+_WIDTH = 10
+
+# columns of a table of records
+_OFFSET, _TIME, _KEY, _KEY_SIZE, _VALUE, _VALUE_SIZE, _HEADERS = range(7)
+
+
+class DamagedRecords(Refused):
+    """What the broker sent cannot be what was written; a restart fetches it anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatches:
+    """Fetched records of one partition that nobody has taken apart yet; its length is a bound of their number.
+
+    raw      what was fetched; there may be more in it than the batches that are read
+    batches  int64 (J, 10)  those to be read, a row each: not those of markers and of aborted transactions
+    """
+
+    topic: str
+    partition: int
+    raw: bytes
+    batches: I64
+
+    def __len__(self) -> int:
+        return int(self.batches[:, COUNT].sum())
+
+
+class Scan(NamedTuple):
+    """What `scan` found."""
+
+    batches: I64  # (J, 10), in order
+    at: int  # the place behind the last of them
+    is_old: bool  # there begins a batch of a format before 2
+    damage: str | None  # or one that is damaged, in this way
+
+
+def scan(raw: bytes, at: int, wanted: int, max_records: int) -> Scan:
+    """Find the whole batches in what was fetched, from a place on.
+
+    At most MOST_BATCHES, and no further one once there are max_records. `wanted` is the first offset asked for: a fetch
+    begins with the batch that holds it. Nothing is said of the checksums.
+    """
+    room = min((len(raw) - at) // HEAD + 1, MOST_BATCHES)  # one more: what is too small for a batch is looked at, too
+    batches = np.empty((room, _WIDTH), np.int64)
+    data = np.frombuffer(raw, np.uint8)
+    found, end, status = _scan(data.ctypes.data + at, len(raw) - at, wanted, max_records, batches)
+    batches = batches[:found].copy()
+    batches[:, START:BASE] += at
+    return Scan(batches, at + end, status == _OLD, None if status in (_FINE, _OLD) else _DAMAGES[status])
+
+
+def check(topic: str, partition: int, raw: bytes, batches: I64) -> None:
+    """Raise DamagedRecords for the first of the batches whose checksum is wrong."""
+    wrong = _first_wrong(np.frombuffer(raw, np.uint8).ctypes.data, batches)
+    if wrong >= 0:
+        raise damaged(topic, partition, int(batches[wrong, BASE]), "its checksum is wrong")
+
+
+def damaged(topic: str, partition: int, base: int, why: str) -> DamagedRecords:
+    """The error for the batch that begins at offset `base`."""
+    return DamagedRecords(
+        f"{topic}[{partition}]: the record batch at offset {base:,} is damaged: {why}. If it is again after a restart, "
+        "it lies so on the broker: set the offset of the group past it"
+    )
+
+
+def records_of(runs: Sequence[RecordBatches | list[Record]]) -> list[Record]:
+    """The records of several runs of one partition as objects; raises as `unpack` does."""
+    return [record for run in runs for record in (unpack([run]).records() if isinstance(run, RecordBatches) else run)]
+
+
+def unpack(runs: Sequence[RecordBatches | list[Record]]) -> RecordTable:
+    """The records of several runs of one partition, in order, as one table.
+
+    Thread-safe, and does almost all without the GIL. Raises DamagedRecords, and then nothing was read.
+    """
+    raw = [run for run in runs if isinstance(run, RecordBatches)]
+    return _unpack(raw) if len(raw) == len(runs) else RecordTable.of(records_of(runs))
+
+
+def _unpack(runs: Sequence[RecordBatches]) -> RecordTable:
+    batches = np.concatenate([np.empty((0, _WIDTH), np.int64), *[run.batches for run in runs]])
+    sizes = batches[:, END] - batches[:, START]
+    plain: dict[int, NDArray[np.uint8]] = {}  # what was compressed
+    row = 0
+    for run in runs:
+        check(run.topic, run.partition, run.raw, run.batches)
+        for i in np.flatnonzero(run.batches[:, ATTRIBUTES] & CODEC).tolist():
+            plain[row + i] = _decompress(run, i)
+            sizes[row + i] = len(plain[row + i])
+        row += len(run.batches)
+    too_many = np.flatnonzero(batches[:, COUNT] > sizes // _SMALLEST)
+    if len(too_many):
+        count, size = batches[too_many[0], COUNT], sizes[too_many[0]]
+        raise _damaged(runs, batches, too_many[0], f"{count:,} records cannot lie in {size:,} bytes")
+    starts = np.cumsum(sizes) - sizes
+    data = padded(int(sizes.sum()))
+    row = 0
+    for run in runs:
+        end = row + len(run.batches)
+        _copy(np.frombuffer(run.raw, np.uint8).ctypes.data, run.batches, data.ctypes.data, starts[row:end])
+        row = end
+    for i, records in plain.items():
+        data[starts[i] : starts[i] + len(records)] = records
+    columns = np.empty((7, int(batches[:, COUNT].sum())), np.int64)
+    found, wrong = _walk(data.ctypes.data, starts, sizes, batches, columns)
+    if wrong >= 0:
+        raise _damaged(runs, batches, wrong, "its records do not lie in it as its sizes and counts say")
+    offset, timestamp, key, key_size, value, value_size, headers = columns[:, :found]
+    return RecordTable(offset, timestamp, Spans(data, key, key_size), Spans(data, value, value_size), headers)
+
+
+def _decompress(run: RecordBatches, i: int) -> NDArray[np.uint8]:
+    start, end, base, attributes = run.batches[i, [START, END, BASE, ATTRIBUTES]].tolist()
+    try:
+        return decompress(attributes & CODEC, memoryview(run.raw)[start:end])
+    except ValueError as error:
+        raise damaged(run.topic, run.partition, base, f"it cannot be decompressed: {error}") from None
+
+
+def _damaged(runs: Sequence[RecordBatches], batches: I64, row: int, why: str) -> DamagedRecords:
+    return damaged(runs[0].topic, runs[0].partition, int(batches[row, BASE]), why)
+
+
+_FINE, _OLD, _NEW, _SIZE, _COUNT, _ORDER = range(6)
+_DAMAGES = {
+    _NEW: "its format is none that is known",
+    _SIZE: "its size is impossible",
+    _COUNT: "its number of records is impossible",
+    _ORDER: "its offset is impossible, or lies before the end of the batch before it",
+}
+
+
+@njit(cache=True, nogil=True)
+def _scan(address, size, wanted, max_records, batches):
+    """Fill in a row for each whole batch; (rows, bytes passed, why it ended)."""
+    at, end, rows, records, following = address, address + size, 0, 0, np.int64(0)
+    while rows < batches.shape[0] and records < max_records and at + 12 <= end:
+        rest = swap32(load32(at + 8))
+        if at + 12 + rest > end:
+            break  # cut off: a fetch ends anywhere
+        if rest < 5:
+            return rows, at - address, _SIZE
+        form = load8(at + 16)
+        if form != 2:
+            return rows, at - address, _OLD if form < 2 else _NEW
+        if rest < HEAD - 12:
+            return rows, at - address, _SIZE
+        base, last, count = swap64(np.int64(load64(at))), swap32(load32(at + 23)), swap32(load32(at + 57))
+        if last < 0 or count < 0 or count > last + 1:
+            return rows, at - address, _COUNT
+        if base < following or base > _LARGEST_OFFSET:
+            return rows, at - address, _ORDER
+        row = batches[rows]
+        row[START], row[END] = at + HEAD - address, at + 12 + rest - address
+        row[BASE], row[LAST] = base, base + last
+        row[ATTRIBUTES], row[COUNT] = swap16(load16(at + 21)), count
+        row[PRODUCER] = swap64(np.int64(load64(at + 43)))
+        row[FIRST_TIME], row[LAST_TIME] = swap64(np.int64(load64(at + 27))), swap64(np.int64(load64(at + 35)))
+        row[WANTED] = wanted
+        following = base + last + 1
+        records += count
+        rows += 1
+        at += 12 + rest
+    return rows, at - address, _FINE
+
+
+@njit(cache=True, nogil=True)
+def _first_wrong(address, batches):
+    """The first batch whose checksum is wrong; -1: none."""
+    for j in range(batches.shape[0]):
+        sealed = address + batches[j, START] - HEAD + 21
+        said = swap32(load32(sealed - 4)) & 0xFFFFFFFF
+        if crc32c(sealed, address + batches[j, END] - sealed) != said:
+            return j
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def _copy(address, batches, out, starts):
+    """Copy the records of the batches that are not compressed to where they begin in a buffer."""
+    for j in range(batches.shape[0]):
+        if not batches[j, ATTRIBUTES] & CODEC:
+            copy(out + starts[j], address + batches[j, START], batches[j, END] - batches[j, START])
+
+
+@njit(cache=True, nogil=True)
+def _varint(at):
+    """The number at an address, and the address behind it: 10 bytes further at most."""
+    byte = load8(at)
+    at += 1
+    if byte < 128:
+        return (byte >> 1) ^ -(byte & 1), at
+    value, shift = uint64(byte & 127), 7
+    while byte > 127 and shift < 70:
+        byte = load8(at)
+        at += 1
+        value |= uint64(byte & 127) << uint64(shift)
+        shift += 7
+    return np.int64(value >> uint64(1)) ^ -np.int64(value & uint64(1)), at
+
+
+@njit(cache=True, nogil=True)
+def _are_headers(at, stop, count):
+    """Whether so many headers fill the bytes from an address up to another."""
+    for _ in range(count):
+        size, at = _varint(at)
+        if size < 0 or size > stop - at:
+            return False
+        size, at = _varint(at + size)
+        if size > stop - at:
+            return False
+        at += max(size, 0)
+        if at > stop:
+            return False
+    return count >= 0 and at == stop
+
+
+@njit(cache=True, nogil=True)
+def _walk(address, starts, sizes, batches, columns):
+    """Fill in a column for each record that is wanted; (records, the first damaged batch or -1).
+
+    Sizes are compared with the bytes that are left before they are used; varints alone are read before that, five of
+    them and a byte: they may reach 51 bytes behind the buffer, into its padding.
+    """
+    i = 0
+    for j in range(batches.shape[0]):
+        at, base, first_time = address + starts[j], batches[j, BASE], batches[j, FIRST_TIME]
+        end, span, before = at + sizes[j], batches[j, LAST] - base, np.int64(-1)
+        skip = batches[j, WANTED] - base  # records before this one
+        if batches[j, ATTRIBUTES] & LOG_APPEND_TIME:
+            scale, first_time = 0, batches[j, LAST_TIME]
+        else:
+            scale = 1
+        for _ in range(batches[j, COUNT]):
+            size, at = _varint(at)
+            if size < _SMALLEST - 1 or size > end - at:
+                return i, j
+            stop = at + size
+            time, place = _varint(at + 1)
+            number, place = _varint(place)
+            key_size, place = _varint(place)
+            key = place
+            if key_size > 0:
+                if key_size > stop - place:
+                    return i, j
+                place += key_size
+            value_size, place = _varint(place)
+            value = place
+            if value_size > 0:
+                if value_size > stop - place:
+                    return i, j
+                place += value_size
+            headers = place
+            count, place = _varint(place)
+            if count == 0:
+                headers = address - 1
+                if place != stop:
+                    return i, j
+            elif not _are_headers(place, stop, count):
+                return i, j
+            if number <= before or number > span:
+                return i, j
+            before = number
+            if number >= skip:
+                columns[_OFFSET, i], columns[_TIME, i] = base + number, first_time + scale * time
+                columns[_KEY, i], columns[_KEY_SIZE, i] = key - address, max(key_size, -1)
+                columns[_VALUE, i], columns[_VALUE_SIZE, i] = value - address, max(value_size, -1)
+                columns[_HEADERS, i] = headers - address
+                i += 1
+            at = stop
+        if at != end:
+            return i, j
+    return i, -1
+
+
+def warm_up() -> None:
+    """Compile the kernels."""
+    batches = np.empty((0, _WIDTH), np.int64)
+    _unpack([RecordBatches("", 0, b"", batches)])
+    scan(b"", 0, 0, 0)
