@@ -41,7 +41,7 @@ _TENS = np.array([10**k for k in range(20)], np.uint64)
 _EXACT_TENS = np.array([10.0**k for k in range(23)])  # the greatest powers of ten that float64 holds exactly
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def nearest_float(w, power, negative):
     """The bits of the float64 nearest to w * 10**power, and whether that is certain. w uint64."""
     sign = _SIGN if negative else uint64(0)
@@ -82,7 +82,7 @@ def nearest_float(w, power, negative):
     return (mantissa & _FRACTION) | (uint64(exponent) << uint64(52)) | sign, True
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def read_digits(address, w):
     """Append the digits at an address to the decimal number w, uint64. Returns the address behind them, and w.
 
@@ -109,7 +109,7 @@ def read_digits(address, w):
             return address, w
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def read_int(address):
     """The bits of the int64 at an address, and the address behind its digits; 0 where the value is not certain.
 
@@ -126,7 +126,7 @@ def read_int(address):
     return uint64(0) - w if negative else w, end
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def read_float(address):
     """The bits of the float64 at an address, and the address behind its text; 0 where the value is not certain.
 
@@ -154,7 +154,7 @@ def read_float(address):
         return uint64(0), 0
     if c | _LOWER == _E:
         c = load8(at + 1)
-        signed = c == _MINUS or c == _PLUS
+        signed = c in (_MINUS, _PLUS)
         digits = at + 2 if signed else at + 1
         at, e = read_digits(digits, uint64(0))
         if at == digits or at - digits > 5:

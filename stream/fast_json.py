@@ -6,7 +6,7 @@ there, with the same values to the bit. A flagged row is no error: it is the str
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from msgspec import inspect
 from numba import int64, njit, uint64
 from numpy.typing import NDArray
 
-from ..connectors.memory import PADDING, load8, load32, load64, padded
+from ..connectors.memory import PADDING, load8, load32, load64, padded, store8, store64
 from ..connectors.spans import I64, Spans
 from .columns import microseconds
 from .decimals import read_float, read_int
@@ -42,7 +42,7 @@ from .moments import read_moment
 FLOAT, INT, BOOL, TEXT, MOMENT = range(5)  # kinds of fields
 _NOT_SURE, _VALUE, _NONE = range(3)  # what a field that is absent becomes
 _MOST_FIELDS = 63  # the fields seen in a row are bits
-_NO_TEXT = -1
+_FLAGGED = np.uint64(1 << 63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +78,26 @@ class FlatJson:
         fields = _fields(schema)
         if fields is None:
             raise ValueError(f"{schema.__name__} is not a flat schema that the fast decoder knows")
+        if any(field.attribute in spelled and field.kind not in (INT, TEXT) for field in fields):
+            raise ValueError(f"{', '.join(spelled)}: only texts and integers are spelled as msgspec would")
         self.place = {field.attribute: j for j, field in enumerate(fields)}
         with_text = [field.attribute for field in fields if field.kind == TEXT or field.attribute in spelled]
         self.text = {name: t for t, name in enumerate(with_text)}
         names = [(field.name + '"').encode() for field in fields]
         words = [np.frombuffer(name + bytes(-len(name) % 8), np.uint64) for name in names]
-        tail = b'"'
-        fallbacks = np.zeros(len(fields), _FALLBACK)
-        for j, field in enumerate(fields):
-            become, bits, default = _fallback(field, spelled=field.attribute in self.text)
-            fallbacks[j] = become, bits, len(tail), len(default)
-            tail += default + b'"'
-        self._tail = np.frombuffer(tail, np.uint8)
-        plan = np.zeros(len(fields), _PLAN)
-        plan["kind"] = [field.kind for field in fields]
-        plan["nullable"] = [field.nullable for field in fields]
-        plan["text"] = [self.text.get(field.attribute, _NO_TEXT) for field in fields]
-        plan["name_size"] = [len(name) for name in names]
-        plan["name_at"] = np.cumsum([len(w) for w in words]) - [len(w) for w in words]
-        self._plan = tuple(np.ascontiguousarray(plan[column]) for column in _PLAN.names or ())
-        self._fallbacks = tuple(np.ascontiguousarray(fallbacks[column]) for column in _FALLBACK.names or ())
         self._words = np.concatenate(words)
+        self._plan = np.zeros((len(fields), _WIDTH), np.int64)
+        self._become = np.zeros(len(fields), np.int64)
+        self._fallback = np.zeros((len(fields), 3), np.int64)
+        self._tail, at = b'"', 0
+        for j, (field, name) in enumerate(zip(fields, names, strict=True)):
+            text = self.text.get(field.attribute, -1)
+            mask = -1 if len(name) >= 8 else 2 ** (8 * len(name)) - 1
+            self._plan[j] = field.kind, field.nullable, text, len(name), at, words[j][0].view(np.int64), mask, 0
+            at += len(words[j])
+            self._become[j], bits, default = _fallback(field, spelled=field.attribute in self.text)
+            self._fallback[j] = bits, len(self._tail), len(default)
+            self._tail += default + b'"'
 
     @staticmethod
     def possible(schema: type[msgspec.Struct]) -> bool:
@@ -114,12 +113,13 @@ class FlatJson:
         start, size = np.empty((texts, rows), np.int64), np.empty((texts, rows), np.int64)
         flagged = np.empty(rows, np.bool_)
         data = values.data
-        record = np.ascontiguousarray(values.start), np.ascontiguousarray(values.size)
-        out = cells, known, start, size, flagged
-        if _decode(data, *record, self._words, *self._plan, *self._fallbacks, *out):
+        at = np.ascontiguousarray(values.start), np.ascontiguousarray(values.size)
+        follower = np.append(np.arange(1, fields), (0, 0))
+        plan = self._plan, self._words, self._become, self._fallback, follower
+        if _decode(data, *at, *plan, cells, known, start, size, flagged):
             data = padded(len(values.data) + len(self._tail))
             data[: len(values.data)] = values.data
-            data[len(values.data) : -PADDING] = self._tail
+            data[len(values.data) : -PADDING] = np.frombuffer(self._tail, np.uint8)
         return FlatRows(cells, known, start, size, data, flagged)
 
 
@@ -134,8 +134,9 @@ class _Nothing(msgspec.Struct):
 
 # --- what a schema says
 
-_PLAN = np.dtype([(name, np.int64) for name in ("kind", "nullable", "text", "name_at", "name_size")])
-_FALLBACK = np.dtype([("become", np.int64), ("bits", np.uint64), ("start", np.int64), ("size", np.int64)])
+_WIDTH = 8  # of the plan of a field: a cache line
+_KIND, _NULLABLE, _TEXT, _NAME_SIZE, _NAME, _FIRST, _MASK = range(7)
+# _TEXT: its row of text_start, or -1; _NAME: its place in words; _FIRST: the first of them, _MASK: what counts of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,86 +203,71 @@ def _fallback(field: _Field, spelled: bool) -> tuple[int, int, bytes]:
     if default is None:
         return _NONE, 0, b""
     if field.kind == FLOAT and type(default) is float:
-        return _VALUE, int(np.float64(default).view(np.uint64)), b""
+        return _VALUE, int(np.float64(default).view(np.int64)), b""
     if field.kind == INT and type(default) is int and -(2**63) <= default < 2**63:
-        return _VALUE, default % 2**64, b"%d" % default if spelled else b""
+        return _VALUE, default, b"%d" % default if spelled else b""
     if field.kind == BOOL and type(default) is bool:
         return _VALUE, int(default), b""
     if field.kind == TEXT and type(default) is str and _is_plain(default):
         return _VALUE, 0, default.encode()
     if field.kind == MOMENT and type(default) is datetime:
-        return _VALUE, microseconds(default) % 2**64, b""
+        return _VALUE, microseconds(default), b""
     return _NOT_SURE, 0, b""
 
 
-# --- kernels
+# --- kernels: arrays at the door, addresses within, since an array passed on for each row is counted for each row
 
 
 @njit(cache=True, nogil=True)
-def _decode(
-    data, starts, sizes,
-    words, kind, nullable, text, name_at, name_size,
-    become, fallback_bits, fallback_start, fallback_size,
-    cells, known, text_start, text_size, flagged,
-):  # fmt: skip
+def _decode(data, starts, sizes, plan, words, become, fallback, follower, cells, known, text_start, text_size, flagged):
     """Decode B records into the arrays of FlatRows. Returns whether a text is one of the tail, which is not there yet.
 
-    words      uint64 (W,)  each field's name with its closing quote, filled up with zeros to whole words
-    kind ... name_size  int64 (F,)  of the fields; text: its row of text_start or -1; name_at: its first word
-    become ...  int64, uint64, int64, int64 (F,)  what an absent field becomes; the start is in the tail behind data
+    plan      int64 (F, _WIDTH)  of each field, by the names below
+    words     uint64 (W,)        each field's name with its closing quote, filled up with zeros to whole words
+    become    int64 (F,)         what an absent field becomes
+    fallback  int64 (F, 3)       the bits of its cell, its text's place in the tail behind data, its size
+    follower  int64 (F + 1,)     the field that was last seen behind field j, or first in a record (at F); changed in
+                                 place. No array may be made in here: it would be freed once its address is taken
     """
     base, behind = data.ctypes.data, data.shape[0]
-    fields = kind.shape[0]
+    rows, fields = starts.shape[0], plan.shape[0]
+    at_plan, at_words, at_follower = plan.ctypes.data, words.ctypes.data, follower.ctypes.data
+    at_cells, at_known = cells.ctypes.data, known.ctypes.data
+    at_start, at_size = text_start.ctypes.data, text_size.ctypes.data
     every = (uint64(1) << uint64(fields)) - uint64(1)
-    follower = np.arange(fields + 1)  # the field seen behind field j, or first in a record (at `fields`), the last time
-    follower[:fields] += 1
-    follower[fields - 1 :] = 0
     from_tail = False
-    for i in range(starts.shape[0]):
-        seen = _row(
-            base, base + starts[i], base + starts[i] + sizes[i], i,
-            words, kind, nullable, text, name_at, name_size, follower,
-            cells, known, text_start, text_size,
-        ) if sizes[i] > 1 else _FLAGGED  # fmt: skip
-        if seen != every and seen != _FLAGGED:
+    for i in range(rows):
+        seen = _FLAGGED
+        if sizes[i] > 1:
+            p = base + starts[i]
+            seen = _row(
+                p, p + sizes[i], base, i, rows, fields, at_plan, at_words, at_follower,
+                at_cells, at_known, at_start, at_size,
+            )  # fmt: skip
+        if seen != every:
             for j in range(fields):
-                if (seen >> uint64(j)) & uint64(1):
-                    continue
-                if become[j] == _NOT_SURE:
+                if (seen >> uint64(j)) & uint64(1) == uint64(0) and become[j] == _NOT_SURE:
                     seen = _FLAGGED
-                    break
-                known[j, i] = become[j] == _VALUE
-                cells[j, i] = fallback_bits[j]
-                if text[j] >= 0:
-                    text_start[text[j], i] = behind + fallback_start[j]
-                    text_size[text[j], i] = fallback_size[j] if become[j] == _VALUE else -1
-                    from_tail = True
-        flagged[i] = seen == _FLAGGED
-        if seen == _FLAGGED:
             for j in range(fields):
-                known[j, i] = False
-                cells[j, i] = uint64(0)
-            for t in range(text_size.shape[0]):
-                text_start[t, i] = 0
-                text_size[t, i] = -1
+                if seen == _FLAGGED or (seen >> uint64(j)) & uint64(1) == uint64(0):
+                    given = seen != _FLAGGED and become[j] == _VALUE
+                    known[j, i] = given
+                    cells[j, i] = uint64(fallback[j, 0])
+                    if plan[j, _TEXT] >= 0:
+                        text_start[plan[j, _TEXT], i] = behind + fallback[j, 1] if given else 0
+                        text_size[plan[j, _TEXT], i] = fallback[j, 2] if given else -1
+                        from_tail |= given
+        flagged[i] = seen == _FLAGGED
     return from_tail
 
 
-_FLAGGED = np.uint64(1 << 63)
+@njit(cache=True, nogil=True, forceinline=True)
+def _row(p, end, base, i, rows, fields, plan, words, follower, cells, known, text_start, text_size):
+    """Decode the record from address p to end into row i of so many. Returns the fields seen, as bits, or _FLAGGED.
 
-
-@njit(cache=True, nogil=True)
-def _row(
-    base, p, end, i,
-    words, kind, nullable, text, name_at, name_size, follower,
-    cells, known, text_start, text_size,
-):  # fmt: skip
-    """Decode the record from address p to end into row i. Returns the fields seen, as bits, or _FLAGGED.
-
-    Nothing on the way looks for the end, since every byte up to the closing brace is accepted in turn: a record that
-    is cut off is seen when that brace does not lie where the record ends.
+    base is the address of data, plan ... text_size those of the arrays. Nothing on the way looks for the end: every
+    byte up to the closing brace is accepted in turn, so a record that was cut off shows by where that brace lies.
     """
-    fields = kind.shape[0]
     p = skip_space(p)
     if load8(p) != OPEN:
         return _FLAGGED
@@ -290,15 +276,14 @@ def _row(
     last = fields
     while load8(p) == QUOTE:
         p += 1
-        j = follower[last]
-        if not _is_name(p, words, name_at[j], name_size[j]):
+        j = int64(load64(follower + 8 * last))
+        if not _is_name(p, plan, words, j):
             j = 0
-            while j < fields and not _is_name(p, words, name_at[j], name_size[j]):
+            while j < fields and not _is_name(p, plan, words, j):
                 j += 1
-            if j < fields:
-                follower[last] = j
+            store64(follower + 8 * last, j if j < fields else 0)
         if j < fields:
-            p += name_size[j]
+            p += _of(plan, j, _NAME_SIZE)
             bit = uint64(1) << uint64(j)
             if seen & bit:
                 return _FLAGGED
@@ -313,69 +298,77 @@ def _row(
             p = skip_space(p)
             if load8(p) != COLON:
                 return _FLAGGED
-        p = p + 1
+        p += 1
         if load8(p) <= 32:
             p = skip_space(p)
-        # the value
         if j == fields:
             p = skip_value(p, end)
             if p == 0:
                 return _FLAGGED
-        elif load32(p) == NULL:
-            if not nullable[j]:
-                return _FLAGGED
-            p += 4
-            known[j, i] = False
-            cells[j, i] = uint64(0)
-            if text[j] >= 0:
-                text_start[text[j], i] = 0
-                text_size[text[j], i] = -1
         else:
-            known[j, i] = True
-            if kind[j] == FLOAT:
+            kind, text = _of(plan, j, _KIND), _of(plan, j, _TEXT)
+            cell = j * rows + i
+            place = 8 * (text * rows + i)
+            if kind == FLOAT and load8(p) < 64:
                 bits, p = read_float(p)
                 if p == 0:
                     return _FLAGGED
-                cells[j, i] = bits
-            elif kind[j] == INT:
-                first = p
-                bits, p = read_int(p)
-                if p == 0:
-                    return _FLAGGED
-                cells[j, i] = bits
-                if text[j] >= 0:
-                    text_start[text[j], i] = first - base
-                    text_size[text[j], i] = p - first
-            elif kind[j] == BOOL:
-                if load32(p) == TRUE:
-                    p += 4
-                    cells[j, i] = uint64(1)
-                elif load32(p) == FALS and load8(p + 4) == SMALL_E:
-                    p += 5
-                    cells[j, i] = uint64(0)
-                else:
-                    return _FLAGGED
-            else:
-                if load8(p) != QUOTE:
-                    return _FLAGGED
+                store64(cells + 8 * cell, bits)
+                store8(known + cell, 1)
+            elif kind == TEXT and load8(p) == QUOTE:
                 first = p + 1
                 p, high = text_end(first)
                 if load8(p) != QUOTE or (high and not is_utf8(first, p)):
                     return _FLAGGED
-                if kind[j] == TEXT:
-                    text_start[text[j], i] = first - base
-                    text_size[text[j], i] = p - first
-                else:
-                    micros, certain = read_moment(first, p)
-                    if not certain:
-                        return _FLAGGED
-                    cells[j, i] = uint64(micros)
+                store64(text_start + place, first - base)
+                store64(text_size + place, p - first)
+                store8(known + cell, 1)
                 p += 1
+            elif load32(p) == NULL:
+                if _of(plan, j, _NULLABLE) == 0:
+                    return _FLAGGED
+                p += 4
+                store64(cells + 8 * cell, 0)
+                store8(known + cell, 0)
+                if text >= 0:
+                    store64(text_start + place, 0)
+                    store64(text_size + place, -1)
+            elif kind == INT:
+                first = p
+                bits, p = read_int(p)
+                if p == 0:
+                    return _FLAGGED
+                store64(cells + 8 * cell, bits)
+                store8(known + cell, 1)
+                if text >= 0:
+                    store64(text_start + place, first - base)
+                    store64(text_size + place, p - first)
+            elif kind == BOOL:
+                value = load32(p)
+                if value == TRUE:
+                    p += 4
+                elif value == FALS and load8(p + 4) == SMALL_E:
+                    p += 5
+                else:
+                    return _FLAGGED
+                store64(cells + 8 * cell, int64(value == TRUE))
+                store8(known + cell, 1)
+            elif kind == MOMENT and load8(p) == QUOTE:
+                first = p + 1
+                p, high = text_end(first)
+                micros, certain = read_moment(first, p)
+                if load8(p) != QUOTE or not certain:
+                    return _FLAGGED
+                store64(cells + 8 * cell, micros)
+                store8(known + cell, 1)
+                p += 1
+            else:
+                return _FLAGGED
         if load8(p) <= 32:
             p = skip_space(p)
         if load8(p) != COMMA:
             break
-        p = p + 1
+        p += 1
         if load8(p) <= 32:
             p = skip_space(p)
         if load8(p) != QUOTE:
@@ -388,13 +381,29 @@ def _row(
     return seen if p == end else _FLAGGED
 
 
-@njit(cache=True, nogil=True)
-def _is_name(address, words, at, size):
-    """Whether a name and its closing quote, so many bytes from words[at] on, lie at an address."""
-    while size >= 8:
-        if load64(address) != words[at]:
-            return False
+@njit(cache=True, nogil=True, forceinline=True)
+def _of(plan, j, what):
+    """What the plan at this address says of field j."""
+    return int64(load64(plan + 8 * (_WIDTH * j + what)))
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _is_name(address, plan, words, j):
+    """Whether the name of field j and its closing quote lie at an address."""
+    v = load64(address)
+    if (v ^ load64(plan + 8 * (_WIDTH * j + _FIRST))) & load64(plan + 8 * (_WIDTH * j + _MASK)) != uint64(0):
+        return False
+    rest = _of(plan, j, _NAME_SIZE) - 8
+    if rest <= 0:
+        return True
+    words += 8 * _of(plan, j, _NAME)
+    while rest > 0:
         address += 8
-        at += 1
-        size -= 8
-    return size == 0 or (load64(address) ^ words[at]) << uint64(64 - 8 * size) == uint64(0)
+        words += 8
+        differ = load64(address) ^ load64(words)
+        if rest < 8:
+            differ <<= uint64(64 - 8 * rest)
+        if differ != uint64(0):
+            return False
+        rest -= 8
+    return True

@@ -14,6 +14,9 @@ import numpy as np
 from numba import njit, uint64
 from numpy.typing import NDArray
 
+from ..connectors.memory import load64
+from ..connectors.spans import Spans
+
 U64 = NDArray[np.uint64]
 
 KEY_SEEDS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)  # a key is 128 bits: one hash under each seed
@@ -72,6 +75,33 @@ def _hash_texts(data, ends, valid, seed, out, s):
 
 
 @njit(cache=True, nogil=True)
+def _hash_spans(data, start, size, seeds, out, column):
+    """_murmur of B strings in place, eight bytes at a time, under each of S seeds; 0 where the size is negative."""
+    base = data.ctypes.data
+    for i in range(start.shape[0]):
+        n = size[i]
+        for s in range(seeds.shape[0]):
+            if n < 0:
+                out[i, column + s] = uint64(0)
+                continue
+            h = seeds[s] ^ (uint64(n) * _M)
+            at = base + start[i]
+            rest = n
+            while rest >= 8:
+                k = load64(at) * _M
+                k = (k ^ (k >> _R)) * _M
+                h = (h ^ k) * _M
+                at += 8
+                rest -= 8
+            if rest > 0:  # the bytes that belong to it are the low ones
+                shift = uint64(64 - 8 * rest)
+                h = (h ^ ((load64(at) << shift) >> shift)) * _M
+            h = (h ^ (h >> _R)) * _M
+            h ^= h >> _R
+            out[i, column + s] = h if h != uint64(0) else uint64(1)
+
+
+@njit(cache=True, nogil=True)
 def _hash_words(words, valid, seed, out, c):
     """Hash B values of 64 bits into column c of out; null stays 0, a hash is never 0."""
     start = _mix(uint64(seed))
@@ -122,6 +152,11 @@ def hash_texts(values: Sequence[str | None], seeds: Sequence[int], out: U64, col
         _hash_texts(np.frombuffer(data, np.uint8), ends, known, np.uint64(seed), out, column + s)
 
 
+def hash_spans(texts: Spans, seeds: Sequence[int], out: U64, column: int) -> None:
+    """As hash_texts, of B texts in UTF-8 where they lie; 0 where there is none."""
+    _hash_spans(texts.data, texts.start, texts.size, np.array(seeds, np.uint64), out, column)
+
+
 def hash_words(values: NDArray, known: NDArray[np.bool_], seeds: Sequence[int], out: U64, column: int) -> None:
     """Hash B values of 64 bits under each seed into the columns of out from `column` on; 0 where not known."""
     words = np.array(values).view(np.uint64)  # a copy: what Polars gives may be read-only, which would compile anew
@@ -133,6 +168,7 @@ def warm_up() -> None:
     """Compile the kernels of this file."""
     out = np.empty((1, 2), np.uint64)
     hash_texts(["a"], (0,), out, 0)
+    hash_spans(Spans.of([b"a"]), (0,), out, 0)
     hash_words(np.zeros(1), np.ones(1, np.bool_), (0,), out, 0)
     combine(out, 0, out, 1)
 

@@ -18,10 +18,11 @@ MINUS, ZERO, NINE, SMALL_E = 45, 48, 57, 101
 _OPEN_LIST, _CLOSE_LIST = 91, 93
 _DEEPEST = 60  # nested values that are passed over; the kind of each is a bit
 _ONES, _HIGHS = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
-_QUOTES, _BACKSLASHES, _SPACES = np.uint64(0x2222222222222222), np.uint64(0x5C5C5C5C5C5C5C5C), np.uint64(0x2020202020202020)
+_QUOTES, _BACKSLASHES = np.uint64(0x2222222222222222), np.uint64(0x5C5C5C5C5C5C5C5C)
+_SPACES = np.uint64(0x2020202020202020)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def skip_space(address):
     """Where the next byte that is no white space lies."""
     c = load8(address)
@@ -31,7 +32,7 @@ def skip_space(address):
     return address
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def text_end(address):
     """Where plain text ends: at a quote, a backslash or a control byte; and whether it has bytes outside ASCII."""
     high = uint64(0)
@@ -141,7 +142,7 @@ def skip_value(address, end):
         opened = False
         if c == QUOTE:
             address = _skip_text(address + 1)
-        elif c == OPEN or c == _OPEN_LIST:
+        elif c in (OPEN, _OPEN_LIST):
             if depth == _DEEPEST:
                 return 0
             depth += 1
