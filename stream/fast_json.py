@@ -116,7 +116,7 @@ class FlatJson:
         at = np.ascontiguousarray(values.start), np.ascontiguousarray(values.size)
         follower = np.append(np.arange(1, fields), (0, 0))
         plan = self._plan, self._words, self._become, self._fallback, follower
-        if _decode(data, *at, *plan, cells, known, start, size, flagged):
+        if _decode(data.ctypes.data, len(data), *at, *plan, cells, known, start, size, flagged):
             data = padded(len(values.data) + len(self._tail))
             data[: len(values.data)] = values.data
             data[len(values.data) : -PADDING] = np.frombuffer(self._tail, np.uint8)
@@ -219,9 +219,13 @@ def _fallback(field: _Field, spelled: bool) -> tuple[int, int, bytes]:
 
 
 @njit(cache=True, nogil=True)
-def _decode(data, starts, sizes, plan, words, become, fallback, follower, cells, known, text_start, text_size, flagged):
+def _decode(
+    base, behind, starts, sizes, plan, words, become, fallback, follower, cells, known, text_start, text_size, flagged
+):
     """Decode B records into the arrays of FlatRows. Returns whether a text is one of the tail, which is not there yet.
 
+    base      int64              the address of data
+    behind    int64              the size of data, and so where the tail will begin
     plan      int64 (F, _WIDTH)  of each field, by the names below
     words     uint64 (W,)        each field's name with its closing quote, filled up with zeros to whole words
     become    int64 (F,)         what an absent field becomes
@@ -229,7 +233,6 @@ def _decode(data, starts, sizes, plan, words, become, fallback, follower, cells,
     follower  int64 (F + 1,)     the field that was last seen behind field j, or first in a record (at F); changed in
                                  place. No array may be made in here: it would be freed once its address is taken
     """
-    base, behind = data.ctypes.data, data.shape[0]
     rows, fields = starts.shape[0], plan.shape[0]
     at_plan, at_words, at_follower = plan.ctypes.data, words.ctypes.data, follower.ctypes.data
     at_cells, at_known = cells.ctypes.data, known.ctypes.data

@@ -75,9 +75,8 @@ def _hash_texts(data, ends, valid, seed, out, s):
 
 
 @njit(cache=True, nogil=True)
-def _hash_spans(data, start, size, seeds, out, column):
-    """_murmur of B strings in place, eight bytes at a time, under each of S seeds; 0 where the size is negative."""
-    base = data.ctypes.data
+def _hash_spans(base, start, size, seeds, out, column):
+    """_murmur of B strings where they lie from the address base on, under each of S seeds; 0 where the size is < 0."""
     for i in range(start.shape[0]):
         n = size[i]
         for s in range(seeds.shape[0]):
@@ -154,7 +153,8 @@ def hash_texts(values: Sequence[str | None], seeds: Sequence[int], out: U64, col
 
 def hash_spans(texts: Spans, seeds: Sequence[int], out: U64, column: int) -> None:
     """As hash_texts, of B texts in UTF-8 where they lie; 0 where there is none."""
-    _hash_spans(texts.data, texts.start, texts.size, np.array(seeds, np.uint64), out, column)
+    start, size = np.ascontiguousarray(texts.start), np.ascontiguousarray(texts.size)
+    _hash_spans(texts.data.ctypes.data, start, size, np.array(seeds, np.uint64), out, column)
 
 
 def hash_words(values: NDArray, known: NDArray[np.bool_], seeds: Sequence[int], out: U64, column: int) -> None:
