@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import inspect
 from numba import int64, njit, uint64
 from numpy.typing import NDArray
 
 from ..connectors.memory import PADDING, load8, load32, load64, padded, store8, store64
 from ..connectors.spans import I64, Spans
-from .columns import microseconds
 from .decimals import read_float, read_int
+from .flat_schema import BOOL, FLOAT, INT, MOMENT, NOT_SURE, TEXT, VALUE, fallback, flat_fields
 from .hashing import U64
 from .json_text import (
     CLOSE,
@@ -39,10 +36,11 @@ from .json_text import (
 )
 from .moments import read_moment
 
-FLOAT, INT, BOOL, TEXT, MOMENT = range(5)  # kinds of fields
-_NOT_SURE, _VALUE, _NONE = range(3)  # what a field that is absent becomes
-_MOST_FIELDS = 63  # the fields seen in a row are bits
-_FLAGGED = np.uint64(1 << 63)
+_WIDTH = 8  # of the plan of a field: a cache line
+_KIND, _NULLABLE, _TEXT, _NAME_SIZE, _NAME, _FIRST, _MASK = range(7)
+# _TEXT: its row of text_start, or -1; _NAME: its place in words; _FIRST: the first of them, _MASK: what counts of it
+
+_FLAGGED = np.uint64(1 << 63)  # in the place of the fields seen, which are the bits below
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,7 @@ class FlatJson:
 
     def __init__(self, schema: type[msgspec.Struct], spelled: Sequence[str] = ()) -> None:
         """Of a schema that is `possible`; spelled: the integer fields whose JSON is wanted. Raises ValueError."""
-        fields = _fields(schema)
+        fields = flat_fields(schema)
         if fields is None:
             raise ValueError(f"{schema.__name__} is not a flat schema that the fast decoder knows")
         if any(field.attribute in spelled and field.kind not in (INT, TEXT) for field in fields):
@@ -88,21 +86,21 @@ class FlatJson:
         self._words = np.concatenate(words)
         self._plan = np.zeros((len(fields), _WIDTH), np.int64)
         self._become = np.zeros(len(fields), np.int64)
-        self._fallback = np.zeros((len(fields), 3), np.int64)
+        self._absent = np.zeros((len(fields), 3), np.int64)
         self._tail, at = b'"', 0
         for j, (field, name) in enumerate(zip(fields, names, strict=True)):
             text = self.text.get(field.attribute, -1)
             mask = -1 if len(name) >= 8 else 2 ** (8 * len(name)) - 1
             self._plan[j] = field.kind, field.nullable, text, len(name), at, words[j][0].view(np.int64), mask, 0
             at += len(words[j])
-            self._become[j], bits, default = _fallback(field, spelled=field.attribute in self.text)
-            self._fallback[j] = bits, len(self._tail), len(default)
+            self._become[j], bits, default = fallback(field, spelled=field.attribute in self.text)
+            self._absent[j] = bits, len(self._tail), len(default)
             self._tail += default + b'"'
 
     @staticmethod
     def possible(schema: type[msgspec.Struct]) -> bool:
         """Whether the fast decoder can promise anything about records of this schema."""
-        return _fields(schema) is not None
+        return flat_fields(schema) is not None
 
     def decode(self, values: Spans) -> FlatRows:
         """Decode B records. What is not there (size -1) or empty is flagged. Raises ValueError for bad padding."""
@@ -115,7 +113,7 @@ class FlatJson:
         data = values.data
         at = np.ascontiguousarray(values.start), np.ascontiguousarray(values.size)
         follower = np.append(np.arange(1, fields), (0, 0))
-        plan = self._plan, self._words, self._become, self._fallback, follower
+        plan = self._plan, self._words, self._become, self._absent, follower
         if _decode(data.ctypes.data, len(data), *at, *plan, cells, known, start, size, flagged):
             data = padded(len(values.data) + len(self._tail))
             data[: len(values.data)] = values.data
@@ -132,95 +130,12 @@ class _Nothing(msgspec.Struct):
     x: float | None = None
 
 
-# --- what a schema says
-
-_WIDTH = 8  # of the plan of a field: a cache line
-_KIND, _NULLABLE, _TEXT, _NAME_SIZE, _NAME, _FIRST, _MASK = range(7)
-# _TEXT: its row of text_start, or -1; _NAME: its place in words; _FIRST: the first of them, _MASK: what counts of it
-
-
-@dataclass(frozen=True, slots=True)
-class _Field:
-    attribute: str
-    name: str  # in JSON
-    kind: int
-    nullable: bool
-    default: Any  # msgspec.NODEFAULT: none, or one that is made anew for each row
-
-
-def _fields(schema: type[msgspec.Struct]) -> list[_Field] | None:
-    """The fields of a schema; None where the strict decoder does more with it than what is done here."""
-    config = schema.__struct_config__
-    if config.array_like or config.forbid_unknown_fields or config.tag is not None:
-        return None
-    if hasattr(schema, "__post_init__"):
-        return None
-    infos = msgspec.structs.fields(schema)
-    if not 0 < len(infos) <= _MOST_FIELDS:
-        return None
-    fields = []
-    for info in infos:
-        kind, nullable = _kind(info.type)
-        if kind is None or not _is_plain(info.encode_name):
-            return None
-        fields.append(_Field(info.name, info.encode_name, kind, nullable, info.default))
-    return fields
-
-
-_KINDS: tuple[tuple[inspect.Type, int], ...] = (
-    (inspect.FloatType(), FLOAT),
-    (inspect.IntType(), INT),
-    (inspect.BoolType(), BOOL),
-    (inspect.StrType(), TEXT),
-    (inspect.DateTimeType(), MOMENT),
-)
-
-
-def _kind(annotation: Any) -> tuple[int | None, bool]:
-    """What kind a field is, None for all that has no kind or has constraints; and whether it may be null."""
-    info = inspect.type_info(annotation)
-    nullable = False
-    if isinstance(info, inspect.UnionType):
-        rest = [t for t in info.types if not isinstance(t, inspect.NoneType)]
-        nullable = len(rest) < len(info.types)
-        if len(rest) != 1:
-            return None, False
-        info = rest[0]
-    return next((kind for plain, kind in _KINDS if info == plain), None), nullable
-
-
-def _is_plain(text: str) -> bool:
-    """Whether a text stands for itself in JSON."""
-    try:
-        return msgspec.json.encode(text) == f'"{text}"'.encode()
-    except UnicodeEncodeError:
-        return False
-
-
-def _fallback(field: _Field, spelled: bool) -> tuple[int, int, bytes]:
-    """What an absent field becomes: a code, the bits of its cell, and its text."""
-    default = field.default
-    if default is None:
-        return _NONE, 0, b""
-    if field.kind == FLOAT and type(default) is float:
-        return _VALUE, int(np.float64(default).view(np.int64)), b""
-    if field.kind == INT and type(default) is int and -(2**63) <= default < 2**63:
-        return _VALUE, default, b"%d" % default if spelled else b""
-    if field.kind == BOOL and type(default) is bool:
-        return _VALUE, int(default), b""
-    if field.kind == TEXT and type(default) is str and _is_plain(default):
-        return _VALUE, 0, default.encode()
-    if field.kind == MOMENT and type(default) is datetime:
-        return _VALUE, microseconds(default), b""
-    return _NOT_SURE, 0, b""
-
-
 # --- kernels: arrays at the door, addresses within, since an array passed on for each row is counted for each row
 
 
 @njit(cache=True, nogil=True)
 def _decode(
-    base, behind, starts, sizes, plan, words, become, fallback, follower, cells, known, text_start, text_size, flagged
+    base, behind, starts, sizes, plan, words, become, absent, follower, cells, known, text_start, text_size, flagged
 ):
     """Decode B records into the arrays of FlatRows. Returns whether a text is one of the tail, which is not there yet.
 
@@ -229,7 +144,7 @@ def _decode(
     plan      int64 (F, _WIDTH)  of each field, by the names below
     words     uint64 (W,)        each field's name with its closing quote, filled up with zeros to whole words
     become    int64 (F,)         what an absent field becomes
-    fallback  int64 (F, 3)       the bits of its cell, its text's place in the tail behind data, its size
+    absent    int64 (F, 3)       the bits of its cell, its text's place in the tail behind data, its size
     follower  int64 (F + 1,)     the field that was last seen behind field j, or first in a record (at F); changed in
                                  place. No array may be made in here: it would be freed once its address is taken
     """
@@ -249,16 +164,16 @@ def _decode(
             )  # fmt: skip
         if seen != every:
             for j in range(fields):
-                if (seen >> uint64(j)) & uint64(1) == uint64(0) and become[j] == _NOT_SURE:
+                if (seen >> uint64(j)) & uint64(1) == uint64(0) and become[j] == NOT_SURE:
                     seen = _FLAGGED
             for j in range(fields):
                 if seen == _FLAGGED or (seen >> uint64(j)) & uint64(1) == uint64(0):
-                    given = seen != _FLAGGED and become[j] == _VALUE
+                    given = seen != _FLAGGED and become[j] == VALUE
                     known[j, i] = given
-                    cells[j, i] = uint64(fallback[j, 0])
+                    cells[j, i] = uint64(absent[j, 0])
                     if plan[j, _TEXT] >= 0:
-                        text_start[plan[j, _TEXT], i] = behind + fallback[j, 1] if given else 0
-                        text_size[plan[j, _TEXT], i] = fallback[j, 2] if given else -1
+                        text_start[plan[j, _TEXT], i] = behind + absent[j, 1] if given else 0
+                        text_size[plan[j, _TEXT], i] = absent[j, 2] if given else -1
                         from_tail |= given
         flagged[i] = seen == _FLAGGED
     return from_tail
