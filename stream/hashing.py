@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit, uint64
 from numpy.typing import NDArray
 
+from ..connectors.memory import load64
 from ..connectors.spans import Spans
 
 U64 = NDArray[np.uint64]
@@ -74,14 +75,29 @@ def _hash_texts(data, ends, valid, seed, out, s):
 
 
 @njit(cache=True, nogil=True)
-def _hash_spans(data, start, size, seed, out, s):
-    """Hash B byte strings at their places in data into column s of out; none stays 0, a hash is never 0."""
+def _hash_spans(base, start, size, seeds, out, column):
+    """_murmur of B strings where they lie from the address base on, under each of S seeds; 0 where the size is < 0."""
     for i in range(start.shape[0]):
-        if size[i] >= 0:
-            h = _murmur(data, start[i], start[i] + size[i], seed)
-            out[i, s] = h if h != uint64(0) else uint64(1)
-        else:
-            out[i, s] = uint64(0)
+        n = size[i]
+        for s in range(seeds.shape[0]):
+            if n < 0:
+                out[i, column + s] = uint64(0)
+                continue
+            h = seeds[s] ^ (uint64(n) * _M)
+            at = base + start[i]
+            rest = n
+            while rest >= 8:
+                k = load64(at) * _M
+                k = (k ^ (k >> _R)) * _M
+                h = (h ^ k) * _M
+                at += 8
+                rest -= 8
+            if rest > 0:  # the bytes that belong to it are the low ones
+                shift = uint64(64 - 8 * rest)
+                h = (h ^ ((load64(at) << shift) >> shift)) * _M
+            h = (h ^ (h >> _R)) * _M
+            h ^= h >> _R
+            out[i, column + s] = h if h != uint64(0) else uint64(1)
 
 
 @njit(cache=True, nogil=True)
@@ -136,9 +152,9 @@ def hash_texts(values: Sequence[str | None], seeds: Sequence[int], out: U64, col
 
 
 def hash_spans(texts: Spans, seeds: Sequence[int], out: U64, column: int) -> None:
-    """Hash B texts under each seed into the columns of out from `column` on; 0 where there is none."""
-    for s, seed in enumerate(seeds):
-        _hash_spans(texts.data, texts.start, texts.size, np.uint64(seed), out, column + s)
+    """As hash_texts, of B texts in UTF-8 where they lie; 0 where there is none."""
+    start, size = np.ascontiguousarray(texts.start), np.ascontiguousarray(texts.size)
+    _hash_spans(texts.data.ctypes.data, start, size, np.array(seeds, np.uint64), out, column)
 
 
 def hash_words(values: NDArray, known: NDArray[np.bool_], seeds: Sequence[int], out: U64, column: int) -> None:
@@ -152,6 +168,7 @@ def warm_up() -> None:
     """Compile the kernels of this file."""
     out = np.empty((1, 2), np.uint64)
     hash_texts(["a"], (0,), out, 0)
+    hash_spans(Spans.of([b"a"]), (0,), out, 0)
     hash_words(np.zeros(1), np.ones(1, np.bool_), (0,), out, 0)
     combine(out, 0, out, 1)
 
