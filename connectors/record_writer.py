@@ -82,7 +82,7 @@ class SealedBatch:
     def _build(self) -> memoryview:
         if not self._sealed:
             self._set_producer_state(-1, -1, -1)
-        return memoryview(self._raw)
+        return self._raw.data
 
 
 def write_batches(
@@ -122,8 +122,9 @@ def write_batches(
 
 
 def _columns(strings: Spans) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
-    """Address, starts and sizes as the kernels take them, wherever they came from: views would compile anew."""
-    return strings.data.ctypes.data, np.require(strings.start, requirements="CW"), np.require(strings.size, requirements="CW")
+    """Address, starts and sizes as the kernels take them: whatever else they are, it would be compiled anew for it."""
+    start, size = (np.require(column, np.int64, ("C", "W")) for column in (strings.start, strings.size))
+    return strings.data.ctypes.data, start, size
 
 
 def _compressed(raw: Bytes, compression: str | None) -> tuple[Bytes, int]:
@@ -131,7 +132,7 @@ def _compressed(raw: Bytes, compression: str | None) -> tuple[Bytes, int]:
     if compression is None:
         return raw, 0
     attribute, compress = _CODECS[compression]
-    packed = compress(memoryview(raw[HEAD:]))
+    packed = compress(raw[HEAD:].tobytes())  # cramjam takes bytes alone
     if HEAD + len(packed) >= len(raw):
         return raw, 0
     raw = raw[: HEAD + len(packed)]

@@ -13,7 +13,9 @@ from .number_text import ROOM, put_float32, put_float64, put_int64
 
 I64 = NDArray[np.int64]
 
-_PLAIN_MICROSECONDS = 2**33 * 1_000_000  # neighbouring float64 seconds are less than a microsecond apart below: year 2242
+_PLAIN_MICROSECONDS = (
+    2**33 * 1_000_000
+)  # neighbouring float64 seconds are less than a microsecond apart below: year 2242
 _NULL = int.from_bytes(b"null", "little")
 
 
@@ -39,11 +41,11 @@ def encode_rows(
     data, start, size = padded(most), np.empty(rows, np.int64), np.empty(rows, np.int64)
     _write(
         keys.data.ctypes.data,
-        np.require(keys.start, np.int64, "CW"),
-        np.require(keys.size, np.int64, "CW"),
-        np.require(prediction, np.float32, "CW"),
-        np.require(time, np.int64, "CW"),
-        np.require(offset, np.int64, "CW"),
+        np.require(keys.start, np.int64, ("C", "W")),
+        np.require(keys.size, np.int64, ("C", "W")),
+        np.require(prediction, np.float32, ("C", "W")),
+        np.require(time, np.int64, ("C", "W")),
+        np.require(offset, np.int64, ("C", "W")),
         said.data.ctypes.data + said.start,
         said.size,
         data.ctypes.data,

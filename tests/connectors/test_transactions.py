@@ -9,9 +9,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from headrace.connectors.groups import CommitRefused, Committed, Member, Rebalanced, stable_offsets
 from headrace.connectors.reading import read_range
+from headrace.connectors.record_writer import MAX_RECORD_BYTES
 from headrace.connectors.records import Record
 from headrace.connectors.topics import committed_by, committed_offsets, end_offsets
-from headrace.connectors.transactions import MAX_RECORD_BYTES, CycleProducer, Output, encode, send_all, send_offsets
+from headrace.connectors.transactions import CycleProducer, Output, encode, send_all, send_offsets
 from headrace.errors import InputError, Refused, Unreachable
 
 Topic = Callable[..., str]
