@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ..connectors.memory import copy, load8, padded, store8, store32
 from ..connectors.spans import Spans
 from .encode import Served, sayings
-from .number_text import ROOM, put_float32, put_float64, put_int64
+from .number_text import LONGEST, put_float32, put_float64, put_int64
 
 I64 = NDArray[np.int64]
 
@@ -37,7 +37,7 @@ def encode_rows(
         raise ValueError(f"{rows} keys, {len(prediction)} predictions, {len(time)} times, {len(offset)} offsets")
     middle, source = sayings(served, topic, partition)
     said = Spans.of([b'{"key":', b',"prediction":', middle, source, b'"}'])
-    most = int(np.maximum(keys.size, 4).sum()) + rows * (int(said.size.sum()) + 3 * ROOM)
+    most = int(np.maximum(keys.size, 4).sum()) + rows * (int(said.size.sum()) + 3 * LONGEST)
     data, start, size = padded(most), np.empty(rows, np.int64), np.empty(rows, np.int64)
     _write(
         keys.data.ctypes.data,

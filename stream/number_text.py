@@ -3,8 +3,8 @@
 Text and choice of digits are those of `msgspec.json.encode`: 0.1, 1.0, -0.0, 1.5e-7, 1e16; null for what is not
 finite. A float32 gets the digits that make it one of the float32s, in the same form.
 
-put_float32, put_float64 and put_int64 write at an address and return the address behind the text. They may write up to
-ROOM bytes from where they begin, which is more than the text takes.
+put_float32, put_float64 and put_int64 write at an address and return the address behind the text, which is LONGEST at
+most. They may write ROOM bytes from where they begin: what is behind the text is theirs, too, until they are done.
 
 Source: Giulietti (2021), The Schubfach way to render doubles. It asks of a number c * 2**q which decimals of the
 exponent k, or k + 1, lie between the midpoints to its neighbours, with 10**-k in 126 bits: enough to be exact.
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..connectors.memory import high_product, leading_zeros, store8, store16, store32, store64, trailing_zeros
 
+LONGEST = 24  # -1.2345678901234567e-308
 ROOM = 48
 
 K_MIN, K_MAX = -324, 292  # the exponents k that float64 needs; float32 needs fewer
@@ -71,18 +72,19 @@ def _shortest(c, q, lopsided):
     value = _scaled(high, low, four << shift)
     above = _scaled(high, low, four + uint64(2) << shift) - odd
     below = _scaled(high, low, four - uint64(1 if lopsided else 2) << shift) + odd
+    # both exponents are worked out, and one is taken: a branch here would be guessed wrong half of the time
     down = value >> uint64(2)
-    if down >= uint64(10):
-        tens = down // uint64(10)
-        down_fits = below <= tens * uint64(40)
-        if down_fits != (tens * uint64(40) + uint64(40) <= above):
-            return tens + uint64(0 if down_fits else 1), k + 1
-    down_fits = below <= down << uint64(2)
-    if down_fits != ((down << uint64(2)) + uint64(4) <= above):
-        return down + uint64(0 if down_fits else 1), k
     middle = (down << uint64(2)) + uint64(2)
-    up = value > middle or (value == middle and down & uint64(1) == uint64(1))
-    return down + uint64(1 if up else 0), k
+    down_fits = below <= down << uint64(2)
+    nearer_up = value > middle or (value == middle and down & uint64(1) == uint64(1))
+    one_fits = down_fits != ((down << uint64(2)) + uint64(4) <= above)
+    digits = down + uint64((not down_fits) if one_fits else nearer_up)
+    tens = down // uint64(10)
+    tens_fit = below <= tens * uint64(40)
+    if (down >= uint64(10)) & (tens_fit != (tens * uint64(40) + uint64(40) <= above)):
+        digits = tens + uint64(not tens_fit)
+        k += 1
+    return digits, k
 
 
 @njit(cache=True, nogil=True)

@@ -6,7 +6,7 @@ import pytest
 from numba import njit
 
 from headrace.connectors.memory import padded
-from headrace.stream.number_text import ROOM, put_float32, put_float64, put_int64
+from headrace.stream.number_text import LONGEST, ROOM, put_float32, put_float64, put_int64
 
 FRAME = 0xA5
 
@@ -30,7 +30,7 @@ def texts_of(values):
     out[:] = FRAME
     WRITERS[values.dtype](values, out.ctypes.data, wide, sizes)
     rows = out[: len(values) * wide].reshape(-1, wide)
-    assert (rows[:, ROOM:] == FRAME).all()
+    assert (rows[:, ROOM:] == FRAME).all() and sizes.max() <= LONGEST
     return [row[:size].tobytes() for row, size in zip(rows, sizes.tolist())]
 
 
