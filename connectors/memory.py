@@ -151,8 +151,8 @@ def move32(typingctx, to, source):
 
 
 @njit(cache=True, nogil=True)
-def copy(to, source, size):
-    """Copy bytes, and up to PADDING behind them; return the address behind the copy."""
+def put_bytes(to, source, size):
+    """Copy few bytes, and up to 31 of what is behind them; return the address behind the copy."""
     for at in range(0, size, 32):
         move32(to + at, source + at)
     return to + size

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .crc import crc32c
-from .memory import copy, leading_zeros, padded, store8, store16, store32, store64, swap16, swap32, swap64
+from .memory import leading_zeros, padded, put_bytes, store8, store16, store32, store64, swap16, swap32, swap64
 from .records import Partition
 from .spans import Spans
 
@@ -179,9 +179,9 @@ def _fit(key_size, value_size, first, room):
 
 
 @njit(cache=True, nogil=True)
-def _put_bytes(address, source, size):
+def _put_sized(address, source, size):
     """Its size, and a byte string; -1: there is none."""
-    return copy(_put_varint(address, size), source, max(size, 0))
+    return put_bytes(_put_varint(address, size), source, max(size, 0))
 
 
 @njit(cache=True, nogil=True)
@@ -191,8 +191,8 @@ def _write_records(key_data, key_start, key_size, value_data, value_start, value
         address = _put_varint(address, _body_size(i - first, key_size[i], value_size[i]))
         store16(address, 0)  # no attributes; no later than the batch
         address = _put_varint(address + 2, i - first)
-        address = _put_bytes(address, key_data + key_start[i], key_size[i])
-        address = _put_bytes(address, value_data + value_start[i], value_size[i])
+        address = _put_sized(address, key_data + key_start[i], key_size[i])
+        address = _put_sized(address, value_data + value_start[i], value_size[i])
         store8(address, 0)  # no headers
         address += 1
 

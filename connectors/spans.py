@@ -51,7 +51,7 @@ class Spans:
         return None if size < 0 else self.data[start : start + size].tobytes()
 
     def __iter__(self) -> Iterator[bytes | None]:
-        raw = memoryview(self.data)
+        raw = self.data.data
         for start, size in zip(self.start.tolist(), self.size.tolist(), strict=True):
             yield None if size < 0 else bytes(raw[start : start + size])
 

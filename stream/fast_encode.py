@@ -6,16 +6,14 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from ..connectors.memory import copy, load8, padded, store8, store32
+from ..connectors.memory import load8, padded, put_bytes, store8, store32
 from ..connectors.spans import Spans
 from .encode import Served, sayings
 from .number_text import LONGEST, put_float32, put_float64, put_int64
 
 I64 = NDArray[np.int64]
 
-_PLAIN_MICROSECONDS = (
-    2**33 * 1_000_000
-)  # neighbouring float64 seconds are less than a microsecond apart below: year 2242
+_PLAIN_MICROSECONDS = 2**33 * 1_000_000  # float64 seconds lie less than a microsecond apart up to it, year 2242
 _NULL = int.from_bytes(b"null", "little")
 
 
@@ -61,19 +59,19 @@ def _write(key_data, key_start, key_size, prediction, time, offset, said, said_s
     at = data
     for i in range(prediction.shape[0]):
         start[i] = at - data
-        at = copy(at, said[0], said_size[0])
+        at = put_bytes(at, said[0], said_size[0])
         if key_size[i] >= 0:
-            at = copy(at, key_data + key_start[i], key_size[i])
+            at = put_bytes(at, key_data + key_start[i], key_size[i])
         else:
             store32(at, _NULL)
             at += 4
-        at = copy(at, said[1], said_size[1])
+        at = put_bytes(at, said[1], said_size[1])
         at = put_float32(at, prediction[i])
-        at = copy(at, said[2], said_size[2])
+        at = put_bytes(at, said[2], said_size[2])
         at = _put_seconds(at, time[i])
-        at = copy(at, said[3], said_size[3])
+        at = put_bytes(at, said[3], said_size[3])
         at = put_int64(at, offset[i])
-        at = copy(at, said[4], said_size[4])
+        at = put_bytes(at, said[4], said_size[4])
         size[i] = at - data - start[i]
 
 
@@ -81,10 +79,10 @@ def _write(key_data, key_start, key_size, prediction, time, offset, said, said_s
 def _put_seconds(address, microseconds):
     """Write microseconds / 1e6 as put_float64 would.
 
-    Up to _PLAIN_MICROSECONDS the shortest text has six decimals, or fewer: of those decimals no two are as near to one
-    float64. From 10 s on they need no exponent.
+    Up to _PLAIN_MICROSECONDS each microsecond has float64s of its own, so the shortest text that reads back as one of
+    them is its six decimals, or fewer if they end in zeros.
     """
-    if not 10_000_000 <= microseconds < _PLAIN_MICROSECONDS:
+    if not 1_000_000 <= microseconds < _PLAIN_MICROSECONDS:
         return put_float64(address, microseconds / 1e6)
     whole = microseconds // 1_000_000
     point = put_int64(address, whole)
