@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -147,6 +147,28 @@ def copy(typingctx, target, source, size):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def move32(typingctx, to, source):
+    """32 bytes from one address to another."""
+
+    def generate(context, builder, signature, args):
+        of = ir.VectorType(_I64, 4).as_pointer()
+        value = builder.load(builder.inttoptr(args[1], of))
+        value.align = 1
+        builder.store(value, builder.inttoptr(args[0], of)).align = 1
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@njit(cache=True, nogil=True)
+def put_bytes(to, source, size):
+    """Copy few bytes, and up to 31 of what is behind them; return the address behind the copy."""
+    for at in range(0, size, 32):
+        move32(to + at, source + at)
+    return to + size
 
 
 def padded(size: int) -> np.ndarray:

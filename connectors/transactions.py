@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import CoordinationType
@@ -24,12 +25,12 @@ from aiokafka.producer.transaction_manager import TransactionState
 from ..errors import HeadraceError, InputError, Refused, Unreachable
 from . import groups
 from .groups import CommitRefused, Member, TxnOffsetCommit
+from .record_writer import BATCH_BYTES, MAX_RECORD_BYTES, Rows, SealedBatch, write_batches
 from .records import Headers, Partition
 
 Output = tuple[bytes | None, bytes | None, Headers, int | None]  # key, value, headers, timestamp in ms or None for now
+Batch: TypeAlias = BatchBuilder | SealedBatch
 
-BATCH_BYTES = 900_000  # a broker takes 1,048,588 unless it is told otherwise
-MAX_RECORD_BYTES = 1_000_000
 COMMIT_SECONDS = 30.0
 END_SECONDS = 5.0  # for an abort; the next producer of this id ends what is left
 STOP_SECONDS = 3.0
@@ -110,7 +111,7 @@ class CycleProducer:
 
     async def commit_cycle(
         self,
-        outputs: Mapping[Partition, Sequence[Output]],
+        outputs: Mapping[Partition, Sequence[Output] | Rows],
         offsets: Mapping[Partition, int],
         group: str,
         member: Member,
@@ -118,6 +119,7 @@ class CycleProducer:
     ) -> dict[Partition, int]:
         """Write outputs, then commit offsets (the next to read) to the group; return each partition's first new offset.
 
+        Rows are for many records: without headers, all with the time of now, and written without an object for each.
         metadata is kept by the group beside each of the offsets.
 
         Raises InputError when a record is above MAX_RECORD_BYTES (nothing was sent then, and the producer is as
@@ -129,7 +131,7 @@ class CycleProducer:
         if self._spent or self._producer is None:
             raise Refused(f"this producer cannot commit: {self._spent}; restart the worker")
         producer = self._producer
-        batches = {to: encode(producer, to, records) for to, records in outputs.items() if records}
+        batches = {to: self._encode(producer, to, records) for to, records in outputs.items() if records}
         if not batches and not offsets:
             return {}
         self._spent, self._doing = "its last commit did not end", "beginning"
@@ -150,10 +152,22 @@ class CycleProducer:
         self._spent = ""
         return first
 
+    def _encode(self, producer: AIOKafkaProducer, to: Partition, records: Sequence[Output] | Rows) -> Sequence[Batch]:
+        if not isinstance(records, Rows):
+            return encode(producer, to, records)
+        return write_batches(
+            records.keys,
+            records.values,
+            int(time.time() * 1000),
+            to=to,
+            transactional=self.transactional_id is not None,
+            compression=self._settings["compression_type"],
+        )
+
     async def _commit(
         self,
         producer: AIOKafkaProducer,
-        batches: Mapping[Partition, list[BatchBuilder]],
+        batches: Mapping[Partition, Sequence[Batch]],
         offsets: Mapping[Partition, int],
         group: str,
         member: Member,
@@ -279,15 +293,13 @@ def encode(producer: AIOKafkaProducer, to: Partition, records: Iterable[Output])
     return batches
 
 
-async def send_all(
-    producer: AIOKafkaProducer, batches: Mapping[Partition, Sequence[BatchBuilder]]
-) -> dict[Partition, int]:
+async def send_all(producer: AIOKafkaProducer, batches: Mapping[Partition, Sequence[Batch]]) -> dict[Partition, int]:
     """Send batches, partitions side by side, and wait until all are acknowledged; raises the first refusal.
 
     Within a partition one after the other: a batch that waits for another in an outage would time out.
     """
 
-    async def send(to: Partition, batches: Sequence[BatchBuilder]) -> int:
+    async def send(to: Partition, batches: Sequence[Batch]) -> int:
         topic, number = to
         first = None
         for batch in batches:

@@ -33,9 +33,7 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
     batch, lo, hi = predicted.batch, predicted.lo, predicted.hi
     if lo == hi:
         return []
-    age = "null" if served.age_seconds is None else f"{served.age_seconds:.3f}"
-    middle = b',"model":%b,"version":%d,"age_seconds":%b,"time":' % (_json(served.model), served.version, age.encode())
-    source = f',"source":"{topic}-{batch.partition}-'.encode()
+    middle, source = sayings(served, topic, batch.partition)
     values = zip(
         batch.record_keys.take(slice(lo, hi)),
         batch.keys.take(slice(lo, hi)),
@@ -50,6 +48,13 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
         (record_key, b'{"key":%b,"prediction":%.9g%b%b%b%b"}' % (key, p, middle, time, source, offset), (), None)
         for record_key, key, p, time, offset in values
     ]
+
+
+def sayings(served: Served, topic: str, partition: int) -> tuple[bytes, bytes]:
+    """What all prediction records of a partition say: between prediction and time, and between time and offset."""
+    age = "null" if served.age_seconds is None else f"{served.age_seconds:.3f}"
+    middle = b',"model":%b,"version":%d,"age_seconds":%b,"time":' % (_json(served.model), served.version, age.encode())
+    return middle, f',"source":"{topic}-{partition}-'.encode()
 
 
 def encode_dead_letter(letter: DeadLetter, topic: str, max_bytes: int) -> Output:

@@ -21,11 +21,12 @@ from typing import Any, NoReturn, TypeVar
 from ..connectors import record_batches
 from ..connectors.groups import Member
 from ..connectors.reading import read_range
+from ..connectors.record_writer import MAX_RECORD_BYTES
 from ..connectors.records import Fetched, Record
 from ..connectors.records import Partition as TopicPartition
 from ..connectors.store import SnapshotStore
 from ..connectors.topics import committed_by, remove_member
-from ..connectors.transactions import MAX_RECORD_BYTES, CycleProducer, Output
+from ..connectors.transactions import CycleProducer, Output
 from ..connectors.transport import Assigned
 from ..errors import HeadraceError, SnapshotError, StreamStopped
 from . import publisher

@@ -19,6 +19,8 @@ from kafka.admin import KafkaAdminClient
 from headrace.connectors import embedded, transactions
 from headrace.connectors.groups import CommitRefused, Member
 from headrace.connectors.reading import RangeReader, read_range
+from headrace.connectors.record_writer import Rows
+from headrace.connectors.spans import Spans
 from headrace.connectors.topics import committed_by, committed_offsets, create_topics, end_offsets
 from headrace.connectors.transactions import CycleProducer, Output
 from headrace.errors import Refused, Unreachable
@@ -183,10 +185,13 @@ def quick_to_end(monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 class Commits:
-    """Cycles of one worker without a consumer: cycle n writes the line n, and commits offset n."""
+    """Cycles of one worker without a consumer: cycle n writes the line n, and commits offset n.
 
-    def __init__(self, line: Line, name: str, transactional: bool = True) -> None:
-        self.address, self.name, self.transactional = line.address, name, transactional
+    rows  whether the line is written as Rows
+    """
+
+    def __init__(self, line: Line, name: str, transactional: bool = True, rows: bool = False) -> None:
+        self.address, self.name, self.transactional, self.rows = line.address, name, transactional, rows
         self.source, self.output = f"{name}.in", f"{name}.out"
         create_topics(self.address, {self.source: 1, self.output: 1})
         self.producer = self.new()
@@ -201,8 +206,9 @@ class Commits:
 
     async def cycle(self, number: int) -> None:
         line: Output = (None, b"%d" % number, (), None)
+        lines = Rows(Spans.none(1), Spans.of([line[1]])) if self.rows else [line]
         await self.producer.commit_cycle(
-            {(self.output, 0): [line]}, {(self.source, 0): number}, self.name, NOBODY, f"cycle {number}"
+            {(self.output, 0): lines}, {(self.source, 0): number}, self.name, NOBODY, f"cycle {number}"
         )
 
     async def over(self) -> None:
@@ -222,8 +228,9 @@ class Commits:
 
 
 @every_step
-def test_a_connection_that_breaks_in_a_commit_is_got_over(line: Line, unique: str, step: int) -> None:
-    worker = Commits(line, unique)
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_connection_that_breaks_in_a_commit_is_got_over(line: Line, unique: str, step: int, rows: bool) -> None:
+    worker = Commits(line, unique, rows=rows)
 
     async def work() -> None:
         await worker.producer.start()
@@ -420,10 +427,11 @@ def test_a_successor_waits_until_the_transaction_before_it_has_ended(line: Line,
     assert worker.seen() == ([b"1"], 1)
 
 
+@pytest.mark.parametrize("rows", [False, True])
 def test_a_broker_that_is_killed_and_started_again_loses_and_doubles_nothing(
-    line: Line, broker: embedded.Kafka, unique: str
+    line: Line, broker: embedded.Kafka, unique: str, rows: bool
 ) -> None:
-    worker = Commits(line, unique)
+    worker = Commits(line, unique, rows=rows)
     worker.producer = worker.new(timeout=40.0)
     done = 0
 

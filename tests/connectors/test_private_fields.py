@@ -6,6 +6,7 @@ A failure here after an upgrade says what to look at; the behaviour itself is te
 import asyncio
 import gc
 import inspect
+import re
 import weakref
 from io import BytesIO
 from types import SimpleNamespace
@@ -14,16 +15,16 @@ from typing import Any
 import aiokafka
 import faust
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, codec
 from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, SubscriptionState, TopicPartitionState
-from aiokafka.producer.message_accumulator import BatchBuilder, MessageBatch
-from aiokafka.producer.sender import BaseHandler, Sender, TxnOffsetCommitHandler
+from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator, MessageBatch
+from aiokafka.producer.sender import BaseHandler, Sender, SendProduceReqHandler, TxnOffsetCommitHandler
 from aiokafka.producer.transaction_manager import TransactionManager, TransactionState
 from aiokafka.protocol.types import Bytes
-from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder, _DefaultRecordBatchBuilderPy
 from aiokafka.record.memory_records import MemoryRecords
 from faust.transport.consumer import Consumer, ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as stock
@@ -31,7 +32,9 @@ from faust.types import TP, ConsumerMessage
 from record_bytes import batch_of
 
 from headrace.connectors.fetching import take
+from headrace.connectors.record_writer import SealedBatch, write_batches
 from headrace.connectors.records import Record
+from headrace.connectors.spans import Spans
 
 AT = TopicPartition("t", 0)
 
@@ -302,6 +305,76 @@ def test_a_batch_is_filled_past_its_own_append() -> None:
     assert ours.record_count() == theirs.record_count() == 3
     assert ours.size() == theirs.size()
     assert bytes(ours._build()) == bytes(theirs._build())
+
+
+def sealed() -> SealedBatch:
+    values = Spans.of([b"v"] * 3)
+    (batch,) = write_batches(Spans.none(3), values, 5, to=("t", 0), transactional=True)
+    return batch
+
+
+def test_a_sealed_batch_has_all_that_is_asked_of_a_builder() -> None:
+    asked = set(re.findall(r"self\._builder\.(\w+)", source(MessageBatch)))
+    asked |= set(re.findall(r"batch\._builder\.(\w+)", source(MessageAccumulator)))
+    assert asked == {"append", "record_count", "closed", "close", "_set_producer_state", "_build"}
+    for name in asked:
+        method = getattr(SealedBatch, name)
+        if name != "append":
+            assert parameters(method) == parameters(getattr(BatchBuilder, name))
+    sealed().append(timestamp=1, key=b"k", value=b"v", headers=[])  # by name, as MessageBatch does
+    call = source(MessageBatch.append)
+    assert "self._builder.append(" in call and "if metadata is None:" in call, "None: it is full"
+
+
+def test_a_batch_is_sent_as_it_is() -> None:
+    """What is between send_batch and the request looks at nothing but the methods of the builder."""
+    assert not re.search(r"\bbatch\.", source(AIOKafkaProducer.send_batch))
+    assert not re.search(
+        r"\bbuilder\.", source(MessageAccumulator.add_batch) + source(MessageAccumulator._append_batch)
+    )
+    assert "return self._builder._build()" in source(MessageBatch.get_data_buffer)
+    assert "(tp.partition, batch.get_data_buffer())" in source(SendProduceReqHandler.create_request)
+    data = sealed()._build()
+    assert isinstance(data, memoryview)
+    assert Bytes.encode(data) == Bytes.encode(bytes(data)), "the request takes it"
+
+
+def test_a_batch_gets_its_producer_when_it_is_sent_first_and_keeps_it() -> None:
+    """A batch that is sent again must have the same number, or it could be there twice."""
+    text = source(MessageAccumulator._pop_batch)
+    assert "not_retry = batch.retry_count == 0" in text
+    assert "if self._txn_manager is not None and not_retry:" in text
+    assert "self._txn_manager.increment_sequence_number(batch.tp, batch.record_count)" in text
+
+    def send() -> None:
+        manager = TransactionManager("x", 1000)
+        manager.set_pid_and_epoch(77, 3)
+        manager.begin_transaction()
+        accumulator = MessageAccumulator(SimpleNamespace(), 1 << 20, 0, 30, txn_manager=manager)
+        batches = []
+        for _ in range(2):
+            accumulator._append_batch(sealed(), AT)
+            batch = accumulator._pop_batch(AT)
+            first = bytes(batch.get_data_buffer())
+            accumulator.reenqueue(batch)
+            again = accumulator._pop_batch(AT)
+            assert bytes(again.get_data_buffer()) == first
+            batches.append(MemoryRecords(first).next_batch())
+            batch.done(0, -1)
+        for number, batch in enumerate(batches):
+            assert batch.validate_crc()
+            assert (batch.producer_id, batch.producer_epoch, batch.base_sequence) == (77, 3, 3 * number)
+
+    in_loop(send)
+
+
+def test_records_are_compressed_by_functions_that_can_be_called() -> None:
+    text = source(_DefaultRecordBatchBuilderPy._maybe_compress)
+    for number, name in enumerate(("gzip", "snappy", "lz4", "zstd"), 1):
+        encode, decode = getattr(codec, f"{name}_encode"), getattr(codec, f"{name}_decode")
+        assert decode(encode(b"x" * 1000)) == b"x" * 1000
+        assert getattr(DefaultRecordBatch, f"CODEC_{name.upper()}") == number
+        assert f"compressed = {name}_encode(data)" in text
 
 
 def test_offsets_are_committed_by_a_method_that_can_be_put_in_its_place() -> None:

@@ -1,17 +1,23 @@
 """A cycle's outputs and offsets are committed together, or not at all, and only by the member that holds them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from typing import Any
 
+import kafka as kafka_python
+import numpy as np
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from headrace.connectors.groups import CommitRefused, Committed, Member, Rebalanced, stable_offsets
 from headrace.connectors.reading import read_range
+from headrace.connectors.record_writer import MAX_RECORD_BYTES, Rows, write_batches
 from headrace.connectors.records import Record
+from headrace.connectors.spans import Spans
 from headrace.connectors.topics import committed_by, committed_offsets, end_offsets
-from headrace.connectors.transactions import MAX_RECORD_BYTES, CycleProducer, Output, encode, send_all, send_offsets
+from headrace.connectors.transactions import CycleProducer, Output, encode, send_all, send_offsets
 from headrace.errors import InputError, Refused, Unreachable
 
 Topic = Callable[..., str]
@@ -112,6 +118,132 @@ def test_a_large_cycle_keeps_its_order(kafka: str, unique: str, create_topic: To
     asyncio.run(cycle())
     assert values(kafka, output, 0) == rows
     assert values(kafka, output, 1) == rows
+
+
+def some_rows(B: int, seed: int = 1) -> tuple[list[bytes | None], list[bytes | None]]:
+    """Keys and values of every kind: none, empty, of any bytes, large."""
+    rng = np.random.default_rng(seed)
+    keys: list[bytes | None] = [rng.bytes(size) if size >= 0 else None for size in rng.integers(-1, 40, B).tolist()]
+    values: list[bytes | None] = [b'{"n":%d}' % n * (n % 40) for n in range(B)]
+    values[1:6] = [None, b"", b"x" * 50_000, b"y" * 999_000, b"z"]
+    return keys, values
+
+
+def read_by_kafka_python(address: str, topic: str) -> list[tuple[bytes | None, bytes | None]]:
+    at = kafka_python.TopicPartition(topic, 0)
+    with closing(
+        kafka_python.KafkaConsumer(
+            bootstrap_servers=address, isolation_level=kafka_python.IsolationLevel.READ_COMMITTED, check_crcs=True
+        )
+    ) as consumer:
+        consumer.assign([at])
+        consumer.seek_to_beginning(at)
+        read = []
+        end = consumer.end_offsets([at])[at]
+        while consumer.position(at) < end:
+            for records in consumer.poll(timeout_ms=500).values():
+                read += [(record.key, record.value) for record in records]
+        return read
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+@pytest.mark.parametrize("compression", [None, "gzip", "snappy", "lz4", "zstd"])
+def test_rows_are_read_back_as_they_were_written(
+    kafka: str, unique: str, create_topic: Topic, compression: str | None, transactional: bool
+) -> None:
+    output, journal = create_topic("out", 2), create_topic("journal")
+    keys, rows = some_rows(12_000)  # 2 MB: several batches
+    wanted = list(zip(keys, rows))
+    before = int(time.time() * 1000)
+
+    async def cycles() -> list[dict[tuple[str, int], int]]:
+        async with producing(kafka, unique if transactional else None, compression) as p:
+            given = Rows(Spans.of(keys), Spans.of(rows))
+            few = Rows(given.keys.take(slice(0, 3)), given.values.take(slice(0, 3)))
+            return [
+                await p.commit_cycle(outputs, {}, unique, Member(-1, ""))
+                for outputs in (
+                    {(output, 0): given, (output, 1): few, (journal, 0): [line(b"1")]},
+                    {(output, 0): few, (output, 1): [line(b"in between")], (journal, 0): [line(b"2")]},
+                    {(output, 0): Rows(Spans.none(0), Spans.none(0)), (output, 1): few},
+                )
+            ]
+
+    marker = 1 if transactional else 0
+    B = len(wanted)
+    assert asyncio.run(cycles()) == [
+        {(output, 0): 0, (output, 1): 0, (journal, 0): 0},
+        {(output, 0): B + marker, (output, 1): 3 + marker, (journal, 0): 1 + marker},
+        {(output, 1): 4 + 2 * marker},
+    ]
+    records = committed(kafka, output)
+    assert [(record.key, record.value) for record in records] == wanted + wanted[:3]
+    assert [record.offset for record in records[:B]] == list(range(B))
+    assert before <= min(record.timestamp for record in records) <= max(r.timestamp for r in records) <= time.time() * 1000  # fmt: skip
+    assert {record.headers for record in records} == {()}
+    between = [(None, b"in between")]
+    assert [(r.key, r.value) for r in committed(kafka, output, 1)] == wanted[:3] + between + wanted[:3]
+    if compression in (None, "gzip"):  # it would need packages of its own for the others
+        assert read_by_kafka_python(kafka, output) == wanted + wanted[:3]
+
+
+def test_rows_of_a_refused_cycle_are_never_seen(kafka: str, unique: str, create_topic: Topic) -> None:
+    source, output = create_topic("in"), create_topic("out")
+
+    async def cycles() -> None:
+        async with member_of(kafka, unique, source) as (_, member):
+            async with producing(kafka, unique) as p:
+                await p.commit_cycle({(output, 0): rows_of(b"good")}, {(source, 0): 1}, unique, member)
+                with pytest.raises(CommitRefused):
+                    old = member._replace(generation=member.generation - 1)
+                    await p.commit_cycle({(output, 0): rows_of(b"bad")}, {(source, 0): 2}, unique, old)
+            async with producing(kafka, unique) as p:
+                await p.commit_cycle({(output, 0): rows_of(b"better")}, {(source, 0): 2}, unique, member)
+
+    def rows_of(value: bytes) -> Rows:
+        return Rows(Spans.none(1000), Spans.of([value] * 1000))
+
+    asyncio.run(cycles())
+    assert values(kafka, output) == [b"good"] * 1000 + [b"better"] * 1000
+    assert {value for _, value in read_by_kafka_python(kafka, output)} == {b"good", b"better"}
+    assert committed_offsets(kafka, unique) == {(source, 0): 2}
+
+
+def test_a_row_above_the_limit_is_refused_before_anything_is_sent(kafka: str, unique: str, create_topic: Topic) -> None:
+    output, nobody = create_topic("out", 2), Member(-1, "")
+
+    async def cycles() -> None:
+        async with producing(kafka, unique) as p:
+            large = Rows(Spans.none(3), Spans.of([b"a", b"x" * MAX_RECORD_BYTES, b"b"]))
+            with pytest.raises(InputError, match=rf"for {output}\[1\] is above the limit of 1,000,000 bytes"):
+                await p.commit_cycle({(output, 0): [line(b"x")], (output, 1): large}, {}, unique, nobody)
+            await p.commit_cycle({(output, 0): [line(b"a")]}, {}, unique, nobody)
+
+    asyncio.run(cycles())
+    assert values(kafka, output) == [b"a"]
+    assert values(kafka, output, 1) == []
+
+
+@pytest.mark.parametrize("settings", [{}, {"enable_idempotence": True}], ids=["plain", "idempotent"])
+def test_sealed_batches_are_taken_from_any_producer(
+    kafka: str, unique: str, create_topic: Topic, settings: dict[str, Any]
+) -> None:
+    output = create_topic("out")
+    keys, rows = some_rows(5000)
+
+    async def send() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=kafka, max_request_size=4 << 20, **settings)
+        await producer.start()
+        try:
+            for _ in range(2):
+                batches = write_batches(Spans.of(keys), Spans.of(rows), 5, to=(output, 0), transactional=False)
+                assert len(batches) > 1
+                await send_all(producer, {(output, 0): batches})
+        finally:
+            await producer.stop()
+
+    asyncio.run(send())
+    assert [(record.key, record.value) for record in committed(kafka, output)] == list(zip(keys, rows)) * 2
 
 
 @pytest.mark.parametrize("transactional", [True, False])

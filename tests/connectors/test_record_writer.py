@@ -1,0 +1,144 @@
+"""Record batches written by the kernels are those of aiokafka's builder, byte for byte."""
+
+import gzip
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+
+from headrace import InputError
+from headrace.connectors.record_writer import MAX_RECORD_BYTES, SealedBatch, write_batches
+from headrace.connectors.spans import Spans
+
+NOW = 1_700_000_000_123
+CODECS = {None: 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
+every_codec = pytest.mark.parametrize("compression", CODECS)
+
+
+@pytest.fixture(autouse=True)
+def no_time_in_gzip(monkeypatch):
+    """gzip writes when it was; then two runs of the same would differ."""
+    monkeypatch.setattr(gzip, "time", SimpleNamespace(time=lambda: 0.0))
+
+
+def built(rows, transactional, compression, max_bytes, state=(-1, -1, -1)):
+    """The batches of aiokafka's builder."""
+    batches, number = [], 0
+    for key, value in rows:
+        if not batches or batches[-1].append(number, NOW, key, value, []) is None:
+            batches.append(DefaultRecordBatchBuilder(2, CODECS[compression], int(transactional), *state, max_bytes))
+            number = 0
+            batches[-1].append(0, NOW, key, value, [])
+        number += 1
+    return [bytes(batch.build()) for batch in batches]
+
+
+def written(rows, transactional=False, compression=None, max_bytes=900_000):
+    keys, values = (Spans.of(column) for column in zip(*rows)) if rows else (Spans.of([]), Spans.of([]))
+    return write_batches(
+        keys, values, NOW, to=("t", 3), transactional=transactional, compression=compression, max_bytes=max_bytes
+    )
+
+
+def some_rows(B, seed=1):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for key, value in zip(rng.integers(-1, 90, B).tolist(), rng.integers(-1, 400, B).tolist()):
+        rows.append((None if key < 0 else rng.bytes(key), None if value < 0 else b"abcdefgh" * (value // 8) + rng.bytes(value % 8)))  # fmt: skip
+    return rows
+
+
+@every_codec
+@pytest.mark.parametrize("transactional", [False, True])
+def test_batches_are_those_of_aiokafka(compression, transactional):
+    rows = some_rows(3000)
+    batches = written(rows, transactional, compression, 50_000)
+    assert len(batches) > 5
+    assert [bytes(batch._build()) for batch in batches] == built(rows, transactional, compression, 50_000)
+
+
+@every_codec
+def test_batches_read_back_as_they_were_given(compression):
+    rows = some_rows(2000, 2)
+    read, counts = [], []
+    for batch in written(rows, True, compression, 50_000):
+        (told,) = [MemoryRecords(bytes(batch._build())).next_batch()]
+        assert told.validate_crc()
+        assert (told.is_transactional, told.is_control_batch, told.compression_type) == (True, False, CODECS[compression])  # fmt: skip
+        records = list(told)
+        assert [record.offset for record in records] == list(range(batch.record_count()))
+        assert {record.timestamp for record in records} == {NOW}
+        read += [(record.key, record.value) for record in records]
+        counts.append(len(records))
+    assert read == rows
+
+
+@pytest.mark.parametrize("size", [0, 1, 59, 60, 61, 63, 64, 8190, 8191, 8192, 100_000])
+def test_lengths_of_every_width_are_written(size):
+    rows = [(b"k" * (size % 300), b"v" * size), (None, None), (b"", b""), (b"k" * size, None), (None, b"v" * size)]
+    assert [bytes(b._build()) for b in written(rows)] == built(rows, False, None, 900_000)
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_a_batch_is_filled_to_its_last_byte(extra):
+    rows = [(b"k", b"v" * 50)] * 70
+    (whole,) = written(rows)
+    batches = written(rows, max_bytes=whole.size() + extra)
+    assert [batch.record_count() for batch in batches] == ([70] if extra >= 0 else [69, 1])
+
+
+def test_a_record_larger_than_a_batch_is_alone():
+    rows = [(b"k", b"v"), (b"k", b"v" * 5000), (b"k", b"v"), (b"k", b"v")]
+    batches = written(rows, max_bytes=1000)
+    assert [batch.record_count() for batch in batches] == [1, 1, 2]
+    assert [bytes(b._build()) for b in batches] == built(rows, False, None, 1000)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_record_above_the_limit_is_refused(place):
+    rows = [(b"k", b"v")] * 3
+    rows[place] = (b"k", b"x" * MAX_RECORD_BYTES)
+    with pytest.raises(
+        InputError, match=r"a record of 1,000,0\d\d bytes for t\[3\] is above the limit of 1,000,000 bytes"
+    ):
+        written(rows)
+    rows[place] = (b"k", b"x" * (MAX_RECORD_BYTES - 75))
+    assert sum(batch.record_count() for batch in written(rows)) == 3
+
+
+@every_codec
+def test_what_compression_makes_no_smaller_is_left_as_it_is(compression):
+    rows = [(b"k", np.random.default_rng(1).bytes(100))]
+    (batch,) = written(rows, False, compression)
+    assert [bytes(batch._build())] == built(rows, False, None, 900_000)
+
+
+def test_no_records_are_no_batches():
+    assert written([]) == []
+
+
+def test_keys_and_values_must_be_as_many():
+    with pytest.raises(InputError, match="2 keys for 1 values"):
+        write_batches(Spans.none(2), Spans.of([b"v"]), NOW, to=("t", 0), transactional=False)
+
+
+def test_views_are_written_as_what_they_show():
+    rows = some_rows(100, 3)
+    keys, values = (Spans.of(column).take(slice(10, 90, 3)) for column in zip(*rows))
+    (batch,) = write_batches(keys, values, NOW, to=("t", 0), transactional=False)
+    assert [bytes(batch._build())] == built(rows[10:90:3], False, None, 900_000)
+
+
+def test_a_batch_is_sealed_with_who_sends_it_however_often():
+    rows = some_rows(50, 4)
+    (batch,) = written(rows, True)
+    for state in ((7, 2, 99), (2**40, 32_767, 2**31 - 1)):
+        batch._set_producer_state(*state)
+        told = batch._build()
+        assert bytes(told) == bytes(batch._build())
+        assert [bytes(told)] == built(rows, True, None, 900_000, state)
+        assert len(told) == batch.size()
+    assert isinstance(batch, SealedBatch)
+    assert batch.closed() and batch.append(key=b"k", value=b"v", timestamp=1, headers=[]) is None
