@@ -73,13 +73,16 @@ def run(
             envvar="HEADRACE_LOST", help="where records are gone that must be read: stop, or go on from the earliest"
         ),
     ] = "stop",
+    plain: Annotated[
+        bool, typer.Option(envvar="HEADRACE_PLAIN", help="record by record, without the fast path: equal, but slower")
+    ] = False,
 ) -> None:
     """Start a worker. It goes on from the newest snapshot; SIGTERM ends it cleanly."""
     from .load import load_pipeline
     from .settings import Settings
     from .worker import run_worker
 
-    settings = Settings(broker, redis, slot, web_port or None, resume, lost)
+    settings = Settings(broker, redis, slot, web_port or None, resume, lost, plain)
     raise typer.Exit(run_worker(load_pipeline(file), settings))
 
 

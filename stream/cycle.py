@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
+from ..connectors.record_writer import Rows
 from ..connectors.transactions import Output
 from ..errors import HeadraceError
 from .align import Aligner, Next, Partition
-from .encode import Served, encode_predictions
-from .engine import Engine
+from .engine import Engine, Predicted
 from .poison import Poisoned, process_carefully
 from .slices import DeadLetter, Piece, Role
 
@@ -19,14 +19,13 @@ class Cycle:
     """What was processed, in order, and what came of it."""
 
     pieces: list[Piece] = field(default_factory=list)
-    predictions: dict[int, list[Output]] = field(
-        default_factory=dict
-    )  # by partition, which is the output's partition too
+    predicted: dict[int, list[Predicted]] = field(default_factory=dict)  # by partition, which is the output's too
     dead: list[DeadLetter] = field(default_factory=list)
     poison: list[tuple[Role, int, int]] = field(default_factory=list)  # role, partition, offset: dead, the model raised
     rows: int = 0
     hand: Piece | None = None  # what is being processed
     taken: bool = False  # a snapshot was taken at its end
+    outputs: dict[int, Rows | list[Output]] = field(default_factory=dict)  # the records of `predicted`
 
     def reached(self) -> dict[Partition, int]:
         """The offsets up to which records were touched, also those of a piece that did not come to its end."""
@@ -42,7 +41,6 @@ def run_cycle(
     engine: Engine,
     aligner: Aligner,
     at_end: Container[Partition],
-    served: Served,
     is_full: Callable[[Cycle], bool],
     cycle: Cycle,
     careful: Callable[[Next], bool] | None = None,
@@ -57,7 +55,6 @@ def run_cycle(
     when it was named without `careful`: examples are learned late, and a piece before it may have raised. Then the
     guilty one is named next.
     """
-    topic = engine.pipeline.events.topic
     while engine.stop_reason is None and not is_full(cycle) and not (careful and cycle.pieces):
         following = aligner.next(at_end)
         if following is None:
@@ -79,8 +76,7 @@ def run_cycle(
             cycle.dead += done.dead
             if done.predicted is not None:
                 cycle.rows += len(done.predicted.out)
-                out = cycle.predictions.setdefault(done.piece.partition, [])
-                out += encode_predictions(done.predicted, topic, served)
+                cycle.predicted.setdefault(done.piece.partition, []).append(done.predicted)
             else:
                 cycle.rows += 1
 

@@ -1,6 +1,6 @@
-"""The strict decoder: says record by record what is valid, and turns what is valid into columns.
+"""From records to columns. msgspec, record by record, says what is valid and what the values are.
 
-It is the reference: a faster decoder may only take over where it agrees with this one to the bit.
+It is the reference: the fast decoder takes over only where it agrees to the bit, and flags what it is not sure of.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ..connectors.spans import Spans
+from ..connectors.record_table import RecordTable
+from ..connectors.spans import I64, Spans, join
 from .columns import Columns
 from .declaration import Events, Labels, Pipeline
-from .fields import Fields
+from .fast_json import FlatJson, FlatRows
+from .fields import Field, Fields, joined
 from .hashing import U64
-from .slices import END_OF_STREAM, DeadLetter, Record, Role, Slice
+from .slices import END_OF_STREAM, DeadLetter, Role, Slice
 
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 KEY_BYTES = 100_000  # of an event's key, and of its record's
@@ -67,14 +69,17 @@ class Batch:
     def nbytes(self) -> int:
         """Bytes held by the columns, about."""
         columns = (self.offset, self.time, self.clock, self.key_hash, self.numeric, self.categories, self.groups)
-        texts = self.keys.data.nbytes + self.record_keys.data.nbytes + 32 * len(self)
+        texts = self.keys.data.nbytes + 32 * len(self)  # mostly the same buffer as that of record_keys
         return sum(c.nbytes for c in columns) + self.values.nbytes + self.y.nbytes + texts
 
 
 class Decoder:
-    """Decodes the slices of one topic of a pipeline. Holds no state of the stream: equal slices give equal batches."""
+    """Decodes the slices of one topic of a pipeline. Holds no state of the stream: equal slices give equal batches.
 
-    def __init__(self, pipeline: Pipeline, role: Role) -> None:
+    With `fast` (the default) flat JSON goes through fast_json.py, where it is sure; batches are the same without.
+    """
+
+    def __init__(self, pipeline: Pipeline, role: Role, *, fast: bool = True) -> None:
         side: Events | Labels = pipeline.events
         if role == "labels":
             assert pipeline.labels is not None
@@ -84,70 +89,133 @@ class Decoder:
         self.schema: type[msgspec.Struct] = side.schema
         self._decode: Callable[[Any], Any] = msgspec.json.Decoder(self.schema).decode
         self._columns = Columns(pipeline, role, self.schema)
-        self._ints = [name for name, dtype in self._columns.types.items() if dtype == pl.Int64]
+        self._types = self._columns.types
+        self._ints = [name for name, dtype in self._types.items() if dtype == pl.Int64]
+        self._key = side.key if role == "events" else None  # predictions carry it
+        spellable = self._key is None or self._types[self._key] in (pl.String, pl.Int64)
+        self._flat: FlatJson | None = None
+        if fast and spellable and FlatJson.possible(self.schema):
+            self._flat = FlatJson(self.schema, [self._key] if self._key is not None else [])
 
     def decode(self, s: Slice) -> Batch:
         """Decode a whole slice. Never raises for what is in a record: a bad one is in `dead`, with its reason."""
+        table = s.records if isinstance(s.records, RecordTable) else RecordTable.of(s.records)
         dead: list[DeadLetter] = []
-        marks = [r.offset for r in s.records if r.headers and any(name == END_OF_STREAM for name, _ in r.headers)]
-        records = [r for r in s.records if r.offset not in set(marks)] if marks else s.records
-        try:
-            rows: list[Any] = list(map(self._decode, [r.value for r in records]))
-        except (msgspec.DecodeError, TypeError, ValueError, RecursionError):
-            records, rows = self._one_by_one(s, records, dead)
-        return self.columns(s, records, rows, dead, marks)
+        is_mark = np.zeros(len(table), np.bool_)
+        for i in np.flatnonzero(table.has_headers).tolist():
+            is_mark[i] = any(name == END_OF_STREAM for name, _ in table.record(i).headers)
+        marks = table.offset[is_mark].tolist()
+        if marks:
+            table = table.take(~is_mark)
+        if self._flat is None:
+            return self._batch(s, table, self._strictly(s, table, np.arange(len(table)), dead), dead, marks)
+        flat = self._flat.decode(table.value)
+        decoded = self._of_flat(self._flat, flat)
+        doubtful = np.flatnonzero(flat.flagged)
+        if len(doubtful):
+            sure = np.flatnonzero(~flat.flagged)
+            decoded = _merged(decoded.take(sure), self._strictly(s, table, doubtful, dead))
+        return self._batch(s, table, decoded, dead, marks)
 
-    def _one_by_one(self, s: Slice, records: list[Record], dead: list[DeadLetter]) -> tuple[list[Record], list[Any]]:
-        good, rows = [], []
-        for record in records:
-            path = ""
-            if record.value is None:
-                reason = "the record has no value (a tombstone)"
-            elif not record.value:
-                reason = "the record is empty"
+    def columns(self, s: Slice, rows: list[Any], dead: list[DeadLetter]) -> Batch:
+        """Turn rows that are decoded already (Structs of the schema, one for each record) into a batch."""
+        table = s.records if isinstance(s.records, RecordTable) else RecordTable.of(s.records)
+        return self._batch(s, table, self._of_rows(s, table, np.arange(len(rows)), rows, dead), dead, [])
+
+    def _of_flat(self, json: FlatJson, flat: FlatRows) -> _Decoded:
+        fields = {}
+        for name, dtype in self._types.items():
+            j = json.place[name]
+            if dtype == pl.String:
+                texts = Spans(flat.data, flat.start[json.text[name]], flat.size[json.text[name]])
+                fields[name] = Field.of_texts(texts)
             else:
-                try:
-                    rows.append(self._decode(record.value))
-                    good.append(record)
-                    continue
-                except msgspec.ValidationError as error:
-                    reason, path = reason_and_path(error)
-                except (msgspec.DecodeError, ValueError) as error:
-                    reason = f"not valid JSON: {error}"
-                except RecursionError:
-                    reason = "nested too deep"
-            dead.append(DeadLetter(self.role, s.partition, record, reason, path))
-        return good, rows
+                fields[name] = Field.of_cells(dtype, flat.known[j], flat.cells[j])
+        keys = Spans.none(len(flat.flagged))
+        if self._key is not None:
+            t, quote = json.text[self._key], int(self._types[self._key] == pl.String)
+            known = flat.size[t] >= 0
+            keys = Spans(
+                flat.data, flat.start[t] - quote * known, np.where(known, flat.size[t] + 2 * quote, np.int64(-1))
+            )
+        return _Decoded(np.arange(len(flat.flagged)), fields, keys)
 
-    def columns(
-        self, s: Slice, records: list[Record], rows: list[Any], dead: list[DeadLetter], marks: list[int]
-    ) -> Batch:
-        """Turn decoded rows (Structs of the schema, one for each record) into a batch."""
+    def _strictly(self, s: Slice, table: RecordTable, places: I64, dead: list[DeadLetter]) -> _Decoded:
+        """The records at these places of the table, decoded by msgspec; those that are not valid are dead letters."""
+        values = list(table.value.take(places))
+        try:
+            rows = list(map(self._decode, values))
+        except (msgspec.DecodeError, TypeError, ValueError, RecursionError):
+            rows, good = [], []
+            for i, value in zip(places.tolist(), values, strict=True):
+                why = self._refusal(value, rows)
+                if why is None:
+                    good.append(i)
+                else:
+                    dead.append(DeadLetter(self.role, s.partition, table.record(i), *why))
+            places = np.array(good, np.int64)
+        return self._of_rows(s, table, places, rows, dead)
+
+    def _refusal(self, value: bytes | None, rows: list[Any]) -> tuple[str, str] | None:
+        """Append the decoded value to rows, or say why it cannot be, and where in it."""
+        if value is None:
+            return "the record has no value (a tombstone)", ""
+        if not value:
+            return "the record is empty", ""
+        try:
+            rows.append(self._decode(value))
+        except msgspec.ValidationError as error:
+            return reason_and_path(error)
+        except (msgspec.DecodeError, ValueError) as error:
+            return f"not valid JSON: {error}", ""
+        except RecursionError:
+            return "nested too deep", ""
+        return None
+
+    def _of_rows(self, s: Slice, table: RecordTable, places: I64, rows: list[Any], dead: list[DeadLetter]) -> _Decoded:
+        """Decoded rows, from the records at these places."""
         try:
             fields = self._columns.fields(rows)
-        except OverflowError:
-            records, rows = self._without_huge_integers(s, records, rows, dead)
+        except OverflowError:  # JSON integers have no bound, columns have 64 bits
+            huge = {i: why for i, row in enumerate(rows) if (why := self._huge(row)) is not None}
+            dead += [DeadLetter(self.role, s.partition, table.record(int(places[i])), *huge[i]) for i in huge]
+            rows = [row for i, row in enumerate(rows) if i not in huge]
+            places = np.delete(places, list(huge))
             fields = self._columns.fields(rows)
+        keys = Spans.none(len(rows))
+        if self._key is not None:
+            keys = Spans.of([_json(getattr(row, self._key)) for row in rows])
+        return _Decoded(places, fields, keys)
+
+    def _huge(self, row: Any) -> tuple[str, str] | None:
+        for name in self._ints:
+            value = getattr(row, name)
+            if value is not None and not LEAST_INT <= value <= GREATEST_INT:
+                return f"expected `int` of 64 bits, got one of {value.bit_length()} bits", f"$.{name}"
+        return None
+
+    def _batch(
+        self, s: Slice, table: RecordTable, decoded: _Decoded, dead: list[DeadLetter], marks: list[int]
+    ) -> Batch:
+        if len(decoded.places) < len(table):
+            table = table.take(decoded.places)
+        fields, keys, rows = decoded.fields, decoded.keys, len(table)
         refused: dict[int, tuple[str, str]] = {}  # row -> reason, path
-        timestamp = np.fromiter((r.timestamp for r in records), np.int64, len(records)) * 1000
+        timestamp = table.timestamp * 1000
         time = self._times(fields, timestamp, refused) if self.side.time is not None else timestamp
-        computed, poison = self._columns.compute(fields, len(rows))
+        computed, poison = self._columns.compute(fields, rows)
         refused |= {i: (reason, "") for i, reason in poison.items() if i not in refused}
+        record_keys = table.key
         if self.role == "labels":
             for i in np.flatnonzero(np.isnan(computed["y"])).tolist():
                 refused.setdefault(i, (self._columns.why_no_label(fields, i), ""))
-        keys, record_keys = Spans.none(len(rows)), Spans.none(len(rows))
-        if self.role == "events":
-            record_keys = Spans.of([record.key for record in records])
-            if self.side.key is not None:
-                keys = Spans.of([_json(getattr(row, self.side.key)) for row in rows])
-            else:
-                keys = Spans.of([b"null"] * len(rows))
+            record_keys = Spans.none(rows)
+        else:
             self._refuse_long_keys(record_keys, keys, refused)
-        offset = np.fromiter((r.offset for r in records), np.int64, len(records))
+        offset = table.offset
         if refused:
-            dead += [DeadLetter(self.role, s.partition, records[i], *why) for i, why in refused.items()]
-            keep = np.ones(len(rows), np.bool_)
+            dead += [DeadLetter(self.role, s.partition, table.record(i), *why) for i, why in refused.items()]
+            keep = np.ones(rows, np.bool_)
             keep[list(refused)] = False
             keys, record_keys, offset, time = keys.take(keep), record_keys.take(keep), offset[keep], time[keep]
             computed = {name: column[keep] for name, column in computed.items()}
@@ -166,21 +234,6 @@ class Decoder:
             marks=marks,
             **computed,
         )
-
-    def _without_huge_integers(
-        self, s: Slice, records: list[Record], rows: list[Any], dead: list[DeadLetter]
-    ) -> tuple[list[Record], list[Any]]:
-        """JSON integers have no bound, columns have 64 bits: rows beyond are dead letters."""
-        good: list[int] = []
-        for i, row in enumerate(rows):
-            values = ((name, getattr(row, name)) for name in self._ints)
-            huge = next(((n, v) for n, v in values if v is not None and not LEAST_INT <= v <= GREATEST_INT), None)
-            if huge is None:
-                good.append(i)
-                continue
-            reason = f"expected `int` of 64 bits, got one of {huge[1].bit_length()} bits"
-            dead.append(DeadLetter(self.role, s.partition, records[i], reason, f"$.{huge[0]}"))
-        return [records[i] for i in good], [rows[i] for i in good]
 
     def _refuse_long_keys(self, record_keys: Spans, keys: Spans, refused: dict[int, tuple[str, str]]) -> None:
         """A prediction carries its event's key and record key, and has to fit into a record."""
@@ -209,6 +262,26 @@ class Decoder:
                 reason = f"time is {ahead[i] / 3.6e9:.1f} h ahead of the record's timestamp"
             refused[i] = reason, f"$.{name}"
         return time
+
+
+@dataclass(slots=True)
+class _Decoded:
+    """What was decoded of a table of records: their places in it, in order, their values, the JSON of their keys."""
+
+    places: I64
+    fields: Fields
+    keys: Spans
+
+    def take(self, rows: I64) -> _Decoded:
+        fields = {name: field.take(rows) for name, field in self.fields.items()}
+        return _Decoded(self.places[rows], fields, self.keys.take(rows))
+
+
+def _merged(a: _Decoded, b: _Decoded) -> _Decoded:
+    """Both, in the order of their places."""
+    places = np.concatenate([a.places, b.places])
+    fields = {name: joined([field, b.fields[name]]) for name, field in a.fields.items()}
+    return _Decoded(places, fields, join([a.keys, b.keys])).take(np.argsort(places))
 
 
 def reason_and_path(error: msgspec.ValidationError) -> tuple[str, str]:

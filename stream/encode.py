@@ -27,6 +27,8 @@ class Served(NamedTuple):
 def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list[Output]:
     """The prediction records of a piece, in the order of the events: under the event's record key, with a JSON value.
 
+    Record by record; `fast_encode.prediction_rows` gives the same, many at once.
+
     {"key": the event's key, "prediction": P(true) or the value, "model", "version", "age_seconds",
      "time": the event's time in seconds since the epoch, "source": "topic-partition-offset"}
     """
@@ -36,18 +38,21 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
     middle, source = sayings(served, topic, batch.partition)
     values = zip(
         batch.record_keys.take(slice(lo, hi)),
-        batch.keys.take(slice(lo, hi)),
-        predicted.out[:, 0].tolist(),
-        _json((batch.time[lo:hi] / 1e6).tolist())[1:-1].split(
-            b","
-        ),  # a list at once is four times as fast as one by one
-        _json(batch.offset[lo:hi].tolist())[1:-1].split(b","),
+        [key or b"null" for key in batch.keys.take(slice(lo, hi))],
+        _numbers([float(str(p)) for p in predicted.out[:, 0]]),  # as few digits as tell the float32
+        _numbers((batch.time[lo:hi] / 1e6).tolist()),
+        _numbers(batch.offset[lo:hi].tolist()),
         strict=True,
     )
     return [
-        (record_key, b'{"key":%b,"prediction":%.9g%b%b%b%b"}' % (key, p, middle, time, source, offset), (), None)
+        (record_key, b'{"key":%b,"prediction":%b%b%b%b%b"}' % (key, p, middle, time, source, offset), (), None)
         for record_key, key, p, time, offset in values
     ]
+
+
+def _numbers(values: list[Any]) -> list[bytes]:
+    """The JSON of each: a list at once is four times as fast as one by one."""
+    return _json(values)[1:-1].split(b",")
 
 
 def sayings(served: Served, topic: str, partition: int) -> tuple[bytes, bytes]:

@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import groupby, pairwise
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from ..connectors.memory import load8, padded, put_bytes, store8, store32
-from ..connectors.spans import Spans
+from ..connectors.record_writer import Rows
+from ..connectors.spans import Spans, join
+from .decode import Batch
 from .encode import Served, sayings
+from .engine import Predicted
 from .number_text import LONGEST, put_float32, put_float64, put_int64
 
 I64 = NDArray[np.int64]
 
 _PLAIN_MICROSECONDS = 2**33 * 1_000_000  # float64 seconds lie less than a microsecond apart up to it, year 2242
 _NULL = int.from_bytes(b"null", "little")
+
+
+def prediction_rows(predicted: Sequence[Predicted], topic: str, served: Served) -> Rows:
+    """The prediction records of some pieces of one partition, in order: what `encode_predictions` gives of each."""
+    keys, values = [], []
+    for batch, lo, hi, out in _runs(predicted):
+        rows = slice(lo, hi)
+        keys.append(batch.record_keys.take(rows))
+        values.append(
+            encode_rows(
+                batch.keys.take(rows), out, batch.time[rows], batch.offset[rows], topic, batch.partition, served
+            )
+        )
+    return Rows(join(keys), join(values))
+
+
+def _runs(predicted: Sequence[Predicted]) -> Iterator[tuple[Batch, int, int, NDArray[np.float32]]]:
+    """Pieces that follow one another in a batch, joined: a call has its price, and a piece may be a few rows."""
+    for _, pieces in groupby(predicted, key=lambda piece: id(piece.batch)):
+        run = list(pieces)
+        if all(a.hi == b.lo for a, b in pairwise(run)):
+            yield run[0].batch, run[0].lo, run[-1].hi, np.concatenate([piece.out[:, 0] for piece in run])
+        else:
+            yield from ((piece.batch, piece.lo, piece.hi, piece.out[:, 0]) for piece in run)
 
 
 def encode_rows(

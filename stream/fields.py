@@ -49,6 +49,17 @@ class Field:
             values = [0 if v is None else v for v in values]
         return cls(dtype, known, np.array(values, _NUMBERS[dtype.base_type()]), _NO_TEXTS)
 
+    @classmethod
+    def of_texts(cls, texts: Spans) -> Field:
+        """Of texts in UTF-8."""
+        return cls(pl.String(), texts.size >= 0, _NOTHING, texts)
+
+    @classmethod
+    def of_cells(cls, dtype: pl.DataType, known: NDArray[np.bool_], cells: NDArray[np.uint64]) -> Field:
+        """Of the bits of float64 and int64; of a bool 1 or 0."""
+        number = _NUMBERS[dtype.base_type()]
+        return cls(dtype, known, cells != 0 if number is np.bool_ else cells.view(number), _NO_TEXTS)
+
     def __len__(self) -> int:
         return len(self.known)
 

@@ -57,7 +57,7 @@ def frame_batches(frame: pl.DataFrame, decoder: Decoder, strict: bool = True) ->
             except msgspec.ValidationError as error:
                 record = _record(decoder, offset, msgspec.json.encode(row, enc_hook=str))
                 dead.append(DeadLetter(decoder.role, 0, record, *reason_and_path(error)))
-        yield decoder.columns(Slice(decoder.role, 0, start, start + len(part), []), good, rows, dead, [])
+        yield decoder.columns(Slice(decoder.role, 0, start, start + len(part), good), rows, dead)
 
 
 def _line_batches(path: Path, decoder: Decoder) -> Iterator[Batch]:

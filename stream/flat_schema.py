@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from msgspec import inspect
 
-from .columns import microseconds
+from .fields import microseconds
 
 FLOAT, INT, BOOL, TEXT, MOMENT = range(5)  # kinds of fields
 NOT_SURE, VALUE, NONE = range(3)  # what a field that is absent becomes; NOT_SURE: an error, or what only msgspec knows

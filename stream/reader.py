@@ -16,6 +16,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..connectors.leases import Slot, Slots
+from ..connectors.record_table import RecordTable
+from ..connectors.spans import Spans
 from ..connectors.store import Snapshot, SnapshotStore
 from ..errors import DeclarationError, HeadraceError, InputError, Refused, SnapshotError, Unreachable
 from .declaration import Pipeline
@@ -24,7 +26,7 @@ from .durations import parse_duration
 from .engine import Engine
 from .expressions import column_types, fields_of
 from .features import Aggregate, Cross
-from .slices import Record, Slice
+from .slices import Slice
 from .snapshot import unpack
 
 log = logging.getLogger(__name__)
@@ -308,9 +310,10 @@ class _RowDecoder:
 
     def batch(self, start: int, structs: list[Any], timestamp: int) -> Batch:
         """The batch of rows numbered from `start`, all with one record timestamp; raises InputError."""
-        records = [Record(start + i, timestamp, None, None) for i in range(len(structs))]
+        n, none = len(structs), Spans.none(len(structs))
+        table = RecordTable(np.arange(start, start + n), np.full(n, timestamp), none, none, np.full(n, -1))
         try:
-            batch = self._decoder.columns(Slice("events", 0, start, start + len(structs), []), records, structs, [], [])
+            batch = self._decoder.columns(Slice("events", 0, start, start + n, table), structs, [])
         except UnicodeEncodeError:
             raise _not_text(start, structs) from None
         if batch.dead:

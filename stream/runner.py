@@ -18,10 +18,10 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
-from ..connectors import record_batches
+from ..connectors import record_batches, record_writer
 from ..connectors.groups import Member
 from ..connectors.reading import read_range
-from ..connectors.record_writer import MAX_RECORD_BYTES
+from ..connectors.record_writer import MAX_RECORD_BYTES, Rows
 from ..connectors.records import Fetched, Record
 from ..connectors.records import Partition as TopicPartition
 from ..connectors.store import SnapshotStore
@@ -29,14 +29,15 @@ from ..connectors.topics import committed_by, remove_member
 from ..connectors.transactions import CycleProducer, Output
 from ..connectors.transport import Assigned
 from ..errors import HeadraceError, SnapshotError, StreamStopped
-from . import publisher
+from . import fast_encode, fast_json, publisher
 from .adoption import Adoption
 from .align import BEFORE_ALL, Aligner, Next, Partition
 from .cycle import Cycle, end_cycle, merge, run_cycle
 from .declaration import Pipeline
 from .decode import Decoder
-from .encode import JournalRecord, Served, encode_dead_letter
+from .encode import JournalRecord, Served, encode_dead_letter, encode_predictions
 from .engine import Engine, NotFinite
+from .fast_encode import prediction_rows
 from .journal import committed_as_told
 from .poison import Poisoned, as_they_came
 from .publisher import SnapshotPublisher, Table
@@ -297,7 +298,10 @@ class Runner:
         )
         rest = (array.nbytes for array in standing.engine.arrays.values())
         await self._in_compute(functools.partial(self.publisher.reserve, sum(rest)))
-        self.decoders: dict[Role, Decoder] = {role: Decoder(self.pipeline, role) for role in self.topic_of}
+        fast = not self.settings.plain
+        self.decoders: dict[Role, Decoder] = {role: Decoder(self.pipeline, role, fast=fast) for role in self.topic_of}
+            role: Decoder(self.pipeline, role, fast=not self.settings.plain) for role in self.topic_of
+        }
         labels = self.pipeline.labels
         self.aligner = Aligner(labels.alignment_us if labels is not None and standing.engine.delayed else None)
         self._snapshot_due = time.monotonic() + self.pipeline.snapshots.every_us / 1e6
@@ -307,9 +311,8 @@ class Runner:
     def _build(self) -> Standing:
         engine = Engine(self.pipeline)
         began = time.perf_counter()
-        record_batches.warm_up()
-        engine.warm_up()
-        publisher.warm_up()
+        for part in (record_batches, record_writer, fast_json, fast_encode, engine, publisher):
+            part.warm_up()
         if (seconds := time.perf_counter() - began) > 2:
             log.info("compiled the kernels in %.1f s; from now on they are in the cache", seconds)
         standing = restore(engine, self._store)
@@ -557,8 +560,6 @@ class Runner:
         def is_full(cycle: Cycle) -> bool:
             return cycle.rows >= limit or time.monotonic() >= until or (publisher.prepared and self._snapshot_wanted)
 
-        learned = self._standing().last_learned
-        served = Served(self.pipeline.name, self.version, None if learned is None else time.time() - learned)
         fetched, careful = self._runs, self._is_careful if self._careful else None
         while True:
             hungry = [
@@ -567,11 +568,12 @@ class Runner:
             for partition in hungry:
                 self.aligner.add(self.decoders[partition[0]].decode(self._take(partition)))
             pieces = len(cycle.pieces)
-            run_cycle(engine, self.aligner, self._at_end(), served, is_full, cycle, careful)
+            run_cycle(engine, self.aligner, self._at_end(), is_full, cycle, careful)
             if is_full(cycle) or engine.stop_reason is not None or (not hungry and pieces == len(cycle.pieces)):
                 break
         if cycle.pieces:
             end_cycle(engine, cycle)
+            self._encode(cycle)
         if engine.counters_now("examples") > examples:
             self._standing().last_learned = time.time()
         if time.monotonic() >= self._figures_due:
@@ -583,6 +585,16 @@ class Runner:
             else:
                 publisher.prepare()
         return cycle
+
+    def _encode(self, cycle: Cycle) -> None:
+        """In the compute thread: the prediction records of a cycle."""
+        learned, topic = self._standing().last_learned, self.pipeline.events.topic
+        served = Served(self.pipeline.name, self.version, None if learned is None else time.time() - learned)
+        for number, predicted in cycle.predicted.items():
+            if self.settings.plain:
+                cycle.outputs[number] = [out for piece in predicted for out in encode_predictions(piece, topic, served)]
+            else:
+                cycle.outputs[number] = prediction_rows(predicted, topic, served)
 
     def _take_snapshot(self) -> bool:
         """In the compute thread: copy the state as it is now."""
@@ -600,9 +612,7 @@ class Runner:
         while runs and count < SLICE_RECORDS:
             taken.append(runs.popleft())
             count += len(taken[-1].records)
-        return Slice(
-            *partition, taken[0].start, taken[-1].next, record_batches.records_of([run.records for run in taken])
-        )
+        return Slice(*partition, taken[0].start, taken[-1].next, record_batches.unpack([run.records for run in taken]))
 
     def _note_figures(self, engine: Engine) -> None:
         """In the compute thread: what log and metrics show, for they must not look at an engine at work."""
@@ -637,15 +647,17 @@ class Runner:
     ) -> None:
         """Write what a cycle gave, its place in the journal, and its offsets; `stop`: why it is the last one."""
         pipeline, standing = self.pipeline, self._standing()
-        outputs: dict[TopicPartition, list[Output]] = {}
-        for number, predictions in cycle.predictions.items():
+        outputs: dict[TopicPartition, list[Output] | Rows] = {}
+        for number, predictions in cycle.outputs.items():
             outputs[pipeline.predictions.topic, number] = predictions
         dead = cycle.dead
         if cycle.poison:
             dead = await asyncio.to_thread(as_they_came, dead, set(cycle.poison), self._read_again)
+        letters: defaultdict[TopicPartition, list[Output]] = defaultdict(list)
         for letter in dead:
             output = encode_dead_letter(letter, self.topic_of[letter.role], MAX_RECORD_BYTES - HEADERS_ROOM)
-            outputs.setdefault((pipeline.predictions.dead_letters, letter.partition), []).append(output)
+            letters[pipeline.predictions.dead_letters, letter.partition].append(output)
+        outputs |= letters
         owned, self._owned = self._owned, None
         number = standing.position.cycle
         record = JournalRecord(

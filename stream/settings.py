@@ -29,6 +29,7 @@ class Settings:
     web_port  of /metrics on loopback; None: no web server
     resume    go on after a stop that the journal records
     lost      what to do where records that have to be read are gone: stop, or go on from the earliest that is left
+    plain     read, decode and write record by record, through public interfaces alone: the same results, slower
     """
 
     broker: str = DEFAULT_BROKER
@@ -37,10 +38,11 @@ class Settings:
     web_port: int | None = None
     resume: bool = False
     lost: Lost = "stop"
+    plain: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
-        """HEADRACE_BROKER, _REDIS, _SLOT, _WEB_PORT, _RESUME and _LOST, for a worker that `faust` starts."""
+        """HEADRACE_BROKER, _REDIS, _SLOT, _WEB_PORT, _RESUME, _LOST and _PLAIN, for a worker that `faust` starts."""
         return cls(
             broker=environment.get("HEADRACE_BROKER", DEFAULT_BROKER),
             redis=environment.get("HEADRACE_REDIS", DEFAULT_REDIS),
@@ -48,6 +50,7 @@ class Settings:
             web_port=_number(environment, "HEADRACE_WEB_PORT"),
             resume=bool(_number(environment, "HEADRACE_RESUME")),
             lost=cast(Lost, environment.get("HEADRACE_LOST") or "stop"),
+            plain=bool(_number(environment, "HEADRACE_PLAIN")),
         )
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from ..connectors.record_table import RecordTable
 from ..connectors.records import Headers as Headers
 from ..connectors.records import Record as Record
 
@@ -20,7 +21,7 @@ class Slice(NamedTuple):
     partition: int
     start: int
     next: int
-    records: list[Record]
+    records: RecordTable | list[Record]
 
 
 class Piece(NamedTuple):

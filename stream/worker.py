@@ -302,6 +302,7 @@ class WorkerApp(faust.App):
             topics=frozenset(t for t in topics if t is not None),
             starts={t: events.start for t in topics if t is not None},
             lost=self.worker_settings.lost,
+            raw=not self.worker_settings.plain,
         )
         return Transport(self.conf.broker_consumer, self, self.runner, reading)
 

@@ -31,7 +31,6 @@ from headrace.models.base import Configured, register
 from headrace.stream.align import Aligner
 from headrace.stream.cycle import Cycle, run_cycle
 from headrace.stream.decode import Decoder
-from headrace.stream.encode import Served
 from headrace.stream.engine import Engine, NotFinite
 from headrace.stream.slices import END_OF_STREAM, Record, Slice
 
@@ -559,7 +558,7 @@ def test_cycle_ends_where_the_stream_has_to_stop_and_a_replay_of_its_pieces_gets
     for batch in batches:
         aligner.add(batch)
     cycle = Cycle()
-    run_cycle(run.engine, aligner, set(), Served("m", 0, None), lambda _: False, cycle)
+    run_cycle(run.engine, aligner, set(), lambda _: False, cycle)
     assert cycle.offsets() == {("events", 0): 401 + 1 + 101}
     assert (len(cycle.dead), cycle.rows, run.counts("events")) == (501, 2, (2,))
     for batch, piece in zip(batches, cycle.pieces):

@@ -16,7 +16,6 @@ from headrace.models.base import Configured, register
 from headrace.stream.align import Aligner
 from headrace.stream.cycle import Cycle, end_cycle, run_cycle
 from headrace.stream.decode import Decoder
-from headrace.stream.encode import Served
 from headrace.stream.engine import Engine, NotFinite
 from headrace.stream.poison import Poisoned, as_they_came, process_carefully, without
 from headrace.stream.slices import Piece, Record, Slice
@@ -318,7 +317,7 @@ def test_errors_that_are_no_fault_of_a_record_pass_and_leave_the_engine_as_it_wa
     aligner.own(("events", 0))
     aligner.add(run.batch("events", [click(1), click(2, price=POISON)]))
     with pytest.raises(expected):
-        run_cycle(run.engine, aligner, set(), Served("m", 0, None), lambda _: False, Cycle())
+        run_cycle(run.engine, aligner, set(), lambda _: False, Cycle())
 
 
 def test_what_is_raised_without_any_record_is_let_out():
@@ -345,7 +344,7 @@ def work(run, batches, careful):
     cycles = []
     while not cycles or cycles[-1].pieces:
         cycles.append(Cycle())
-        run_cycle(run.engine, aligner, set(), Served("m", 0, None), lambda _: False, cycles[-1], careful)
+        run_cycle(run.engine, aligner, set(), lambda _: False, cycles[-1], careful)
         end_cycle(run.engine, cycles[-1])
     return cycles[:-1]
 
@@ -390,7 +389,7 @@ def test_worker_that_begins_again_carefully_gets_past_a_label_that_was_learned_l
     assert attempts == 2 and blamed[-1] == ("labels", 0, 0, 6)
     assert [cycle.poison for cycle in cycles] == [[], [("labels", 0, 3)], []]
     assert [len(cycle.dead) for cycle in cycles] == [0, 1, 0]
-    assert sum(len(out) for cycle in cycles for out in cycle.predictions.values()) == 20
+    assert sum(len(out) for cycle in cycles for out in cycle.predicted.values() for _ in out) == 20
     assert [cycle.offsets() for cycle in cycles] == [{("events", 0): 10}, {("labels", 0): 6}, {("events", 0): 20}]
     plain, batches = poisoned_stream(batch)
     for of in batches:
