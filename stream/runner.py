@@ -300,8 +300,6 @@ class Runner:
         await self._in_compute(functools.partial(self.publisher.reserve, sum(rest)))
         fast = not self.settings.plain
         self.decoders: dict[Role, Decoder] = {role: Decoder(self.pipeline, role, fast=fast) for role in self.topic_of}
-            role: Decoder(self.pipeline, role, fast=not self.settings.plain) for role in self.topic_of
-        }
         labels = self.pipeline.labels
         self.aligner = Aligner(labels.alignment_us if labels is not None and standing.engine.delayed else None)
         self._snapshot_due = time.monotonic() + self.pipeline.snapshots.every_us / 1e6

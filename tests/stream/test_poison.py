@@ -389,7 +389,7 @@ def test_worker_that_begins_again_carefully_gets_past_a_label_that_was_learned_l
     assert attempts == 2 and blamed[-1] == ("labels", 0, 0, 6)
     assert [cycle.poison for cycle in cycles] == [[], [("labels", 0, 3)], []]
     assert [len(cycle.dead) for cycle in cycles] == [0, 1, 0]
-    assert sum(len(out) for cycle in cycles for out in cycle.predicted.values() for _ in out) == 20
+    assert sum(p.hi - p.lo for cycle in cycles for pieces in cycle.predicted.values() for p in pieces) == 20
     assert [cycle.offsets() for cycle in cycles] == [{("events", 0): 10}, {("labels", 0): 6}, {("events", 0): 20}]
     plain, batches = poisoned_stream(batch)
     for of in batches:
