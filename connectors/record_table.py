@@ -59,7 +59,7 @@ class RecordTable:
         return Record(int(self.offset[i]), int(self.timestamp[i]), self.key[i], self.value[i], self._headers(i))
 
     def records(self) -> list[Record]:
-        """All of them; 0.7 us each."""
+        """All of them; 1.3 us each."""
         found: list[Headers] = [()] * len(self)
         for i in np.flatnonzero(self.has_headers):
             found[i] = self._headers(int(i))

@@ -230,10 +230,12 @@ def test_old_formats_are_read_by_aiokafka(magic: int) -> None:
 
 @pytest.mark.parametrize("magic", [0, 1, 3])
 def test_a_batch_that_says_another_format_is_damaged(magic: int) -> None:
-    raw = bytearray(batch_of(FEW))
-    raw[16] = magic
-    with pytest.raises(DamagedRecords, match=r"t\[3\]: the record batch at offset 7 is damaged: "):
-        _take(source(bytes(raw)), 100)
+    damaged = bytearray(batch_of(FEW[2:]))
+    damaged[16] = magic
+    kept = source(batch_of(FEW[:2]) + bytes(damaged))
+    assert len(_take(kept, 100)[0]) == 2
+    with pytest.raises(DamagedRecords, match=r"t\[3\]: the record batch at offset 11 is damaged: "):
+        _take(kept, 100)
 
 
 def test_damage_is_told_when_what_comes_before_it_is_taken() -> None:

@@ -300,6 +300,14 @@ def test_nothing_worse_than_the_error_comes_of_damage(rows: list[tuple], codec: 
     outcome(seal(raw) if len(raw) > 21 else bytes(raw))
 
 
+@pytest.mark.parametrize("headers", [(), (("a", b"1"),)])
+def test_a_record_that_is_longer_than_its_parts_is_an_error(headers: tuple) -> None:
+    raw = batch_of([Record(7, 0, b"k", b"v", headers)])
+    longer = put(raw[:HEAD] + bytes([raw[HEAD] + 2]) + raw[HEAD + 1 :] + b"\0", 8, len(raw) - 11, 4)
+    with pytest.raises(DamagedRecords, match="its records do not lie in it"):
+        read(longer)
+
+
 @settings(deadline=None, max_examples=500)
 @given(st.binary(max_size=200), st.integers(0, 40))
 def test_noise_in_the_place_of_records_is_an_error(noise: bytes, count: int) -> None:
