@@ -141,7 +141,7 @@ def _decode(
 
     base      int64              the address of data
     behind    int64              the size of data, and so where the tail will begin
-    plan      int64 (F, _WIDTH)  of each field, by the names below
+    plan      int64 (F, _WIDTH)  of each field, by the names above
     words     uint64 (W,)        each field's name with its closing quote, filled up with zeros to whole words
     become    int64 (F,)         what an absent field becomes
     absent    int64 (F, 3)       the bits of its cell, its text's place in the tail behind data, its size

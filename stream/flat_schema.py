@@ -19,6 +19,8 @@ MOST_FIELDS = 63  # the fields seen in a record are bits
 
 @dataclass(frozen=True, slots=True)
 class FlatField:
+    """One field of such a schema."""
+
     attribute: str
     name: str  # in JSON
     kind: int
