@@ -109,6 +109,30 @@ class CycleProducer:
             )
         return f"broker {self.address} did not answer within {seconds:g} s; is it running, and is the address right?"
 
+    async def forget_pending(self, group: str, partition: Partition) -> None:
+        """Have the group let go of offsets of this transactional id whose transaction has ended without its knowing.
+
+        A coordinator of Kafka 4.1 that becomes leader twice while its log loads may know of a commit and not of its
+        end: its offsets stay unstable for ever, for whoever asks. The end of any other transaction of the same id
+        clears them: of one that is aborted here. `partition` is any that exists; no offset of it is committed.
+
+        Raises as commit_cycle does.
+        """
+        if self._spent or self._producer is None:
+            raise Refused(f"this producer cannot commit: {self._spent}; restart the worker")
+        producer = self._producer
+        try:
+            async with asyncio.timeout(self.commit_seconds):
+                await producer.begin_transaction()
+                await send_offsets(producer, {partition: 0}, group, Member(-1, ""))
+                await producer.abort_transaction()
+        except TimeoutError as error:
+            raise Unreachable(
+                f"broker {self.address} did not end a transaction within {self.commit_seconds:g} s"
+            ) from error
+        except Exception as error:
+            raise self._in_words(error) from error
+
     async def commit_cycle(
         self,
         outputs: Mapping[Partition, Sequence[Output] | Rows],

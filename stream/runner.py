@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ..connectors import record_batches, record_writer
 from ..connectors.groups import Member
+from ..connectors.leases import Slots
 from ..connectors.reading import read_range
 from ..connectors.record_writer import MAX_RECORD_BYTES, Rows
 from ..connectors.records import Fetched, Record
@@ -46,7 +47,7 @@ from .settings import Settings
 from .slices import Role, Slice
 from .snapshot import NAN_ALLOWED, nested, pack, place
 from .standing import Left, Position, Standing
-from .start_over import StartOver, succeeded
+from .start_over import StartOver, Starts, succeeded
 
 log = logging.getLogger("headrace")
 
@@ -286,6 +287,8 @@ class Runner:
     async def _start(self) -> None:
         self.state = "connecting"
         await self._producer.start()  # ends what a predecessor of this slot left open
+        if self.pipeline.delivery == "exactly_once":
+            await self._forget_pending()
         standing = self.standing = await self._in_compute(self._build)
         pointer = await asyncio.to_thread(self._store.current)
         token = -1 if pointer is None else pointer.token
@@ -305,6 +308,24 @@ class Runner:
         self._snapshot_due = time.monotonic() + self.pipeline.snapshots.every_us / 1e6
         self._ready.set()
         self.state = "waiting for partitions"
+
+    async def _forget_pending(self) -> None:
+        """See that no offsets of the group stay unstable for ever, or nobody could begin at them.
+
+        Those of this slot. After a start that came to nothing also those of slots that nobody holds any more.
+        """
+        settings, journal = self.settings, (self.pipeline.journal_topic, 0)
+        await self._producer.forget_pending(self.pipeline.group, journal)
+        if not Starts.so_far().fruitless:
+            return
+        slots = await asyncio.to_thread(Slots(settings.redis, self.pipeline.name).look)
+        for number in (number for number, slot in slots.items() if slot.exists and slot.holder is None):
+            producer = CycleProducer(settings.broker, transactional_id=f"{self.pipeline.group}-{number}")
+            try:
+                await producer.start()
+                await producer.forget_pending(self.pipeline.group, journal)
+            finally:
+                await producer.close()
 
     def _build(self) -> Standing:
         engine = Engine(self.pipeline)

@@ -10,14 +10,17 @@ import kafka as kafka_python
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.client import ConnectionGroup, CoordinationType
+from aiokafka.structs import OffsetAndMetadata
 
+from headrace.connectors import embedded
 from headrace.connectors.groups import CommitRefused, Committed, Member, Rebalanced, stable_offsets
 from headrace.connectors.reading import read_range
 from headrace.connectors.record_writer import MAX_RECORD_BYTES, Rows, write_batches
 from headrace.connectors.records import Record
 from headrace.connectors.spans import Spans
-from headrace.connectors.topics import committed_by, committed_offsets, end_offsets
-from headrace.connectors.transactions import CycleProducer, Output, encode, send_all, send_offsets
+from headrace.connectors.topics import committed_by, committed_offsets, create_topics, end_offsets
+from headrace.connectors.transactions import CycleProducer, Output, _GroupOffsets, encode, send_all, send_offsets
 from headrace.errors import InputError, Refused, Unreachable
 
 Topic = Callable[..., str]
@@ -410,3 +413,36 @@ def test_a_producer_that_was_not_started_says_so() -> None:
 def test_assigned_partitions_are_plain_pairs() -> None:
     assert TopicPartition("t", 1) == ("t", 1)
     assert {("t", 1): "x"}[TopicPartition("t", 1)] == "x"
+
+
+def test_offsets_whose_transaction_ended_unheard_are_let_go_by_the_next_holder_of_the_id(unique: str) -> None:
+    """As after a coordinator has loaded half of its log: the group waits for the end of a transaction, for ever."""
+
+    async def leave_and_clear(address: str) -> None:
+        async with (
+            member_of(address, f"{unique}-g", unique) as (consumer, member),
+            producing(address, unique) as first,
+        ):
+            assert first._producer is not None
+            sender = first._producer._sender
+            node = await sender._find_coordinator(CoordinationType.GROUP, f"{unique}-g")
+            offsets = {TopicPartition(unique, 0): OffsetAndMetadata(7, "")}
+            handler = _GroupOffsets(sender, offsets, f"{unique}-g", member, "")
+            request = handler.create_request()  # of a transaction that the coordinator of transactions knows nothing of
+            await first._producer.client.send(node, request, group=ConnectionGroup.COORDINATION)
+            coordinator = consumer._coordinator
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await stable_offsets(coordinator, [TopicPartition(unique, 0)])
+            async with producing(address, unique) as second:
+                await second.forget_pending(f"{unique}-g", (unique, 0))
+                async with asyncio.timeout(5.0):
+                    assert await stable_offsets(coordinator, [TopicPartition(unique, 0)]) == {(unique, 0): None}
+                await second.commit_cycle({(unique, 0): [line(b"x")]}, {(unique, 0): 1}, f"{unique}-g", member)
+                found = await stable_offsets(coordinator, [TopicPartition(unique, 0)])
+                assert found == {(unique, 0): Committed(1, "")}
+
+    unverified = {"transaction.partition.verification.enable": "false"}
+    with embedded.kafka(properties=unverified) as broker:
+        create_topics(broker.address, {unique: 1})
+        asyncio.run(leave_and_clear(broker.address))
