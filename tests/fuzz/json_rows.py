@@ -19,8 +19,8 @@ import numpy as np
 
 from headrace.connectors.memory import padded
 from headrace.connectors.spans import Spans
-from headrace.stream.columns import microseconds
 from headrace.stream.fast_json import FlatJson
+from headrace.stream.fields import microseconds
 
 
 class Order(msgspec.Struct):
