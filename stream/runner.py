@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
-from ..connectors import record_batches, record_writer
+from ..connectors import record_batches, record_writer, spans
 from ..connectors.groups import Member
 from ..connectors.leases import Slots
 from ..connectors.reading import read_range
@@ -330,7 +330,7 @@ class Runner:
     def _build(self) -> Standing:
         engine = Engine(self.pipeline)
         began = time.perf_counter()
-        for part in (record_batches, record_writer, fast_json, fast_encode, engine, publisher):
+        for part in (spans, record_batches, record_writer, fast_json, fast_encode, engine, publisher):
             part.warm_up()
         if (seconds := time.perf_counter() - began) > 2:
             log.info("compiled the kernels in %.1f s; from now on they are in the cache", seconds)

@@ -100,7 +100,7 @@ def run_engine(file: str, broker: str, folder: str) -> list[str]:
                 )
                 done = engine.process(batch, start, next)
                 if done.predicted is not None:
-                    shown = [float(f"{value:.9g}") for value in done.predicted.out[:, 0].tolist()]
+                    shown = [float(str(value)) for value in done.predicted.out[:, 0]]  # as few digits as tell it
                     predictions[p].update(zip(batch.offset.tolist(), shown, strict=True))
             engine.end_cycle()
     return [*differing_predictions(predictions, folder), *differing_arrays(engine.state(), folder)]

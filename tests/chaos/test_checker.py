@@ -135,7 +135,7 @@ def test_clean_run_has_no_problems(run):
     assert figures["events"] == figures["predictions_read"] == EVENTS - bad
     assert figures["dead_letters"] == figures["dead_letters_read"] == bad + figures["bad_labels"]
     assert min(figures[name] for name in ("bad_labels", "expired", "late", "duplicates", "orphans", "repeated")) > 0
-    assert 0 < figures["prediction_error"] < 1e-8
+    assert 0 < figures["prediction_error"] < 1e-7  # printed with as few digits as tell a float32
     assert figures["model_error"] < 1e-9
 
 

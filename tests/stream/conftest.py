@@ -305,7 +305,7 @@ class Shop:
                 if done.predicted is not None:
                     p = done.predicted
                     for offset, value in zip(batch.offset[p.lo : p.hi], p.out[:, 0], strict=True):
-                        out[f"{self.visits}-{partition}-{offset}"] = float(f"{value:.9g}")
+                        out[f"{self.visits}-{partition}-{offset}"] = float(str(np.float32(value)))
             engine.end_cycle()
         return engine, out
 
