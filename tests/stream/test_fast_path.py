@@ -1,0 +1,148 @@
+"""The fast path and the plain one: the same batches, the same records, to the byte."""
+
+import math
+from datetime import UTC, datetime
+
+import msgspec
+import numpy as np
+import polars as pl
+import pytest
+
+from headrace import Events, Labels, Pipeline, Predictions, category, count, cross, mean, numeric
+from headrace.models import FTRL, LogisticRegression
+from headrace.stream.decode import Batch, Decoder
+from headrace.stream.encode import Served, encode_predictions
+from headrace.stream.engine import Predicted
+from headrace.stream.fast_encode import prediction_rows
+from headrace.stream.slices import END_OF_STREAM, Record, Slice
+
+T0 = 1_700_000_000
+
+
+class Visit(msgspec.Struct):
+    id: str
+    time: float
+    site: str | None = "none"
+    user: int | None = None
+    price: float = 1.5
+    new: bool | None = None
+    since: datetime | None = None
+    note: str = ""
+
+
+class Sale(msgspec.Struct):
+    id: str
+    at: datetime
+    paid: float | None
+    gone: bool = False
+
+
+PIPELINE = Pipeline(
+    name="both",
+    events=Events("visits", Visit, key="id", time="time", unit="s"),
+    labels=Labels("sales", Sale, key="id", time="at", value=(pl.col("paid") > 2) & ~pl.col("gone"), within="1h"),
+    features=[
+        numeric("price"), numeric(pl.col("price").log1p() + pl.col("user").fill_null(3), name="mixed"),
+        category("site"), category("user"), category("new"), cross("site", pl.col("note").str.slice(0, 2).alias("n2")),
+        category(pl.col("site").str.to_uppercase(), name="upper"), numeric(pl.col("since").dt.hour(), name="hour"),
+        count(by="site", over="1h"), mean("price", by=["site", "new"], over="1h"), mean("paid", by="user", over="1h"),
+    ],
+    model=LogisticRegression(FTRL()),
+    predictions=Predictions("scores"),
+)  # fmt: skip
+
+ODD = [
+    b"", b"{", b"null", b"[]", b'{"id":1,"time":1}', b'{"time":1}', b'{"id":"a"}', b'{"id":"a","time":"x"}',
+    b'{"id":"a\\u00e9\\n","time":1}', b'{"id":"a","id":"b","time":1}', b'{"id":"a","time":1e400}', b"\xff",
+    b'{"id":"\xff","time":1}', b'{"id":"a","time":12345678901234567890}', b'{"id":"a","time":1,"price":null}',
+    b'{"id":"a","time":1,"user":123456789012345678901234}', b'{"id":"a","time":1,"user":-0,"site":null}',
+    b'{"id":"a","time":1,"user":2.0,"new":true,"x":{"y":[1,2,{"z":null}]}}', b'{"id":"a","time":1,"price":-0.0}',
+    '{"id":"schön","time":1,"site":"Zürich","note":"日本"}'.encode(), b' { "time" : 1.5 , "id" : "" } ',
+    b'{"id":"a","time":1,"since":"2024-02-29T23:59:59.9999999+05:30"}', b'{"id":"a","time":1,"since":"2024-02-30T00:00:00Z"}',
+    b'{"id":"a","time":1,"price":0.1234567890123456789012345}', b'{"id":"a","time":1,"price":5e-324}',
+    b'{"id":"' + b"k" * 200_000 + b'","time":1}', b'{"id":"a","time":1} x', b'{"id":"a","time":99999999999999}',
+]  # fmt: skip
+ODD_SALES = [
+    b'{"id":"a","at":"2023-11-14T22:13:20Z","paid":null}', b'{"id":"a","at":"2023-11-14T22:13:20","paid":1}',
+    b'{"id":"a","at":"2023-11-14T22:13:20Z","paid":3,"gone":true}', b'{"id":"a","at":1,"paid":3}', b"", b"{}",
+]  # fmt: skip
+
+
+def visit(random: np.random.Generator, i: int) -> bytes:
+    row = {
+        "id": f"v{i}",
+        "time": T0 + i / 3,
+        "site": random.choice(["a", "bb", "Zürich", None]),
+        "price": random.normal(),
+    }
+    if i % 3:
+        row |= {"user": int(random.integers(-5, 2**62)), "new": bool(i % 2), "note": "x" * (i % 40)}
+    if i % 5:
+        row["since"] = datetime.fromtimestamp(T0 + i * 7.25, UTC)
+    return msgspec.json.encode(row)
+
+
+def sale(random: np.random.Generator, i: int) -> bytes:
+    return msgspec.json.encode({"id": f"v{i}", "at": datetime.fromtimestamp(T0 + i, UTC), "paid": random.normal(2)})
+
+
+def slice_of(role: str, rows: int = 300) -> Slice:
+    random = np.random.default_rng(1)
+    make, odd = (visit, ODD) if role == "events" else (sale, ODD_SALES)
+    values = [make(random, i) for i in range(rows)]
+    for place, value in zip(random.permutation(rows), odd, strict=False):
+        values[place] = value
+    records = [Record(100 + 2 * i, T0 * 1000 + i, b"k%d" % i if i % 4 else None, v) for i, v in enumerate(values)]
+    records[7] = records[7]._replace(value=None)
+    records[9] = records[9]._replace(headers=(("trace", b"1"), (END_OF_STREAM, None)))
+    records[11] = records[11]._replace(headers=(("trace", b"1"),))
+    return Slice(role, 2, 100, 100 + 2 * rows, records)  # type: ignore[arg-type]
+
+
+def told(batch: Batch) -> dict[str, object]:
+    """All of a batch, as it can be compared."""
+    columns = ("offset", "time", "clock", "key_hash", "numeric", "categories", "groups", "values", "y")
+    return {name: getattr(batch, name).tobytes() for name in columns} | {
+        "keys": list(batch.keys), "record_keys": list(batch.record_keys), "dead": batch.dead, "marks": batch.marks,
+        "from": (batch.role, batch.partition, batch.start, batch.next),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ["events", "labels"])
+def test_batches_are_equal_to_the_bit_whatever_is_in_the_records(role):
+    fast, plain = Decoder(PIPELINE, role), Decoder(PIPELINE, role, fast=False)
+    s = slice_of(role)
+    assert fast._flat is not None
+    flagged = fast._flat.decode(fast_values(s)).flagged
+    assert 0 < np.count_nonzero(flagged) < 40, "or only one of the two was looked at"
+    a, b = told(fast.decode(s)), told(plain.decode(s))
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert value == b[name], name
+    assert len(a["dead"]) > 3 and a["marks"] == [118]  # type: ignore[arg-type]
+
+
+def fast_values(s: Slice):
+    from headrace.connectors.record_table import RecordTable
+
+    return RecordTable.of(s.records).value
+
+
+def test_slice_without_records_gives_an_empty_batch():
+    for fast in (True, False):
+        assert len(Decoder(PIPELINE, "events", fast=fast).decode(Slice("events", 0, 5, 9, []))) == 0
+
+
+def test_prediction_records_are_equal_to_the_byte_however_the_pieces_are_cut():
+    random = np.random.default_rng(2)
+    batch = Decoder(PIPELINE, "events").decode(slice_of("events"))
+    served = Served("both", 12, 0.25)
+    out = np.concatenate([[0, 1, math.nan, 1e-30], random.random(len(batch) - 4)]).astype(np.float32)[:, None]
+    out[2] = 0.3
+    cuts = [0, *sorted(random.choice(np.arange(1, len(batch)), 9, replace=False).tolist()), len(batch)]
+    pieces = [Predicted(batch, a, b, out[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    for given in (pieces, pieces[:3] + pieces[5:], pieces[:1]):  # some rows were never predicted
+        rows = prediction_rows(given, "visits", served)
+        expected = [record for piece in given for record in encode_predictions(piece, "visits", served)]
+        assert list(rows.keys) == [key for key, _, _, _ in expected]
+        assert list(rows.values) == [value for _, value, _, _ in expected]
