@@ -34,19 +34,19 @@ class Story:
     printed: str
 
 
-@pytest.fixture(scope="module")
-def story(open_shop, visits_and_sales):
+@pytest.fixture(scope="module", params=[(), ("--plain",)], ids=["fast", "plain"])
+def story(open_shop, visits_and_sales, request):
     shop = open_shop("story", partitions=3, changes="snapshots=Snapshots('1s', keep=3)")
     rows = visits_and_sales(1, FIRST)
     shop.produce(rows)
-    worker = shop.start()
+    worker = shop.start(*request.param)
     labels = sum(role == "labels" for role, _ in rows)
     worker.until(events=FIRST, labels=labels, snapshot_version=1)
     ready = worker.page("/readyz")
     assert worker.end() == 0, worker.printed
     first, committed, printed = shop.snapshot(), shop.committed(), worker.printed
 
-    worker = shop.start()
+    worker = shop.start(*request.param)
     before = worker.until(events=FIRST, running=1)
     more = visits_and_sales(2, SECOND, first=FIRST)
     shop.produce(more)
