@@ -237,7 +237,7 @@ class Decoder:
 
     def _refuse_long_keys(self, record_keys: Spans, keys: Spans, refused: dict[int, tuple[str, str]]) -> None:
         """A prediction carries its event's key and record key, and has to fit into a record."""
-        for spans, what, path in ((record_keys, "record key", ""), (keys, "key", f"$.{self.side.key}")):
+        for spans, what, path in ((record_keys, "record key", ""), (keys, "JSON of the key", f"$.{self.side.key}")):
             for i in np.flatnonzero(spans.size > KEY_BYTES).tolist():
                 reason = f"the {what} has {spans.size[i]:,} bytes, predictions carry at most {KEY_BYTES:,}"
                 refused.setdefault(i, (reason, path))

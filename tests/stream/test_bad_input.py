@@ -49,7 +49,7 @@ BAD_VISITS = {  # name: value, reason, path
     "tombstone": (None, "the record has no value (a tombstone)", ""),
     "a year ahead": (raw(time=2 * T0), "h ahead of the record's timestamp", "$.time"),
     "milliseconds": (raw(time=T0 * 1e6), "is not in the years 1 to 9999; check `unit`", "$.time"),
-    "a key of 2 MB": (raw(key="k" * TWO_MB), "the key has 2,000,000 characters", "$.id"),
+    "a key of 2 MB": (raw(key="k" * TWO_MB), "the JSON of the key has 2,000,002 bytes", "$.id"),
     "2 MB of nothing": (b"x" * TWO_MB, "not valid JSON", ""),
 }
 GOOD_VISITS = {  # name: value
