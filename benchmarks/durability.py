@@ -214,7 +214,7 @@ def exactly_once(chosen: argparse.Namespace) -> str:
     """Throughput with and without transactions, in turns: as fast as it goes, and at a pace that both bear."""
     modes = ("at_least_once", "exactly_once")
     with fresh_ground() as ground:
-        fill(ground.broker, TOPIC, chosen.events // 4, make_batches(200_000, 5_000))
+        fill(ground.broker, TOPIC, chosen.events // 2, make_batches(200_000, 5_000))
         flat_out: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}
         paced: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}
         for turn in range(chosen.turns):
@@ -273,7 +273,7 @@ def stall(chosen: argparse.Namespace) -> str:
         pouring(ground.broker, TOPIC, chosen.rate),
     ):
         worker.until_caught_up(chosen.rate)
-        last, until = worker.metrics().get("snapshot_stall_seconds"), time.monotonic() + chosen.seconds * 2
+        last, until = worker.metrics().get("snapshot_stall_seconds"), time.monotonic() + chosen.seconds * 3
         while time.monotonic() < until:
             time.sleep(LOOK_SECONDS)
             now = worker.metrics().get("snapshot_stall_seconds", last)
@@ -305,7 +305,7 @@ def backlog(chosen: argparse.Namespace) -> str:
             reader.go_to_end()
             written = ground.written(worker.predictions)
             began = time.monotonic()
-            while time.monotonic() - began < 4 * chosen.seconds:
+            while time.monotonic() - began < 2 * chosen.seconds:
                 time.sleep(1.0)
             now, most = worker.memory()
             rate = (ground.written(worker.predictions) - written) / (time.monotonic() - began)
@@ -323,7 +323,7 @@ def mib(size: float) -> str:
 def replay(chosen: argparse.Namespace) -> str:
     """A SIGKILL long after the last snapshot: the journal is replayed, how fast?"""
     with fresh_ground() as ground:
-        fill(ground.broker, TOPIC, chosen.events // 4, make_batches(200_000, 5_000))
+        fill(ground.broker, TOPIC, chosen.events // 2, make_batches(200_000, 5_000))
         with working(ground, "replay", EVERY="1h") as worker:
             live, _ = take_rate(worker, chosen.seconds)
             worker.end(signal.SIGKILL)
@@ -364,8 +364,8 @@ def main() -> int:
     arguments.add_argument("--turns", type=int, default=2, help="of exactly-once, each with and without")
     arguments.add_argument("--rate", type=int, default=20_000, help="events a second of restart and stall")
     arguments.add_argument("--pace", type=int, default=100_000, help="events a second of exactly-once")
-    arguments.add_argument("--events", type=int, default=16_000_000, help="of the backlog; others take a quarter")
-    arguments.add_argument("--seconds", type=float, default=15.0, help="of a measurement; stall 2, backlog 4 times")
+    arguments.add_argument("--events", type=int, default=16_000_000, help="of the backlog; others take half of it")
+    arguments.add_argument("--seconds", type=float, default=10.0, help="of a measurement; stall 3, backlog 2 times")
     arguments.add_argument("--bits", type=int, default=22, help="of the table of stall")
     chosen = arguments.parse_args()
     for name, (what, _, measure) in PARTS.items():

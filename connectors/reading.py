@@ -7,7 +7,6 @@ fetches and unpacks what comes next while the caller works on what it has.
 from __future__ import annotations
 
 import asyncio
-import collections
 import concurrent.futures
 import contextlib
 import threading
@@ -15,15 +14,20 @@ from collections.abc import Coroutine, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from ..errors import InputError, Unreachable
-from .fetching import leave, take
-from .record_batches import records_of
+from .fetching import keep_bytes, leave, take
+from .record_batches import unpack
+from .record_table import RecordTable
 from .records import Fetched, Partition, Record
 
 Answer = TypeVar("Answer")
+Run = tuple[Fetched, RecordTable]
+
+NO_RECORDS = RecordTable.of([])
 
 RUN_RECORDS = 20_000
 FETCH_BYTES = 4 << 20  # of one partition at a time
@@ -42,8 +46,8 @@ class RangeReader:
     def __init__(self, address: str, starts: Mapping[Partition, int], *, patience_seconds: float = 10.0) -> None:
         self.address = address
         self._next = {TopicPartition(*partition): offset for partition, offset in starts.items()}
-        self._buffers: dict[TopicPartition, collections.deque[Record]] = {tp: collections.deque() for tp in self._next}
-        self._ahead: dict[TopicPartition, concurrent.futures.Future[Fetched]] = {}  # what comes next, asked for before
+        self._buffers: dict[TopicPartition, RecordTable] = {}  # fetched and not handed out yet
+        self._ahead: dict[TopicPartition, concurrent.futures.Future[Run]] = {}  # what comes next, asked for before
         self._patience = patience_seconds
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="headrace-read", daemon=True)
@@ -73,23 +77,34 @@ class RangeReader:
     def read(self, topic: str, partition: int, until: int) -> list[Record]:
         """The records from where the last read of this partition ended up to, not including, offset `until`.
 
-        Raises InputError when the topic no longer holds them, or does not hold them yet (an open transaction counts
-        as not yet; a marker does not).
+        Raises as `read_table` does.
+        """
+        found, next = list[Record](), -1
+        while next < until:
+            table, next = self.read_table(topic, partition, until)
+            found += table.records()
+        return found
+
+    def read_table(self, topic: str, partition: int, until: int) -> tuple[RecordTable, int]:
+        """Records from where the last read of this partition ended, and the offset up to which these are all.
+
+        That is `until`, or less where another run goes on. Raises InputError when the topic no longer holds them, or
+        does not hold them yet (an open transaction counts as not yet; a marker does not).
         """
         tp = TopicPartition(topic, partition)
-        buffer, found = self._buffers[tp], []
         is_old = tp in self._ahead  # what was asked for ahead may have met an end that lies further by now
-        while True:
-            while buffer and buffer[0].offset < until:
-                found.append(buffer.popleft())
-            if buffer or self._next[tp] >= until:
-                return found
-            run = self._wait_for(self._ahead.pop(tp) if tp in self._ahead else self._submit(self._fetch(tp)))
+        while not len(buffer := self._buffers.get(tp, NO_RECORDS)) and self._next[tp] < until:
+            run, self._buffers[tp] = self._wait_for(
+                self._ahead.pop(tp) if tp in self._ahead else self._submit(self._fetch(tp))
+            )
             self._ahead[tp] = self._submit(self._fetch(tp))
             if run.next < until and run.at_end and not is_old:
                 raise InputError(f"{topic}[{partition}] ends at offset {run.end:,}, expected records up to {until:,}")
-            buffer.extend(records_of([run.records]))
             self._next[tp], is_old = run.next, False
+        wanted = int(np.searchsorted(buffer.offset, until))
+        self._buffers[tp] = buffer.take(slice(wanted, None))
+        next = until if wanted < len(buffer) else min(until, self._next[tp])
+        return buffer.take(slice(0, wanted)), next
 
     def _submit(self, work: Coroutine[Any, Any, Answer]) -> concurrent.futures.Future[Answer]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -118,6 +133,7 @@ class RangeReader:
             max_partition_fetch_bytes=FETCH_BYTES,
         )
         await consumer.start()
+        keep_bytes(consumer._fetcher)
         consumer.assign(list(self._next))
         for tp, offset in self._next.items():
             consumer.seek(tp, offset)
@@ -128,7 +144,7 @@ class RangeReader:
         except asyncio.CancelledError:  # by aiokafka itself, where the broker is away
             await consumer._client.close()
 
-    async def _fetch(self, wanted: TopicPartition) -> Fetched:
+    async def _fetch(self, wanted: TopicPartition) -> Run:
         """What comes next of a partition; an empty run that is at its end when there is nothing more by now."""
         assert self._consumer is not None
         fetcher = self._consumer._fetcher
@@ -141,13 +157,14 @@ class RangeReader:
                     leave(fetcher, tp)
                 elif run := take(fetcher, tp, RUN_RECORDS):
                     waiter.cancel()
-                    return run
+                    return run, unpack([run.records])
             if state.timestamp != answered:
                 answered, answers = state.timestamp, answers + 1
             # the first answer may be to a fetch from before: the end lay there then
             if wanted not in fetcher._records and answers > 1 and state.position >= state.lso:
                 waiter.cancel()
-                return Fetched(wanted.topic, wanted.partition, state.position, state.position, [], state.lso, -1, 0)
+                at = state.position
+                return Fetched(wanted.topic, wanted.partition, at, at, [], state.lso, -1, 0), NO_RECORDS
             await asyncio.wait([waiter], timeout=0.05)  # an answer without records wakes nobody
             waiter.cancel()
 

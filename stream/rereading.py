@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 from types import TracebackType
 from typing import NamedTuple, Self
 
+import numpy as np
+
 from ..connectors.reading import RangeReader
 from .align import Partition
 from .decode import Batch, Decoder
@@ -14,7 +16,7 @@ from .slices import Piece, Role, Slice
 
 HELD_BYTES = 32 << 20  # of raw records whose batches are here, over all partitions
 FIRST_RECORDS = 16  # that are decoded at one go, while their size is not known
-MOST_RECORDS = 8_192
+MOST_RECORDS = 20_000
 POISONED = "the model raised on it"
 
 
@@ -85,11 +87,11 @@ class Rereader:
             self._reader = RangeReader(self._address, starts)
             self._reader.__enter__()
         start = self._read[partition]
-        next = min(start + self._step[partition], self._ends[partition])
-        records = self._reader.read(self._topics[role], number, until=next)
+        until = min(start + self._step[partition], self._ends[partition])
+        records, next = self._reader.read_table(self._topics[role], number, until)
         self._read[partition] = next
-        if records:
-            size = sum([len(record.value or b"") for record in records]) + 1
+        if len(records):
+            size = int(np.maximum(records.value.size, 0).sum()) + 1
             room = HELD_BYTES // len(self._ends) * len(records) // size
             self._step[partition] = max(1, min(room, 4 * self._step[partition], MOST_RECORDS))
         batch = self._decoders[role].decode(Slice(role, number, start, next, records))
