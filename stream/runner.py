@@ -12,6 +12,7 @@ import functools
 import gc
 import logging
 import os
+import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -62,6 +63,7 @@ HEADERS_ROOM = 20_000  # of a dead letter, for the headers that say why
 WAIT_SECONDS = 3.0  # a commit that takes longer waits for the broker
 SILENT_SECONDS = 5.0  # so does a consumer that heard nothing for so long
 SAY_SECONDS = 30.0
+SWITCH_SECONDS = 0.001  # so long, not Python's 5 ms, one thread may keep the others waiting: a snapshot is taken in less
 FORGET_SECONDS = 2.0  # how often to ask whether others have gone on with partitions that left
 
 
@@ -340,6 +342,7 @@ class Runner:
             log.info("snapshot %d loaded: %s events so far", standing.version, f"{self.figures['events']:,}")
         settings = self.settings
         check_journal(self.pipeline, settings.broker, self.slot, standing.position, settings.resume)
+        sys.setswitchinterval(SWITCH_SECONDS)
         gc.freeze()  # what is here stays
         gc.set_threshold(500_000, 20, 100)  # records come and go by the thousand and are no cycles
         return standing
