@@ -63,7 +63,7 @@ HEADERS_ROOM = 20_000  # of a dead letter, for the headers that say why
 WAIT_SECONDS = 3.0  # a commit that takes longer waits for the broker
 SILENT_SECONDS = 5.0  # so does a consumer that heard nothing for so long
 SAY_SECONDS = 30.0
-SWITCH_SECONDS = 0.001  # so long, not Python's 5 ms, one thread may keep the others waiting: a snapshot is taken in less
+SWITCH_SECONDS = 0.001  # a thread may keep the others waiting so long, not Python's 5 ms: a snapshot takes no longer
 FORGET_SECONDS = 2.0  # how often to ask whether others have gone on with partitions that left
 
 
