@@ -8,6 +8,7 @@ record by record and are committed by Faust, so that a user's own agents may liv
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -32,6 +33,7 @@ from .records import Fetched, Partition
 # Between two takes: each run has its cost, and so a steady stream of small fetches comes in fewer, larger ones. What
 # comes alone is taken at once.
 DRAIN_SECONDS = 0.02
+FETCH_THREAD = "headrace-fetch"
 DRAIN_RECORDS = 50_000  # taken at one go, so that the heartbeats of the consumer's thread are not late
 CONNECT_SECONDS = 0.5  # between two attempts
 STOP_SECONDS = 3.0  # for each part of stopping
@@ -106,6 +108,7 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         aiokafka keeps an error of its background tasks for the next poll, and none comes while Faust waits for
         partitions: the worker would idle for ever.
         """
+        threading.current_thread().name = FETCH_THREAD
         if not await connect(self, super().on_start, lambda: self._ensure_consumer().stop()):
             return
         self._listens_since = time.time()

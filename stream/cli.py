@@ -76,13 +76,16 @@ def run(
     plain: Annotated[
         bool, typer.Option(envvar="HEADRACE_PLAIN", help="record by record, without the fast path: equal, but slower")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", envvar="HEADRACE_PROFILE", help="say every few seconds where the time goes")
+    ] = False,
 ) -> None:
     """Start a worker. It goes on from the newest snapshot; SIGTERM ends it cleanly."""
     from .load import load_pipeline
     from .settings import Settings
     from .worker import run_worker
 
-    settings = Settings(broker, redis, slot, web_port or None, resume, lost, plain)
+    settings = Settings(broker, redis, slot, web_port or None, resume, lost, plain, profile)
     raise typer.Exit(run_worker(load_pipeline(file), settings))
 
 

@@ -56,6 +56,7 @@ def run_cycle(
     guilty one is named next.
     """
     while engine.stop_reason is None and not is_full(cycle) and not (careful and cycle.pieces):
+        engine.enter("align")
         following = aligner.next(at_end)
         if following is None:
             return
@@ -92,6 +93,7 @@ def end_cycle(engine: Engine, cycle: Cycle) -> None:
         raise
     except Exception as error:
         raise Poisoned(*cycle.pieces[-1], cause=error) from error
+    engine.enter("check")
     engine.check_finite()
 
 

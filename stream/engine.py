@@ -187,6 +187,7 @@ class Engine:
         self.partitions: dict[int, _Partition] = {}
         self._met: list[tuple[NDArray, ...]] = []  # examples taken and not learned yet
         self._unlearned = _Unlearned()
+        self.enter: Callable[[str], None] = lambda stage: None  # told which stage of the work begins; see stages.py
         self._muted: dict[tuple[Role, int], int] = {}  # rows before these offsets leave the shared state as it is
         self._mute = False  # whether the row in hand is one of them
         self.stop_reason: str | None = None  # set when the share of bad records or misplaced labels says: stop here
@@ -539,7 +540,9 @@ class Engine:
     def _predict(self, part: _Partition, batch: Batch, a: int, b: int, clock: I64, out: F32) -> None:
         self._learn_met()
         numeric, categories = batch.numeric[a:b], batch.categories[a:b]
+        self.enter("features")
         self._aggregate(batch, a, b, numeric)
+        self.enter("model")
         x = Rows(numeric, categories)
         if self._mute:
             self.model.predict(x, out)
@@ -551,6 +554,7 @@ class Engine:
         if self.immediate:
             self._labels_in_events(batch, a, b, out)
         elif self.delayed:
+            self.enter("labels")
             added = part.pending.append(
                 batch.key_hash[a:b],
                 {
@@ -604,6 +608,7 @@ class Engine:
         self._count("labels", hi - lo)
 
     def _join(self, part: _Partition, batch: Batch, a: int, b: int, clock: I64) -> None:
+        self.enter("labels")
         rows = part.pending.claim(batch.key_hash[a:b])
         met = rows >= 0
         if met.all():
@@ -714,6 +719,7 @@ class Engine:
         if not self._met:
             return
         taken, self._met = self._met, []
+        self.enter("model")
         columns = taken[0] if len(taken) == 1 else [np.concatenate(column) for column in zip(*taken, strict=True)]
         prediction, groups, numeric, categories, time, y, values = columns
         assert self.metrics is not None

@@ -11,6 +11,7 @@ from prometheus_client.exposition import generate_latest
 
 from .engine import COUNTERS
 from .health import View
+from .stages import cpu_seconds
 from .start_over import Starts
 
 if TYPE_CHECKING:
@@ -60,6 +61,16 @@ class _Worker:
         for (role, partition), records in runner.lag().items():
             lag.add_metric([runner.topic_of[role], str(partition)], records)
         yield lag
+        stages = CounterMetricFamily(
+            "headrace_stage_seconds", "time of the compute thread, by what it did", labels=["stage"]
+        )
+        for stage, seconds in runner.stages.seconds().items():
+            stages.add_metric([stage], seconds)
+        yield stages
+        cpu = CounterMetricFamily("headrace_cpu_seconds", "processor time of the worker, by thread", labels=["thread"])
+        for thread, seconds in cpu_seconds().items():
+            cpu.add_metric([thread], seconds)
+        yield cpu
         for name, value in runner.figures.items():
             if value is None:
                 continue

@@ -47,6 +47,7 @@ from .recovery import adopt, check_journal, replay, restore
 from .settings import Settings
 from .slices import Role, Slice
 from .snapshot import NAN_ALLOWED, nested, pack, place
+from .stages import COMPUTE_THREAD, Profile, Stages
 from .standing import Left, Position, Standing
 from .start_over import StartOver, Starts, succeeded
 
@@ -96,10 +97,12 @@ class Runner:
         self.figures: dict[str, float | int | None] = {}  # counters and metrics, as of a moment ago
         self.ends: dict[Partition, int] = {}
         self.stall_seconds = 0.0
+        self.stages = Stages()
+        self._profile = Profile(self.stages) if settings.profile else None
         self.committed_at: float | None = None  # when a cycle was committed last, by the monotonic clock
         self.publisher: SnapshotPublisher | None = None
 
-        self._compute = ThreadPoolExecutor(1, thread_name_prefix="headrace-compute")
+        self._compute = ThreadPoolExecutor(1, thread_name_prefix=COMPUTE_THREAD)
         self._ready, self._fresh, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._begun = self._replayed = self._at_work = False
         self._member = Member(-1, "")
@@ -331,6 +334,7 @@ class Runner:
 
     def _build(self) -> Standing:
         engine = Engine(self.pipeline)
+        engine.enter = self.stages.enter
         began = time.perf_counter()
         for part in (spans, record_batches, record_writer, fast_json, fast_encode, engine, publisher):
             part.warm_up()
@@ -588,7 +592,9 @@ class Runner:
                 p for p, runs in fetched.items() if runs and p in self.aligner.queues and self.aligner.is_empty(p)
             ]
             for partition in hungry:
-                self.aligner.add(self.decoders[partition[0]].decode(self._take(partition)))
+                taken = self._take(partition)
+                self.stages.enter("decode")
+                self.aligner.add(self.decoders[partition[0]].decode(taken))
             pieces = len(cycle.pieces)
             run_cycle(engine, self.aligner, self._at_end(), is_full, cycle, careful)
             if is_full(cycle) or engine.stop_reason is not None or (not hungry and pieces == len(cycle.pieces)):
@@ -610,6 +616,7 @@ class Runner:
 
     def _encode(self, cycle: Cycle) -> None:
         """In the compute thread: the prediction records of a cycle."""
+        self.stages.enter("encode")
         learned, topic = self._standing().last_learned, self.pipeline.events.topic
         served = Served(self.pipeline.name, self.version, None if learned is None else time.time() - learned)
         for number, predicted in cycle.predicted.items():
@@ -620,6 +627,7 @@ class Runner:
 
     def _take_snapshot(self) -> bool:
         """In the compute thread: copy the state as it is now."""
+        self.stages.enter("snapshot")
         began = time.perf_counter()
         taken = self._publisher().take(*pack(self._standing()), NAN_ALLOWED)
         self.stall_seconds = time.perf_counter() - began
@@ -628,6 +636,7 @@ class Runner:
 
     def _take(self, partition: Partition) -> Slice:
         """What was fetched of a partition, one run or some up to SLICE_RECORDS, as one slice: each has its price."""
+        self.stages.enter("unpack")
         runs = self._runs[partition]
         taken = [runs.popleft()]
         count = len(taken[0].records)
@@ -821,9 +830,15 @@ class Runner:
         return {(self.topics[topic], number): at for (topic, number), at in offsets.items() if topic in self.topics}
 
     async def _in_compute(self, work: Callable[[], Answer]) -> Answer:
+        def timed() -> Answer:
+            try:
+                return work()
+            finally:
+                self.stages.enter("wait")
+
         self._at_work = True
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._compute, work)
+            return await asyncio.get_running_loop().run_in_executor(self._compute, timed)
         finally:
             self._at_work = False
 
@@ -865,6 +880,8 @@ class Runner:
             shown = "" if loss is None else f", loss {loss:.4f} (constant {baseline:.4f})"
             rate = (events - events_then) / (now - then)
             log.info("%s events, %s/s, lag %s%s", f"{events:,}", f"{rate:,.0f}", f"{sum(self.lag().values()):,}", shown)
+            if self._profile is not None:
+                log.info("%s", self._profile.line())
         self._reported = now, events
 
 

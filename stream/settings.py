@@ -30,6 +30,7 @@ class Settings:
     resume    go on after a stop that the journal records
     lost      what to do where records that have to be read are gone: stop, or go on from the earliest that is left
     plain     read, decode and write record by record, through public interfaces alone: the same results, slower
+    profile   say every few seconds where the time goes
     """
 
     broker: str = DEFAULT_BROKER
@@ -39,10 +40,11 @@ class Settings:
     resume: bool = False
     lost: Lost = "stop"
     plain: bool = False
+    profile: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
-        """HEADRACE_BROKER, _REDIS, _SLOT, _WEB_PORT, _RESUME, _LOST and _PLAIN, for a worker that `faust` starts."""
+        """HEADRACE_BROKER, _REDIS, _SLOT, _WEB_PORT, _RESUME, _LOST, _PLAIN and _PROFILE, for `faust`."""
         return cls(
             broker=environment.get("HEADRACE_BROKER", DEFAULT_BROKER),
             redis=environment.get("HEADRACE_REDIS", DEFAULT_REDIS),
@@ -51,6 +53,7 @@ class Settings:
             resume=bool(_number(environment, "HEADRACE_RESUME")),
             lost=cast(Lost, environment.get("HEADRACE_LOST") or "stop"),
             plain=bool(_number(environment, "HEADRACE_PLAIN")),
+            profile=bool(_number(environment, "HEADRACE_PROFILE")),
         )
 
     def __post_init__(self) -> None:

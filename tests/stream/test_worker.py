@@ -15,6 +15,7 @@ from headrace.connectors import embedded
 from headrace.connectors.store import SnapshotStore
 from headrace.stream.engine import COUNTERS
 from headrace.stream.snapshot import pack
+from headrace.stream.stages import STAGES
 from headrace.stream.standing import Standing
 
 FIRST, SECOND = 1_500, 500
@@ -107,6 +108,15 @@ def test_counters_add_up(story):
     assert m["joined"] == m["examples"] == labels
     assert m["dead_letters"] == 0
     assert m["log_loss"] < m["log_loss_constant"]
+
+
+def test_metrics_say_where_the_time_went(story):
+    m = story.metrics
+    spent = {stage: m[f'stage_seconds_total{{stage="{stage}"}}'] for stage in STAGES}
+    worked = {"wait", "unpack", "decode", "align", "features", "model", "labels", "check", "encode"}
+    assert {stage for stage, seconds in spent.items() if seconds > 0} - {"snapshot"} == worked
+    threads = {thread: m[f'cpu_seconds_total{{thread="{thread}"}}'] for thread in ("fetch", "compute", "send", "other")}
+    assert threads["compute"] > 0 and threads["send"] > 0
 
 
 def test_last_snapshot_stands_at_the_committed_offsets_which_are_the_end(story):
