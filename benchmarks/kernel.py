@@ -192,7 +192,7 @@ def table(views: Views, measured: Sequence[Measured]) -> str:
     lines += [
         "",
         f"{today()}, {machine()}. {views.count:,} views of {views.value_bytes / views.count:.0f} bytes in record "
-        f"batches of {SLICE_RECORDS:,}, {CYCLE_ROWS:,} a cycle, one thread; {pinned('vowpal_wabbit')}, two threads. Best "
+        f"batches of {SLICE_RECORDS:,}, {CYCLE_ROWS:,} a cycle, 1 thread; {pinned('vowpal_wabbit')}, 2 threads. Best "
         f"constant: log loss {views.log_loss_constant():.4f}. Encode is JSON, record batches and their checksums.",
     ]
     return "\n".join(lines)
