@@ -4,7 +4,7 @@ Both are given the same views (`throughput.py`) in memory, or in a file that the
 batches of JSON as a broker hands them out, Vowpal Wabbit its own text format. Both predict each view, learn from its
 label, and write one prediction for each: headrace whole record batches, sealed; Vowpal Wabbit a line of a file.
 
-    python -m benchmarks.kernel [--events 1000000] [--print]
+    python -m benchmarks.in_memory [--events 1000000] [--print]
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Measured(NamedTuple):
 
 def make_pipeline(aggregates: Sequence[Feature]) -> Pipeline:
     return Pipeline(
-        name="kernel",
+        name="in-memory",
         events=Events("views", View, key="id", time="time", unit="s"),
         labels=Labels(value="clicked"),
         features=[*map(numeric, NUMBERS), *map(category, TEXTS), *aggregates],
@@ -87,7 +87,7 @@ def headrace(name: str, views: Views, aggregates: Sequence[Feature]) -> Measured
     rates, runs = [], []
     for _ in range(ROUNDS):
         began = time.perf_counter()
-        engine, stages = _work(pipeline, fetched)
+        engine, stages = work(pipeline, fetched)
         rates.append(views.count / (time.perf_counter() - began))
         runs.append(stages)
     loss = engine.results()["log_loss"]
@@ -110,11 +110,22 @@ def _fetched(views: Views) -> list[list[RecordBatches]]:
     return [runs[partition] for partition in range(PARTITIONS)]
 
 
-def _work(pipeline: Pipeline, fetched: Sequence[Sequence[RecordBatches]]) -> tuple[Engine, Stages]:
-    """What a worker does between fetching and sending, in its order."""
-    engine, stages, decoder, aligner = Engine(pipeline), Stages(), Decoder(pipeline, "events"), Aligner(None)
+def work(
+    pipeline: Pipeline,
+    fetched: Sequence[Sequence[RecordBatches]],
+    *,
+    engine: Engine | None = None,
+    cycle_rows: int = CYCLE_ROWS,
+) -> tuple[Engine, Stages]:
+    """What a worker does between fetching and sending, in its order.
+
+    fetched  again and again a run of each partition
+    engine   goes on with this one; else with a new one
+    """
+    engine, stages = engine or Engine(pipeline), Stages()
+    decoder, aligner = Decoder(pipeline, "events"), Aligner(None)
     engine.enter = stages.enter
-    for partition in range(PARTITIONS):
+    for partition in range(len(fetched[0])):
         engine.own(partition)
         aligner.own(("events", partition))
     served, cycle = Served(pipeline.name, 0, None), Cycle()
@@ -126,7 +137,7 @@ def _work(pipeline: Pipeline, fetched: Sequence[Sequence[RecordBatches]]) -> tup
             first, end = int(table.offset[0]), int(table.offset[-1]) + 1
             aligner.add(decoder.decode(Slice("events", partition, first, end, table)))
             run_cycle(engine, aligner, (), lambda cycle: False, cycle)
-        if cycle.rows >= CYCLE_ROWS or of_all is fetched[-1]:
+        if cycle.rows >= cycle_rows or of_all is fetched[-1]:
             end_cycle(engine, cycle)
             stages.enter("encode")
             for partition, predicted in cycle.predicted.items():
@@ -213,7 +224,7 @@ def main() -> int:
     written = table(views, measured)
     print("\n" + written)
     if not chosen.print:
-        write_section("kernel", written)
+        write_section("in memory", written)
     return 0
 
 
