@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
+from numba import njit
 
 from ..errors import DeclarationError
 
@@ -68,19 +69,31 @@ def allocate_touched(layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
     return {a.rows: np.zeros(-(-a.shape[0] // 64), np.uint8) for a in layout.values() if a.rows}
 
 
+@njit(cache=True, nogil=True)
+def _has_not_finite(flat: np.ndarray, touched: np.ndarray, width: int) -> bool:
+    """Whether a number in one of the blocks of so many that are marked in `touched` is NaN or infinite."""
+    for block in range(touched.shape[0]):
+        if touched[block] != 0:
+            numbers = flat[block * width : (block + 1) * width]
+            found = np.uint32(0)
+            for i in range(numbers.shape[0]):
+                found |= np.uint32(numbers[i] - numbers[i] != 0)
+            if found:
+                return True
+    return False
+
+
 def find_not_finite(array: np.ndarray, touched: np.ndarray | None = None) -> tuple[int, ...] | None:
     """The place of the first number of a float array that is NaN or infinite; None: all are finite.
 
     touched   as `allocate_touched` gives it for the array's row group: when none of the blocks marked there holds such
               a number, the others are not looked at
     """
-    looked_at = array
-    if touched is not None and (blocks := np.flatnonzero(touched)).size < touched.size // 32:
-        rows = (blocks[:, None] * 64 + np.arange(64)).ravel()
-        looked_at = array[rows[rows < len(array)]]
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(looked_at.sum()):  # one pass that writes nothing; a sum that overflows is looked at closely
-            return None
+    flat = array.reshape(-1)
+    if touched is None:
+        touched = np.ones(-(-len(array) // 64), np.uint8)
+    if not _has_not_finite(flat, touched, 64 * (flat.size // max(1, len(array)))):
+        return None
     places = np.argwhere(~np.isfinite(array))
     return tuple(map(int, places[0])) if len(places) else None
 
