@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import gc
 import logging
 import os
-import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -42,6 +40,7 @@ from .engine import Engine, NotFinite
 from .fast_encode import prediction_rows
 from .journal import committed_as_told
 from .poison import Poisoned, as_they_came
+from .process import settle
 from .publisher import SnapshotPublisher, Table
 from .recovery import adopt, check_journal, replay, restore
 from .settings import Settings
@@ -64,7 +63,6 @@ HEADERS_ROOM = 20_000  # of a dead letter, for the headers that say why
 WAIT_SECONDS = 3.0  # a commit that takes longer waits for the broker
 SILENT_SECONDS = 5.0  # so does a consumer that heard nothing for so long
 SAY_SECONDS = 30.0
-SWITCH_SECONDS = 0.001  # a thread may keep the others waiting so long, not Python's 5 ms: a snapshot takes no longer
 FORGET_SECONDS = 2.0  # how often to ask whether others have gone on with partitions that left
 
 
@@ -346,9 +344,7 @@ class Runner:
             log.info("snapshot %d loaded: %s events so far", standing.version, f"{self.figures['events']:,}")
         settings = self.settings
         check_journal(self.pipeline, settings.broker, self.slot, standing.position, settings.resume)
-        sys.setswitchinterval(SWITCH_SECONDS)
-        gc.freeze()  # what is here stays
-        gc.set_threshold(500_000, 20, 100)  # records come and go by the thousand and are no cycles
+        settle()
         return standing
 
     async def _recover(self, assigned: Assigned) -> None:
