@@ -50,10 +50,14 @@ class Worker:
         """Until so many lines with one of the words were printed."""
 
         def seen() -> bool:
-            return sum(any(word in line for word in words) for line in list(self.lines)) >= times
+            return self.told(*words) >= times
 
         wait_until(lambda: seen() or self.process.poll() is not None, f"{words} in {self.lines}")
         assert seen(), "".join(self.lines)
+
+    def told(self, *words: str) -> int:
+        """How many lines with one of the words were printed so far."""
+        return sum(any(word in line for word in words) for line in list(self.lines))
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -424,8 +428,9 @@ def test_each_record_is_echoed_once_though_a_worker_freezes_beyond_its_session(
     for worker in (freezes, stays):
         worker.wait_for("assigned 2")
     freezes.wait_for("cycle of", times=4)
+    alone = stays.told("assigned 4")  # it may have begun before the other
     freezes.process.send_signal(signal.SIGSTOP)
-    stays.wait_for("assigned 4")
+    stays.wait_for("assigned 4", times=alone + 1)
     freezes.process.send_signal(signal.SIGCONT)
     freezes.wait_for("assigned 2", "crash", times=2)  # the latter when it was caught in a commit
     producing.join()

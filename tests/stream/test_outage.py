@@ -35,11 +35,16 @@ def redis_url(store):
 
 
 @pytest.fixture
-def shop(open_shop, broker, store, request):
-    """A pipeline on these servers, which all run."""
+def running(broker, store):
+    """Both servers run, whatever the test before has done to them."""
     for server in (broker, store):
         if not server.running:
             server.start()
+
+
+@pytest.fixture
+def shop(open_shop, running, request):
+    """A pipeline on these servers."""
     return open_shop(request.node.name[5:40], changes=OFTEN)
 
 
@@ -144,9 +149,10 @@ def test_redis_in_trouble_stops_no_predictions(shop, store, visits_and_sales, tr
 
 
 def test_worker_that_is_told_to_stop_while_the_broker_is_away_stops_and_the_next_one_goes_on(
-    shop, broker, visits_and_sales
+    open_shop, running, broker, visits_and_sales
 ):
-    rows = visits_and_sales(4, 1_500)
+    shop = open_shop("stops", changes="max_cycle_rows=20")  # enough commits for one to be in hand
+    rows = visits_and_sales(4, 4_000)
     shop.produce(rows)
     worker = shop.start()
     worker.until(events=200)
@@ -156,7 +162,7 @@ def test_worker_that_is_told_to_stop_while_the_broker_is_away_stops_and_the_next
     assert "Traceback" not in worker.printed
     broker.start()
     again = shop.start()
-    again.until(events=1_500, labels=sum(role == "labels" for role, _ in rows))
+    again.until(events=4_000, labels=sum(role == "labels" for role, _ in rows))
     assert again.end() == 0
     assert shop.sources() == shop.events()
 
