@@ -409,6 +409,25 @@ def test_in_a_backlog_of_a_week_topics_advance_together_and_no_label_comes_befor
     assert pieces > 1000
 
 
+def test_pieces_of_many_partitions_are_as_long_as_the_alignment():
+    minutes, partitions = 600, 4
+    run, aligner = Run(delayed(), partitions), Aligner(20 * 60 * 1_000_000)
+    for p in range(partitions):
+        # one row a minute in each partition, those of the next 10 seconds later
+        rows = {"events": [click(f"{p}-{m}", m + p / 6) for m in range(minutes)]}
+        rows["labels"] = [sale(f"{p}-{m}", m + 5 + p / 6) for m in range(minutes)]
+        for role, of in rows.items():
+            aligner.own((role, p))
+            aligner.add(run.decoders[role].decode(run.slice(role, of, p)))
+    at_end = {(role, p) for role in rows for p in range(partitions)}
+    pieces = 0
+    while (following := aligner.next(at_end)) is not None:
+        run.engine.process(*following)
+        pieces += 1
+    assert run.counts("joined", "early", "orphans", "late") == (minutes * partitions, 0, 0, 0)
+    assert pieces <= 1.2 * 2 * partitions * minutes / 20
+
+
 def test_a_partition_that_is_behind_and_not_read_to_its_end_holds_the_others_back():
     run, aligner = Run(delayed()), Aligner(60 * 1_000_000)
     for role in ("events", "labels"):
