@@ -71,6 +71,22 @@ store8, store16, store32, store64 = _store(8), _store(16), _store(32), _store(64
 swap16, swap32, swap64 = _swap(16), _swap(32), _swap(64)
 
 
+def _pointer(of: Any) -> Any:
+    @intrinsic
+    def pointer(typingctx, address):
+        def generate(context, builder, signature, args):
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(of)(types.int64), generate
+
+    return pointer
+
+
+# where an array lies, for carray(floats_at(address), shape): a kernel that works on dozens of arrays is given addresses
+ints_at, floats_at = _pointer(types.int64), _pointer(types.float64)
+ints32_at, words_at = _pointer(types.int32), _pointer(types.uint64)
+
+
 @intrinsic
 def high_product(typingctx, a, b):
     """The upper 64 bits of the product of two uint64."""

@@ -92,17 +92,21 @@ class Aligner:
         One role goes on until it is held, then the other: so pieces are as long as `alignment` lets them be. In turn by
         the clock alone, each would end at the next row of another partition.
         """
-        following = self._furthest_back(self.role, at_end)
+        if self.alignment is None:
+            return self._furthest_back(("events", "labels"), at_end)
+        following = self._furthest_back((self.role,), at_end)
         if following is None:
             self.role = "labels" if self.role == "events" else "events"
-            following = self._furthest_back(self.role, at_end)
+            following = self._furthest_back((self.role,), at_end)
         return following
 
-    def _furthest_back(self, role: Role, at_end: Container[Partition]) -> Next | None:
-        """What may be taken of the partition that is furthest back among those of its role."""
+    def _furthest_back(self, roles: tuple[Role, ...], at_end: Container[Partition]) -> Next | None:
+        """What may be taken of the partition that is furthest back among those of these roles."""
         head, chosen = AFTER_ALL, None
         for partition, queue in self.queues.items():
-            if queue.batches and partition[0] == role and queue.head < head:
+            if queue.batches and queue.head <= head and partition[0] in roles and (
+                queue.head < head or (chosen and partition < chosen)  # at equal times events go before labels
+            ):  # fmt: skip
                 head, chosen = queue.head, partition
         if chosen is None:
             return None
@@ -112,7 +116,7 @@ class Aligner:
                 if partition == chosen or (not queue.batches and partition in at_end):
                     continue
                 bound = queue.head  # the clock where nothing is here
-                if role == "events" or partition[0] == "labels":
+                if chosen[0] == "events" or partition[0] == "labels":
                     bound += self.alignment
                 elif queue.batches:
                     bound -= 1  # the event goes before a label of the same time
