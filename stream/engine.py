@@ -535,26 +535,26 @@ class Engine:
         A wait ends where the watermark passes a tick, forgetting is due where the shared clock passes a step; both
         before the row that passes. A stretch also ends after each row of `after`.
         """
-        mine, other = (0, 1) if batch.role == "events" else (1, 0)
-        clock, limit = batch.clock[lo:hi], int(part.clocks[other])
-        if clock[0] < part.clocks[mine]:
-            clock = np.maximum(clock, part.clocks[mine])
+        clocks = part.clocks.tolist()
+        mine, limit = (0, clocks[1]) if batch.role == "events" else (1, clocks[0])
+        clock, tick = batch.clock[lo:hi], self.tick
+        if clock[0] < clocks[mine]:
+            clock = np.maximum(clock, clocks[mine])
         last = int(clock[-1])
-        cuts = {row + 1 for row in after}
-        watermark = min(last, limit)
-        if self.delayed and watermark // self.tick > part.clocks[2]:
-            cuts |= {lo + row for row in _rises(np.minimum(clock, limit) // self.tick, int(part.clocks[2]))}
+        cuts = [lo, *(row + 1 for row in after), hi]
+        if self.delayed and min(last, limit) // tick > clocks[2]:
+            cuts += [lo + row for row in _rises(clock, tick, clocks[2], limit)]
         shares = batch.role == "events" and not self._mute
         if shares:
-            before = int(self._clock[0])
+            shared = int(self._clock[0])
             for step, _, _ in self._decays:
-                if max(last, before) // step > before // step:
-                    cuts |= {lo + row for row in _rises(np.maximum(clock, before) // step, before // step)}
-        for a, b in pairwise(sorted(cuts | {lo, hi})) if cuts else ((lo, hi),):
+                if last // step > shared // step:
+                    cuts += [lo + row for row in _rises(clock, step, shared // step, last)]
+        for a, b in ((lo, hi),) if len(cuts) == 2 else pairwise(sorted(set(cuts))):
             first, last = int(clock[a - lo]), int(clock[b - 1 - lo])
             if shares:
-                self._forget(int(self._clock[0]), max(first, before))
-                self._clock[0] = max(last, before)
+                self._forget(int(self._clock[0]), max(first, shared))
+                self._clock[0] = max(last, shared)
             if self.delayed:
                 self._pass_tick(part, min(first, limit))
             part.clocks[mine] = last
@@ -718,19 +718,13 @@ class Engine:
         pending = part.pending
         if until == pending.begin:
             return
-        rows = pending.rows(pending.begin, until)
-        left = rows[rows[:, FLAG] == 0]
-        self._count("expired", len(left))
-        if len(left) and not math.isnan(self.otherwise):
+        if not math.isnan(self.otherwise):
+            rows = pending.rows(pending.begin, until)
+            left = rows[rows[:, FLAG] == 0]
             y = np.full(len(left), self.otherwise, np.float32)
             time = np.full(len(left), int(part.clocks[2]) * self.tick)
             self._meet(left, time, y, np.full((len(left), self.label_values), np.nan))
-        pending.leave(until)
-        kept = np.ascontiguousarray(rows[-GONE:, : part.gone.width])  # a row begins with its key and its flag
-        over = len(part.gone) + len(kept) - GONE
-        if over > 0:
-            part.gone.leave(part.gone.begin + over)
-        part.gone.append(kept)
+        self._count("expired", pending.move(until, part.gone, GONE))
 
     def _meet(self, rows: U64, time: I64, y: F32, values: NDArray[np.float64]) -> None:
         """Predictions have met their label, in this order: take the examples; `_learn_met` learns them.
@@ -961,10 +955,16 @@ def finite(value: float | int | None) -> float | int | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _rises(values: I64, before: int) -> set[int]:
-    """Rows at which values that never fall are greater than at the row before; `before`: that of the first row."""
-    rises = np.flatnonzero(values[1:] > values[:-1]) + 1
-    return {0, *rises.tolist()} if values[0] > before else set(rises.tolist())
+def _rises(clock: I64, step: int, before: int, limit: int) -> list[int]:
+    """Rows at which min(clock, limit) // step is greater than at the row before; `before`: that of the first row.
+
+    clock  int64 (B,)  never falls, and passes a step
+    """
+    rows, last = [], min(int(clock[-1]), limit)
+    while before < last // step:
+        rows.append(int(clock.searchsorted(max((before + 1) * step, BEFORE_ALL))))
+        before = min(int(clock[rows[-1]]), limit) // step
+    return rows
 
 
 def _joined(columns: list[NDArray]) -> NDArray:

@@ -124,6 +124,27 @@ def _leave(begin, end, words, index):
         index[hole] = 0
 
 
+@njit(cache=True, nogil=True)
+def _move(begin, until, words, index, to_words, to_index, to_begin, to_end, most):
+    """Take rows [begin, until) out; their keys and flags go behind the rows of another queue, of at most `most` rows.
+
+    Returns how many of them were not settled, and begin and end of the other queue.
+    """
+    unsettled = 0
+    for row in range(begin, until):
+        unsettled += words[row & (words.shape[0] - 1), FLAG] == 0
+    _leave(begin, until, words, index)
+    begin = max(begin, until - most)
+    over = to_end - to_begin + until - begin - most
+    if over > 0:
+        _leave(to_begin, to_begin + over, to_words, to_index)
+        to_begin += over
+    for row in range(begin, until):
+        at = row & (words.shape[0] - 1)
+        to_end = _append(words[at : at + 1, : FLAG + 1], to_words, to_index, to_end)
+    return unsettled, to_begin, to_end
+
+
 def row_of(columns: Columns) -> np.dtype:
     """The layout of one row: `key`, `settled`, then the columns, in whole words."""
     names, formats, offsets = ["key", "settled"], [("uint64", (2,)), "uint8"], [0, 8 * FLAG]
@@ -184,8 +205,7 @@ class Ring:
 
     def append(self, rows: U64) -> int:
         """Add rows but for those whose key waits already; returns how many were added."""
-        if len(self) + len(rows) > self.mask + 1:
-            self._grow(len(self) + len(rows))
+        self.reserve(len(self) + len(rows))
         end = _append(rows, self.words, self.index, self.end)
         added, self.end = end - self.end, end
         return added
@@ -194,6 +214,25 @@ class Ring:
         """Let rows [begin, until) go."""
         _leave(self.begin, until, self.words, self.index)
         self.begin = until
+
+    def move(self, until: int, to: Ring, most: int) -> int:
+        """As `leave`, but the rows go to the end of a queue without columns, from which its oldest rows leave.
+
+        `to` holds `most` rows at most. Returns how many of the rows were not settled.
+        """
+        to.reserve(min(most, len(to) + until - self.begin))
+        unsettled, to.begin, to.end = _move(
+            self.begin, until, self.words, self.index, to.words, to.index, to.begin, to.end, most
+        )
+        self.begin = until
+        return int(unsettled)
+
+    def reserve(self, rows: int) -> None:
+        """Make room for so many rows."""
+        if rows > self.mask + 1:
+            held = self.rows(self.begin, self.end)
+            self._allocate(1 << (rows - 1).bit_length())
+            self._fill(held)
 
     def rows(self, begin: int, end: int) -> U64:
         """A copy of rows [begin, end), oldest first."""
@@ -213,11 +252,6 @@ class Ring:
             else:
                 low = middle + 1
         return low
-
-    def _grow(self, rows: int) -> None:
-        held = self.rows(self.begin, self.end)
-        self._allocate(1 << (rows - 1).bit_length())
-        self._fill(held)
 
     def _fill(self, rows: U64) -> None:
         if _append(rows, self.words, self.index, self.begin) != self.end:
