@@ -1,4 +1,4 @@
-"""Memory at an address, for Numba kernels that read and write bytes: wide loads and stores, bit tricks, prefetch.
+"""Memory at an address, for Numba kernels that read and write bytes: wide loads and stores, bit tricks.
 
 Addresses are int64, as `array.ctypes.data` gives them; whoever calls keeps the array alive. Nothing is checked. Loads
 of 8 bytes may reach past the last byte that matters, so buffers end with PADDING bytes more than they hold. Numba makes
@@ -137,20 +137,6 @@ def bits_of(typingctx, value):
         return builder.bitcast(args[0], _I64)
 
     return types.uint64(types.float64), generate
-
-
-@intrinsic
-def prefetch(typingctx, address):
-    """Have the cache line of an address fetched; any address will do."""
-
-    def generate(context, builder, signature, args):
-        pointer, i32 = _I8.as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        builder.call(function, [builder.inttoptr(args[0], pointer), i32(0), i32(3), i32(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
 
 
 @intrinsic

@@ -11,9 +11,12 @@ import numpy as np
 from numba import carray, njit, uint64  # type: ignore[attr-defined]
 
 from ..connectors.memory import floats_at, ints32_at, ints_at, words_at
+from ..models.prefetch import AHEAD, prefetch
 
 NEVER = -(2**62)  # a pane or a time that lies before all others
 PANES = 12  # a window of 1 h covers the current pane of 5 minutes and the 11 before it: 55 to 60 minutes
+
+NEAR = 4096  # slots in use that the cache holds: to look ahead costs more than it gives
 
 # Which kernel an aggregate needs, and what it folds in: a column of values, or one of these.
 TOTALS, STD, EXTREME, DECAYED, LATEST = range(5)
@@ -73,7 +76,32 @@ def _link_first(slot, older, newer, meta):
 
 
 @njit(cache=True, nogil=True)
-def locate(key, g, write, keys, index, older, newer, meta, read_slot, write_slot, fresh):
+def look_ahead(key, i, g, keys, index, older, newer, ahead):
+    """Have fetched what row i + ahead will need of the table, and row i + 2 ahead of the index."""
+    mask = index.shape[0] - 1
+    if i + 2 * ahead < key.shape[0]:
+        home = np.intp((key[i + 2 * ahead, g] * uint64(0x9E3779B97F4A7C15)) >> uint64(32)) & mask
+        prefetch(index.ctypes.data + 4 * home)
+    if i + ahead < key.shape[0]:
+        slot = index[np.intp((key[i + ahead, g] * uint64(0x9E3779B97F4A7C15)) >> uint64(32)) & mask] - 1
+        if slot >= 0:
+            prefetch(keys.ctypes.data + 8 * slot)
+            prefetch(older.ctypes.data + 4 * slot)
+            prefetch(newer.ctypes.data + 4 * slot)
+
+
+@njit(cache=True, nogil=True)
+def look_ahead_at(slots, i, ahead, array):
+    """Have fetched what row i + ahead will need of an array with a row for each slot."""
+    if i + ahead < slots.shape[0] and slots[i + ahead] >= 0:
+        address = array.ctypes.data + slots[i + ahead] * array.strides[0]
+        for line in range(0, array.strides[0], 64):
+            prefetch(address + line)
+        prefetch(address + array.strides[0] - 1)
+
+
+@njit(cache=True, nogil=True)
+def locate(key, g, write, keys, index, older, newer, meta, ahead, read_slot, write_slot, fresh):
     """Find each row's slot.
 
     key     uint64 (B, G), its column g  0: missing, the row has no slot
@@ -81,9 +109,11 @@ def locate(key, g, write, keys, index, older, newer, meta, read_slot, write_slot
     keys    uint64 (C,)  index int32 (power of two,)  older, newer int32 (C,)  meta int64 (4,)  changed in place
     read_slot, write_slot  int32 (B,)  filled: the slot before the row's own insertion, and after; -1: none
     fresh   bool (B,)    filled: the slot begins anew with this row
+    ahead   rows to look ahead, so that memory is on its way; B: not at all
     """
     capacity = keys.shape[0]
     for i in range(key.shape[0]):
+        look_ahead(key, i, g, keys, index, older, newer, ahead)
         read_slot[i] = -1
         write_slot[i] = -1
         fresh[i] = False
@@ -130,7 +160,7 @@ def reindex(keys, index):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def window_totals(time, value, read_slot, write_slot, fresh, fold, width, kind, pane, n, s, out, j):
+def window_totals(time, value, read_slot, write_slot, fresh, ahead, fold, width, kind, pane, n, s, out, j):
     """count (kind 0), sum (1), mean (2) over a window of PANES panes of `width` microseconds.
 
     pane int64 (C, P) absolute number of the pane a place holds, NEVER: none; n, s float64 (C, P)   changed in place
@@ -138,6 +168,9 @@ def window_totals(time, value, read_slot, write_slot, fresh, fold, width, kind, 
     """
     panes = pane.shape[1]
     for i in range(time.shape[0]):
+        look_ahead_at(read_slot, i, ahead, pane)
+        look_ahead_at(read_slot, i, ahead, n)
+        look_ahead_at(read_slot, i, ahead, s)
         now = time[i] // width
         if j >= 0:
             total = 0.0
@@ -168,10 +201,14 @@ def window_totals(time, value, read_slot, write_slot, fresh, fold, width, kind, 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def window_std(time, value, read_slot, write_slot, fresh, fold, width, pane, n, mean, m2, out, j):
+def window_std(time, value, read_slot, write_slot, fresh, ahead, fold, width, pane, n, mean, m2, out, j):
     """Standard deviation (of the population) over a window; NaN below two values. Panes merge by Chan's formula."""
     panes = pane.shape[1]
     for i in range(time.shape[0]):
+        look_ahead_at(read_slot, i, ahead, pane)
+        look_ahead_at(read_slot, i, ahead, n)
+        look_ahead_at(read_slot, i, ahead, mean)
+        look_ahead_at(read_slot, i, ahead, m2)
         now = time[i] // width
         if j >= 0:
             rows = 0.0
@@ -209,10 +246,12 @@ def window_std(time, value, read_slot, write_slot, fresh, fold, width, pane, n, 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def window_extreme(time, value, read_slot, write_slot, fresh, fold, width, sign, pane, extreme, out, j):
+def window_extreme(time, value, read_slot, write_slot, fresh, ahead, fold, width, sign, pane, extreme, out, j):
     """Greatest (sign 1) or least (sign -1) value over a window; NaN where there is none."""
     panes = pane.shape[1]
     for i in range(time.shape[0]):
+        look_ahead_at(read_slot, i, ahead, pane)
+        look_ahead_at(read_slot, i, ahead, extreme)
         now = time[i] // width
         if j >= 0:
             best = np.nan
@@ -241,7 +280,7 @@ def window_extreme(time, value, read_slot, write_slot, fresh, fold, width, sign,
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def decayed(time, value, read_slot, write_slot, fresh, fold, half_life, kind, since, n, mean, m2, out, j):
+def decayed(time, value, read_slot, write_slot, fresh, ahead, fold, half_life, kind, since, n, mean, m2, out, j):
     """count (0), sum (1), mean (2), std (3) where a value's weight halves every half_life microseconds.
 
     since int64 (C,) time up to which n (the weight) is decayed; n, mean, m2 float64 (C,)   changed in place
@@ -249,6 +288,10 @@ def decayed(time, value, read_slot, write_slot, fresh, fold, half_life, kind, si
     Source: Finch (2009), Incremental calculation of weighted mean and variance.
     """
     for i in range(time.shape[0]):
+        look_ahead_at(read_slot, i, ahead, since)
+        look_ahead_at(read_slot, i, ahead, n)
+        look_ahead_at(read_slot, i, ahead, mean)
+        look_ahead_at(read_slot, i, ahead, m2)
         slot = read_slot[i]
         if j >= 0:
             weight = 0.0
@@ -287,12 +330,14 @@ def decayed(time, value, read_slot, write_slot, fresh, fold, half_life, kind, si
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def latest(time, value, read_slot, write_slot, fresh, fold, over, kind, seen, last, out, j):
+def latest(time, value, read_slot, write_slot, fresh, ahead, fold, over, kind, seen, last, out, j):
     """The last value (kind 0) or the seconds since the last row (kind 1); NaN when older than `over` (0: no limit).
 
     seen int64 (C,) time of the last value, NEVER: none; last float64 (C,)   changed in place
     """
     for i in range(time.shape[0]):
+        look_ahead_at(read_slot, i, ahead, seen)
+        look_ahead_at(read_slot, i, ahead, last)
         slot = read_slot[i]
         if j >= 0:
             out[i, j] = np.nan
@@ -325,12 +370,12 @@ def fold_rows(groups, folds, time, key, values, label, out):
     fresh, value = np.empty(rows, np.bool_), np.empty(rows)
     f = 0
     for g in range(groups.shape[0]):
-        column, write, capacity, places, keys, index, older, newer, meta = groups[g]
-        locate(
-            key, column, write != 0, carray(words_at(keys), (capacity,)), carray(ints32_at(index), (places,)),
-            carray(ints32_at(older), (capacity,)), carray(ints32_at(newer), (capacity,)), carray(ints_at(meta), (4,)),
-            read_slot, write_slot, fresh,
-        )  # fmt: skip
+        column, write, capacity, places, at_keys, at_index, at_older, at_newer, at_meta = groups[g]
+        keys, index = carray(words_at(at_keys), (capacity,)), carray(ints32_at(at_index), (places,))
+        older, newer = carray(ints32_at(at_older), (capacity,)), carray(ints32_at(at_newer), (capacity,))
+        meta = carray(ints_at(at_meta), (4,))
+        ahead = AHEAD if meta[SIZE] > NEAR else rows
+        locate(key, column, write != 0, keys, index, older, newer, meta, ahead, read_slot, write_slot, fresh)
         while f < folds.shape[0] and folds[f, 0] == g:
             _, kernel, kind, span, moves, what, j, first, second, third, fourth = folds[f]
             f += 1
@@ -341,18 +386,20 @@ def fold_rows(groups, folds, time, key, values, label, out):
             if kernel == TOTALS:
                 n, s = carray(floats_at(second), panes), carray(floats_at(third), panes)
                 pane = carray(ints_at(first), panes)
-                window_totals(time, value, read_slot, write_slot, fresh, fold, span, kind, pane, n, s, out, j)
+                window_totals(time, value, read_slot, write_slot, fresh, ahead, fold, span, kind, pane, n, s, out, j)
             elif kernel == STD:
                 n, mean = carray(floats_at(second), panes), carray(floats_at(third), panes)
                 pane, m2 = carray(ints_at(first), panes), carray(floats_at(fourth), panes)
-                window_std(time, value, read_slot, write_slot, fresh, fold, span, pane, n, mean, m2, out, j)
+                window_std(time, value, read_slot, write_slot, fresh, ahead, fold, span, pane, n, mean, m2, out, j)
             elif kernel == EXTREME:
                 pane, extreme = carray(ints_at(first), panes), carray(floats_at(second), panes)
-                window_extreme(time, value, read_slot, write_slot, fresh, fold, span, kind, pane, extreme, out, j)
+                window_extreme(
+                    time, value, read_slot, write_slot, fresh, ahead, fold, span, kind, pane, extreme, out, j
+                )
             elif kernel == DECAYED:
                 since, n = carray(ints_at(first), (capacity,)), carray(floats_at(second), (capacity,))
                 mean, m2 = carray(floats_at(third), (capacity,)), carray(floats_at(fourth), (capacity,))
-                decayed(time, value, read_slot, write_slot, fresh, fold, span, kind, since, n, mean, m2, out, j)
+                decayed(time, value, read_slot, write_slot, fresh, ahead, fold, span, kind, since, n, mean, m2, out, j)
             else:
                 seen, last = carray(ints_at(first), (capacity,)), carray(floats_at(second), (capacity,))
-                latest(time, value, read_slot, write_slot, fresh, fold, span, kind, seen, last, out, j)
+                latest(time, value, read_slot, write_slot, fresh, ahead, fold, span, kind, seen, last, out, j)

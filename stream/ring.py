@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit, uint64
 from numpy.typing import NDArray
 
-from ..connectors.memory import prefetch
+from ..models.prefetch import AHEAD, prefetch
 from .hashing import U64
 
 I64 = NDArray[np.int64]
@@ -26,7 +26,6 @@ Columns = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> dtype, shape of o
 FIRST_CAPACITY = 64
 ABSENT, SETTLED = -1, -2  # in the place of a row number
 FLAG = 2  # the word that says whether a row is settled
-AHEAD = 8  # rows that the kernels look ahead, so that memory is on its way when they come to them
 
 
 @njit(cache=True, nogil=True)
