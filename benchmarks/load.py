@@ -36,7 +36,7 @@ def make_batches(views: int, records: int) -> list[Batch]:
     now, batches = int(time.time() * 1000), []
     builders = [_builder() for _ in range(PARTITIONS)]
     held = [0] * PARTITIONS
-    for partition, key, value in Views(views).records():
+    for _, partition, key, value in Views(views).records():
         builders[partition].append(held[partition], now, key, value, [])
         held[partition] += 1
         if held[partition] == records:

@@ -48,7 +48,7 @@ def table(views: throughput.Views, results: list[throughput.Result]) -> str:
     headrace = f"headrace {version('headrace')} on Python {platform.python_version()} with " + ", ".join(
         f"{name} {version(name)}" for name in LIBRARIES
     )
-    peers = "; ".join(f"{r.contestant.name}: {r.versions}" for r in results if r is not ours)
+    peers = "; ".join(f"{r.contestant.name}: {r.versions}" for r in results if r.contestant.script)
     size = f"{views.count:,} events of {views.value_bytes / views.count:.0f} bytes"
     lines += [
         "",

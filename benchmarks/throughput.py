@@ -4,6 +4,9 @@ Each contestant is one process that reads the topic `clicks` from its beginning 
 topic of its own. The broker stamps predictions as they are appended (LogAppendTime), and the rate is taken from these
 stamps alone, for all alike: predictions appended after a contestant's first tenth, by the time that took. Start-up,
 compiling and the first fetches are so left out.
+
+One of them has its labels on a topic of their own: it reads the topics `views` and `seen`, and its rate is of pairs.
+Events run at most `alignment` ahead of labels: a pair has met and been learned soon after its event was predicted.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.producer.message_accumulator import BatchBuilder
 from kafka import KafkaConsumer
 from kafka import TopicPartition as PlainTopicPartition
 from kafka.admin import KafkaAdminClient, NewTopic
@@ -33,6 +38,8 @@ from headrace.connectors import embedded
 HERE = Path(__file__).parent
 PEERS = HERE.parent / "build" / "peers"  # their virtual environments
 TOPIC, PARTITIONS = "clicks", 4
+EVENTS, LABELS = "views", "seen"  # of those with delayed labels
+START = 1_700_000_000  # seconds: the time of the first event; 1,000 a second follow
 LIMIT_SECONDS = 300.0  # for one contestant
 QUIET_SECONDS = 4.0  # without a new prediction, after the last that is due
 
@@ -46,12 +53,28 @@ class Contestant:
     output: str
     events: int | None
     script: str = ""  # of a peer, in benchmarks/peers
+    pipeline: str = ""  # of ours, in benchmarks
 
 
-HEADRACE = Contestant("headrace", "exactly once; 4 numbers, 2 categories; FTRL", "clicks.headrace", None)
+HEADRACE = Contestant(
+    "headrace", "exactly once; 4 numbers, 2 categories; FTRL", "clicks.headrace", None, pipeline="clicks.py"
+)
+DELAYED = Contestant(
+    "headrace, delayed labels", "the same, each label 1 to 10 s later on a topic of its own", "views.headrace", None,
+    pipeline="pairs.py",
+)  # fmt: skip
 QUIX = Contestant("Quix Streams + River", "at least once; 4 numbers; SGD", "clicks.quix-river", 300_000, "quix_river")
 FAUST = Contestant("Faust + River", "at least once; 4 numbers; SGD", "clicks.faust-river", 60_000, "faust_river")
-CONTESTANTS = (HEADRACE, QUIX, FAUST)
+CONTESTANTS = (HEADRACE, DELAYED, QUIX, FAUST)
+
+
+class Message(NamedTuple):
+    """What is written to a topic."""
+
+    topic: str
+    partition: int
+    key: bytes
+    value: bytes
 
 
 class Prediction(msgspec.Struct):
@@ -88,18 +111,36 @@ class Views:
         score = self.numbers @ (0.8, -0.6, 0.4, 0.0) + taste[self.site] + taste[200 + self.ad] - 1.0
         self.clicked = random.random(self.count) < 1 / (1 + np.exp(-score))
 
-    def records(self) -> Iterator[tuple[int, bytes, bytes]]:
-        """(partition, key, value) of each event; 4 decimals, about 125 bytes."""
+    def records(self) -> Iterator[Message]:
+        """Each event with its label; 4 decimals, about 125 bytes."""
+        clicked = self.clicked.tolist()
+        for i, value in self._values():
+            whole = f'{value},"clicked":{"true" if clicked[i] else "false"}}}'.encode()
+            self.value_bytes += len(whole)
+            yield Message(TOPIC, i % PARTITIONS, f"v{i:08d}".encode(), whole)
+
+    def pairs(self) -> Iterator[Message]:
+        """Each event without its label, and then the labels, in order of time: 1 to 10 seconds later."""
+        for i, value in self._values():
+            yield Message(EVENTS, i % PARTITIONS, f"v{i:08d}".encode(), f"{value}}}".encode())
+        time = START + np.arange(self.count) / 1_000 + np.random.default_rng(8).uniform(1, 10, self.count)
+        for i in np.argsort(time).tolist():
+            clicked = "true" if self.clicked[i] else "false"
+            label = f'{{"id":"v{i:08d}","time":{time[i]:.3f},"clicked":{clicked}}}'.encode()
+            yield Message(LABELS, i % PARTITIONS, f"v{i:08d}".encode(), label)
+
+    def _values(self) -> Iterator[tuple[int, str]]:
         age, price, depth, speed = (column.tolist() for column in self.numbers.T)
-        site, ad, clicked = self.site.tolist(), self.ad.tolist(), self.clicked.tolist()
+        site, ad = self.site.tolist(), self.ad.tolist()
         for i in range(self.count):
-            value = (
-                f'{{"id":"v{i:08d}","time":{1_700_000_000 + i / 1_000:.3f},"age":{40 + 10 * age[i]:.2f},'
-                f'"price":{9 + 2 * price[i]:.3f},"depth":{depth[i]:.4f},"speed":{speed[i]:.4f},'
-                f'"site":"s{site[i]}","ad":"ad{ad[i]}","clicked":{"true" if clicked[i] else "false"}}}'
-            ).encode()
-            self.value_bytes += len(value)
-            yield i % PARTITIONS, f"v{i:08d}".encode(), value
+            yield (
+                i,
+                (
+                    f'{{"id":"v{i:08d}","time":{START + i / 1_000:.3f},"age":{40 + 10 * age[i]:.2f},'
+                    f'"price":{9 + 2 * price[i]:.3f},"depth":{depth[i]:.4f},"speed":{speed[i]:.4f},'
+                    f'"site":"s{site[i]}","ad":"ad{ad[i]}"'
+                ),
+            )
 
     def log_loss(self, rows: np.ndarray, prediction: np.ndarray) -> float:
         p = np.clip(prediction, 1e-9, 1 - 1e-9)
@@ -127,8 +168,11 @@ def compare(events: int, contestants: tuple[Contestant, ...] = CONTESTANTS) -> t
     ):
         say(f"writing {events:,} events")
         create_topics(broker.address, contestants)
-        asyncio.run(fill(broker.address, views))
+        asyncio.run(fill(broker.address, views.records()))
         say(f"  {views.value_bytes / events:.0f} bytes each, {PARTITIONS} partitions")
+        if DELAYED in contestants:
+            say("writing them without their labels, and the labels")
+            asyncio.run(fill(broker.address, views.pairs()))
         return views, [run(c, broker.address, redis.url, views, Path(folder)) for c in contestants]
 
 
@@ -142,7 +186,7 @@ def run(contestant: Contestant, broker: str, redis: str, views: Views, folder: P
         command = [str(python), str(HERE / "peers" / f"{contestant.script}.py"), *worker]
     else:
         tool, versions = Path(sys.executable).parent / "headrace", "this commit"
-        command = [str(tool), "run", str(HERE / "clicks.py"), "--broker", broker, "--redis", redis]
+        command = [str(tool), "run", str(HERE / contestant.pipeline), "--broker", broker, "--redis", redis]
     log = folder / f"{contestant.output}.log"
     with log.open("wb") as output, running(command, {"BROKER": broker}, folder, output) as process:
         wait_until_predicted(process, broker, contestant.output, due, log)
@@ -211,7 +255,7 @@ def wait_until_predicted(process: subprocess.Popen[bytes], broker: str, topic: s
 def create_topics(broker: str, contestants: tuple[Contestant, ...]) -> None:
     admin = KafkaAdminClient(bootstrap_servers=broker)
     try:
-        topics = [NewTopic(name=TOPIC, num_partitions=PARTITIONS, replication_factor=1)]
+        topics = [NewTopic(name, PARTITIONS, 1) for name in (TOPIC, EVENTS, LABELS)]
         for contestant in contestants:
             stamped = {"message.timestamp.type": "LogAppendTime"}
             topics.append(NewTopic(contestant.output, PARTITIONS, 1, topic_configs=stamped))
@@ -220,19 +264,22 @@ def create_topics(broker: str, contestants: tuple[Contestant, ...]) -> None:
         admin.close()
 
 
-async def fill(broker: str, views: Views) -> None:
-    """Write all events, in whole batches."""
+async def fill(broker: str, messages: Iterator[Message]) -> None:
+    """Write all messages, in whole batches."""
     producer = AIOKafkaProducer(bootstrap_servers=broker, max_batch_size=512 << 10, acks="all")
     await producer.start()
     try:
-        batches = [producer.create_batch() for _ in range(PARTITIONS)]
+        batches: dict[tuple[str, int], BatchBuilder] = {}
         now = int(time.time() * 1_000)
-        for partition, key, value in views.records():
-            if batches[partition].append(key=key, value=value, timestamp=now) is None:
-                await producer.send_batch(batches[partition], TOPIC, partition=partition)
-                batches[partition] = producer.create_batch()
-                batches[partition].append(key=key, value=value, timestamp=now)
-        last = [await producer.send_batch(batch, TOPIC, partition=p) for p, batch in enumerate(batches)]
+        for topic, partition, key, value in messages:
+            to = topic, partition
+            batch = batches.get(to)
+            if batch is None or batch.append(key=key, value=value, timestamp=now) is None:
+                if batch is not None:
+                    await producer.send_batch(batch, topic, partition=partition)
+                batches[to] = producer.create_batch()
+                batches[to].append(key=key, value=value, timestamp=now)
+        last = [await producer.send_batch(batch, topic, partition=p) for (topic, p), batch in batches.items()]
         await asyncio.gather(*last)
     finally:
         await producer.stop()

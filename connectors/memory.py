@@ -1,4 +1,4 @@
-"""Memory at an address, for Numba kernels that read and write bytes: wide loads and stores, bit tricks, prefetch.
+"""Memory at an address, for Numba kernels that read and write bytes: wide loads and stores, bit tricks.
 
 Addresses are int64, as `array.ctypes.data` gives them; whoever calls keeps the array alive. Nothing is checked. Loads
 of 8 bytes may reach past the last byte that matters, so buffers end with PADDING bytes more than they hold. Numba makes
@@ -71,6 +71,22 @@ store8, store16, store32, store64 = _store(8), _store(16), _store(32), _store(64
 swap16, swap32, swap64 = _swap(16), _swap(32), _swap(64)
 
 
+def _pointer(of: Any) -> Any:
+    @intrinsic
+    def pointer(typingctx, address):
+        def generate(context, builder, signature, args):
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(of)(types.int64), generate
+
+    return pointer
+
+
+# where an array lies, for carray(floats_at(address), shape): a kernel that works on dozens of arrays is given addresses
+ints_at, floats_at = _pointer(types.int64), _pointer(types.float64)
+ints32_at, words_at = _pointer(types.int32), _pointer(types.uint64)
+
+
 @intrinsic
 def high_product(typingctx, a, b):
     """The upper 64 bits of the product of two uint64."""
@@ -121,20 +137,6 @@ def bits_of(typingctx, value):
         return builder.bitcast(args[0], _I64)
 
     return types.uint64(types.float64), generate
-
-
-@intrinsic
-def prefetch(typingctx, address):
-    """Have the cache line of an address fetched; any address will do."""
-
-    def generate(context, builder, signature, args):
-        pointer, i32 = _I8.as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        builder.call(function, [builder.inttoptr(args[0], pointer), i32(0), i32(3), i32(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
 
 
 @intrinsic

@@ -16,6 +16,8 @@ import numpy as np
 from numba import njit
 from numpy import ndarray
 
+from .prefetch import AHEAD, prefetch
+
 SGD, ADAGRAD, FTRL = 0, 1, 2
 LOGISTIC, SQUARED, ABSOLUTE, QUANTILE, POISSON = 0, 1, 2, 3, 4
 
@@ -34,6 +36,14 @@ LARGEST_GRADIENT = 1e15  # of one weight: slope times feature
 def slot_of(category: np.uint64, shift: np.uint64) -> np.intp:
     """The slot of a category's hash in a table of 2 ** (64 - shift)."""
     return np.intp((category * MIX) >> shift)
+
+
+@njit(cache=True, nogil=True)
+def look_ahead(categories: ndarray, i: int, table: ndarray, shift: np.uint64) -> None:
+    """Have the weights of row i fetched, if there is one."""
+    if i < categories.shape[0]:
+        for k in range(categories.shape[1]):
+            prefetch(table.ctypes.data + slot_of(categories[i, k], shift) * table.strides[0])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -118,6 +128,7 @@ def predict_rows(
     start = offset_of(loss, base_rate, base_mean[0], base_count[0])
     start += weight_at(bias_kind, bias, 0, inverse, beta, 0.0, 0.0)
     for i in range(numeric.shape[0]):
+        look_ahead(categories, i + AHEAD, table, shift)
         raw = start
         for j in range(numeric.shape[1]):
             x = np.float64(numeric[i, j])
@@ -165,6 +176,7 @@ def learn_rows(
     K = categories.shape[1]
     offset = offset_of(loss, base_rate, base_mean[0], base_count[0])
     for i in range(B):
+        look_ahead(categories, i + AHEAD, table, shift)
         b = weight_at(bias_kind, bias, 0, inverse, beta, 0.0, 0.0)
         raw_before = raw = offset + b
         for j in range(N):

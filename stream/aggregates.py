@@ -1,10 +1,8 @@
 """Aggregates over the stream, by key: each row reads them as the rows before it left them, then is folded in.
 
 A group holds the keys (least recently used evicted at capacity); each aggregate of the group keeps arrays with a slot
-per key. `locate` runs first and says, row by row, which slot is read and which is written; then each aggregate's kernel
-makes its own pass. Rows are folded in one by one, so results do not depend on where the stream is cut.
-
-Shapes: B rows, C capacity, P panes of a window. Times are int64 microseconds since the epoch.
+per key. The arithmetic is in aggregate_kernels.py: rows are folded in one by one, so results do not depend on where the
+stream is cut.
 """
 
 from __future__ import annotations
@@ -13,307 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, uint64
 from numpy.typing import NDArray
 
 from ..models.base import Array
+from . import aggregate_kernels as kernels
+from .aggregate_kernels import NEVER, PANES
 from .features import Aggregate
 from .hashing import U64
 
-NEVER = -(2**62)  # a pane or a time that lies before all others
-PANES = 12  # a window of 1 h covers the current pane of 5 minutes and the 11 before it: 55 to 60 minutes
-
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
+F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-
-# of meta: the most and the least recently used slot plus one (0: none), slots in use, keys evicted
-NEWEST, OLDEST, SIZE, EVICTED = 0, 1, 2, 3
-
-
-@njit(cache=True, nogil=True)
-def _find(key, keys, index):
-    """The place in the index where the key's slot stands, or where it would stand."""
-    mask = index.shape[0] - 1
-    at = np.intp((key * uint64(0x9E3779B97F4A7C15)) >> uint64(32)) & mask
-    while index[at] != 0 and keys[index[at] - 1] != key:
-        at = (at + 1) & mask
-    return at
-
-
-@njit(cache=True, nogil=True)
-def _remove(at, keys, index):
-    """Take one place out of the index, moving back what was pushed past it."""
-    mask = index.shape[0] - 1
-    hole = at
-    at = (at + 1) & mask
-    while index[at] != 0:
-        home = np.intp((keys[index[at] - 1] * uint64(0x9E3779B97F4A7C15)) >> uint64(32)) & mask
-        if ((at - home) & mask) >= ((at - hole) & mask):
-            index[hole] = index[at]
-            hole = at
-        at = (at + 1) & mask
-    index[hole] = 0
-
-
-@njit(cache=True, nogil=True)
-def _unlink(slot, older, newer, meta):
-    if newer[slot] >= 0:
-        older[newer[slot]] = older[slot]
-    else:
-        meta[NEWEST] = older[slot] + 1
-    if older[slot] >= 0:
-        newer[older[slot]] = newer[slot]
-    else:
-        meta[OLDEST] = newer[slot] + 1
-
-
-@njit(cache=True, nogil=True)
-def _link_first(slot, older, newer, meta):
-    first = np.int32(meta[NEWEST] - 1)
-    older[slot] = first
-    newer[slot] = -1
-    if first >= 0:
-        newer[first] = slot
-    else:
-        meta[OLDEST] = slot + 1
-    meta[NEWEST] = slot + 1
-
-
-@njit(cache=True, nogil=True)
-def locate(key, g, write, keys, index, older, newer, meta, read_slot, write_slot, fresh):
-    """Find each row's slot.
-
-    key     uint64 (B, G), its column g  0: missing, the row has no slot
-    write   bool  insert keys that are new, mark them as used
-    keys    uint64 (C,)  index int32 (power of two,)  older, newer int32 (C,)  meta int64 (4,)  changed in place
-    read_slot, write_slot  int32 (B,)  filled: the slot before the row's own insertion, and after; -1: none
-    fresh   bool (B,)    filled: the slot begins anew with this row
-    """
-    capacity = keys.shape[0]
-    for i in range(key.shape[0]):
-        read_slot[i] = -1
-        write_slot[i] = -1
-        fresh[i] = False
-        if key[i, g] == uint64(0):
-            continue
-        at = _find(key[i, g], keys, index)
-        if index[at] != 0:
-            slot = index[at] - 1
-            read_slot[i] = slot
-            if not write:
-                continue
-            if meta[NEWEST] != slot + 1:
-                _unlink(slot, older, newer, meta)
-                _link_first(slot, older, newer, meta)
-        else:
-            if not write:
-                continue
-            if meta[SIZE] < capacity:
-                slot = np.int32(meta[SIZE])
-                meta[SIZE] += 1
-            else:
-                slot = np.int32(meta[OLDEST] - 1)
-                _remove(_find(keys[slot], keys, index), keys, index)
-                _unlink(slot, older, newer, meta)
-                meta[EVICTED] += 1
-                at = _find(key[i, g], keys, index)
-            keys[slot] = key[i, g]
-            index[at] = slot + 1
-            _link_first(slot, older, newer, meta)
-            fresh[i] = True
-        write_slot[i] = slot
-
-
-@njit(cache=True, nogil=True)
-def reindex(keys, index):
-    """Fill an empty index with keys, uint64 (size,), that are all different; changed in place."""
-    for slot in range(keys.shape[0]):
-        index[_find(keys[slot], keys, index)] = slot + 1
-
-
-# The passes below read into column j of out, float32 (B, N), unless j is -1; then they fold in column v of value,
-# float64 (B, V), if `fold`; else the rows only read, and slots that begin anew are cleared. Blocks with a column number
-# rather than columns: a column's memory layout changes with B, and each layout would be compiled anew.
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def window_totals(time, value, v, read_slot, write_slot, fresh, fold, width, kind, pane, n, s, out, j):
-    """count (kind 0), sum (1), mean (2) over a window of PANES panes of `width` microseconds.
-
-    pane int64 (C, P) absolute number of the pane a place holds, NEVER: none; n, s float64 (C, P)   changed in place
-    A count is of rows, sum and mean skip NaN. Unknown keys: 0 for count and sum, NaN for mean.
-    """
-    panes = pane.shape[1]
-    for i in range(time.shape[0]):
-        now = time[i] // width
-        if j >= 0:
-            total = 0.0
-            rows = 0.0
-            slot = read_slot[i]
-            if slot >= 0:
-                for p in range(panes):
-                    if now - panes < pane[slot, p] <= now:
-                        rows += n[slot, p]
-                        total += s[slot, p]
-            out[i, j] = rows if kind == 0 else (total if kind == 1 else (total / rows if rows > 0 else np.nan))
-        slot = write_slot[i]
-        if slot < 0:
-            continue
-        if fresh[i]:
-            for p in range(panes):
-                pane[slot, p] = NEVER
-        if not fold or value[i, v] != value[i, v]:
-            continue
-        p = now % panes
-        if pane[slot, p] < now:
-            pane[slot, p] = now
-            n[slot, p] = 0.0
-            s[slot, p] = 0.0
-        if pane[slot, p] == now:
-            n[slot, p] += 1.0
-            s[slot, p] += value[i, v]
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def window_std(time, value, v, read_slot, write_slot, fresh, fold, width, pane, n, mean, m2, out, j):
-    """Standard deviation (of the population) over a window; NaN below two values. Panes merge by Chan's formula."""
-    panes = pane.shape[1]
-    for i in range(time.shape[0]):
-        now = time[i] // width
-        if j >= 0:
-            rows = 0.0
-            centre = 0.0
-            spread = 0.0
-            slot = read_slot[i]
-            if slot >= 0:
-                for p in range(panes):
-                    if now - panes < pane[slot, p] <= now and n[slot, p] > 0:
-                        both = rows + n[slot, p]
-                        delta = mean[slot, p] - centre
-                        spread += m2[slot, p] + delta * delta * rows * n[slot, p] / both
-                        centre += delta * n[slot, p] / both
-                        rows = both
-            out[i, j] = np.sqrt(spread / rows) if rows > 1 else np.nan
-        slot = write_slot[i]
-        if slot < 0:
-            continue
-        if fresh[i]:
-            for p in range(panes):
-                pane[slot, p] = NEVER
-        if not fold or value[i, v] != value[i, v]:
-            continue
-        p = now % panes
-        if pane[slot, p] < now:
-            pane[slot, p] = now
-            n[slot, p] = 0.0
-            mean[slot, p] = 0.0
-            m2[slot, p] = 0.0
-        if pane[slot, p] == now:
-            n[slot, p] += 1.0
-            delta = value[i, v] - mean[slot, p]
-            mean[slot, p] += delta / n[slot, p]
-            m2[slot, p] += delta * (value[i, v] - mean[slot, p])
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def window_extreme(time, value, v, read_slot, write_slot, fresh, fold, width, sign, pane, extreme, out, j):
-    """Greatest (sign 1) or least (sign -1) value over a window; NaN where there is none."""
-    panes = pane.shape[1]
-    for i in range(time.shape[0]):
-        now = time[i] // width
-        if j >= 0:
-            best = np.nan
-            slot = read_slot[i]
-            if slot >= 0:
-                for p in range(panes):
-                    if now - panes < pane[slot, p] <= now:
-                        e = extreme[slot, p]
-                        if best != best or sign * e > sign * best:
-                            best = e
-            out[i, j] = best
-        slot = write_slot[i]
-        if slot < 0:
-            continue
-        if fresh[i]:
-            for p in range(panes):
-                pane[slot, p] = NEVER
-        if not fold or value[i, v] != value[i, v]:
-            continue
-        p = now % panes
-        if pane[slot, p] < now:
-            pane[slot, p] = now
-            extreme[slot, p] = value[i, v]
-        elif pane[slot, p] == now and sign * value[i, v] > sign * extreme[slot, p]:
-            extreme[slot, p] = value[i, v]
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def decayed(time, value, v, read_slot, write_slot, fresh, fold, half_life, kind, since, n, mean, m2, out, j):
-    """count (0), sum (1), mean (2), std (3) where a value's weight halves every half_life microseconds.
-
-    since int64 (C,) time up to which n (the weight) is decayed; n, mean, m2 float64 (C,)   changed in place
-    A row earlier than `since` is folded in with the weight it would have by then.
-    Source: Finch (2009), Incremental calculation of weighted mean and variance.
-    """
-    for i in range(time.shape[0]):
-        slot = read_slot[i]
-        if j >= 0:
-            weight = 0.0
-            if slot >= 0:
-                weight = n[slot] * 2.0 ** (-max(time[i] - since[slot], 0) / half_life)
-            if kind == 0:
-                out[i, j] = weight
-            elif kind == 1:
-                out[i, j] = weight * mean[slot] if weight > 0 else 0.0
-            elif weight <= 0:
-                out[i, j] = np.nan
-            else:
-                out[i, j] = mean[slot] if kind == 2 else np.sqrt(m2[slot] / n[slot])
-        slot = write_slot[i]
-        if slot < 0:
-            continue
-        if fresh[i]:
-            since[slot] = time[i]
-            n[slot] = 0.0
-            mean[slot] = 0.0
-            m2[slot] = 0.0
-        if not fold or value[i, v] != value[i, v]:
-            continue
-        weight = 1.0
-        if time[i] >= since[slot]:
-            fade = 2.0 ** (-(time[i] - since[slot]) / half_life)
-            n[slot] *= fade
-            m2[slot] *= fade
-            since[slot] = time[i]
-        else:
-            weight = 2.0 ** (-(since[slot] - time[i]) / half_life)
-        n[slot] += weight
-        delta = value[i, v] - mean[slot]
-        mean[slot] += delta * weight / n[slot]
-        m2[slot] += weight * delta * (value[i, v] - mean[slot])
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def latest(time, value, v, read_slot, write_slot, fresh, fold, over, kind, seen, last, out, j):
-    """The last value (kind 0) or the seconds since the last row (kind 1); NaN when older than `over` (0: no limit).
-
-    seen int64 (C,) time of the last value, NEVER: none; last float64 (C,)   changed in place
-    """
-    for i in range(time.shape[0]):
-        slot = read_slot[i]
-        if j >= 0:
-            out[i, j] = np.nan
-            if slot >= 0 and seen[slot] > NEVER and (over == 0 or time[i] - seen[slot] <= over):
-                out[i, j] = last[slot] if kind == 0 else max(time[i] - seen[slot], 0) / 1e6
-        slot = write_slot[i]
-        if slot < 0:
-            continue
-        if fresh[i]:
-            seen[slot] = NEVER
-        if fold and value[i, v] == value[i, v] and time[i] >= seen[slot]:
-            seen[slot] = time[i]
-            last[slot] = value[i, v]
 
 
 def group_layout(capacity: int) -> dict[str, Array]:
@@ -328,17 +37,17 @@ def group_layout(capacity: int) -> dict[str, Array]:
     }
 
 
-KINDS = {"count": 0, "sum": 1, "mean": 2, "std": 3, "ewm": 2}
+KINDS = {"count": 0, "sum": 1, "mean": 2, "std": 3, "ewm": 2, "max": 1, "min": -1, "last": 0, "seconds_since": 1}
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One aggregate bound to its kernel: how it is laid out, and how it passes over rows."""
+    """One aggregate bound to its kernel."""
 
     feature: Aggregate
 
     def layout(self) -> dict[str, Array]:
-        """The arrays of this aggregate; C is the group's capacity."""
+        """The arrays of this aggregate, in the order in which its kernel takes them; C is the group's capacity."""
         f = self.feature
         rows, panes = (f.capacity,), (f.capacity, PANES)
         pane = Array(panes, "int64", NEVER)
@@ -352,33 +61,20 @@ class Fold:
             return {"pane": pane} | {name: Array(panes, "float64") for name in ("n", "mean", "m2")}
         return {"pane": pane, "n": Array(panes, "float64"), "s": Array(panes, "float64")}
 
-    def run(
-        self,
-        a: Mapping[str, NDArray],
-        time: I64,
-        value: F64,
-        v: int,
-        slots: tuple[I32, I32, NDArray[np.bool_]],
-        fold: bool,
-        out: NDArray[np.float32],
-        j: int,
-    ) -> None:
-        """Pass over B rows: read into column j of out (-1: do not read), then fold in column v of value if `fold`."""
+    def row(self, arrays: Mapping[str, NDArray], g: int, moves: bool, what: int, column: int) -> list[int]:
+        """What `fold_rows` has to know of it; the arrays stay where they are for as long as that is used."""
         f = self.feature
-        given = (time, value, v, *slots, fold)
+        width = max(1, (f.over or 0) // PANES)
         if f.kind in ("last", "seconds_since"):
-            latest(*given, f.over or 0, 0 if f.kind == "last" else 1, a["seen"], a["last"], out, j)
+            kernel, span = kernels.LATEST, f.over or 0
         elif f.half_life:
-            decayed(*given, f.half_life, KINDS[f.kind], a["since"], a["n"], a["mean"], a["m2"], out, j)
+            kernel, span = kernels.DECAYED, f.half_life
+        elif f.kind in ("min", "max"):
+            kernel, span = kernels.EXTREME, width
         else:
-            assert f.over is not None
-            width = max(1, f.over // PANES)
-            if f.kind in ("min", "max"):
-                window_extreme(*given, width, 1.0 if f.kind == "max" else -1.0, a["pane"], a["extreme"], out, j)
-            elif f.kind == "std":
-                window_std(*given, width, a["pane"], a["n"], a["mean"], a["m2"], out, j)
-            else:
-                window_totals(*given, width, KINDS[f.kind], a["pane"], a["n"], a["s"], out, j)
+            kernel, span = kernels.STD if f.kind == "std" else kernels.TOTALS, width
+        addresses = [arrays[name].ctypes.data for name in self.layout()]
+        return [g, kernel, KINDS[f.kind], span, int(moves), what, column, *addresses, *[0] * (4 - len(addresses))]
 
 
 SLOTTED = ("keys", "older", "newer")  # arrays of a group with a row for each slot
@@ -394,24 +90,39 @@ class GroupTable:
     newer: I32
     meta: I64
 
-    def locate(self, key: U64, g: int, write: bool) -> tuple[I32, I32, NDArray[np.bool_]]:
-        """(read_slot, write_slot, fresh) of the keys in column g; inserts them if `write`."""
-        b = len(key)
-        slots = np.empty(b, np.int32), np.empty(b, np.int32), np.empty(b, np.bool_)
-        locate(key, g, write, self.keys, self.index, self.older, self.newer, self.meta, *slots)
-        return slots
+    def row(self, column: int, write: bool) -> list[int]:
+        """What `fold_rows` has to know of it: where its keys stand in a block, and whether new ones are inserted."""
+        arrays = self.keys, self.index, self.older, self.newer, self.meta
+        return [column, int(write), len(self.keys), len(self.index), *(array.ctypes.data for array in arrays)]
 
     @property
     def size(self) -> int:
         """Slots in use; they are the first ones."""
-        return int(self.meta[SIZE])
+        return int(self.meta[kernels.SIZE])
 
     @property
     def evicted(self) -> int:
         """Keys that had to go, so far."""
-        return int(self.meta[EVICTED])
+        return int(self.meta[kernels.EVICTED])
 
     def reindex(self) -> None:
         """Make the index from the keys."""
         self.index[:] = 0
-        reindex(self.keys[: self.size], self.index)
+        kernels.reindex(self.keys[: self.size], self.index)
+
+
+class FoldPlan:
+    """Which aggregates move, by what, and where they are read: one call passes over rows with all of them."""
+
+    def __init__(self, groups: list[list[int]], folds: list[list[int]]) -> None:
+        self._groups = np.array(groups, np.int64).reshape(-1, 9)
+        self._folds = np.array(folds, np.int64).reshape(-1, 11)
+
+    def run(self, time: I64, key: U64, values: F64, label: F32, out: F32) -> None:
+        """Row by row: read into out, then fold in.
+
+        time int64 (B,)   key uint64 (B, columns)   values float64 (B, V)   label float32 (B,)
+        out  float32 (B, N), its columns of aggregates changed in place
+        """
+        if len(self._groups):
+            kernels.fold_rows(self._groups, self._folds, time, key, values, label, out)

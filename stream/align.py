@@ -1,8 +1,8 @@
 """Which piece of which partition comes next, so that events and labels advance together in event time.
 
 In a backlog one fetch may hold a week of events. Taken in turn with a week of labels, labels would come long before
-their event, or their event would be predicted by a model that has seen its future. So the partition that lies furthest
-back goes first, and only as far as the others allow:
+their event, or their event would be predicted by a model that has seen its future. So they take turns: events go on
+as far as the labels allow, then labels as far as the events allow; of each the partition furthest back goes first.
 
     events may run ahead of labels, and partitions of one kind ahead of each other, by at most `alignment`;
     labels never run ahead of events: no prediction is made by a model that has seen its future.
@@ -17,8 +17,6 @@ from collections import deque
 from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import NamedTuple
-
-import numpy as np
 
 from .decode import Batch
 from .slices import Role
@@ -59,6 +57,7 @@ class Aligner:
         """alignment: microseconds of event time; None: pieces are handed out as they come."""
         self.alignment = alignment
         self.queues: dict[Partition, _Queue] = {}
+        self.role: Role = "events"  # whose turn it is
 
     def own(self, partition: Partition, clock: int = BEFORE_ALL) -> None:
         """Begin to own a partition whose clock stands at `clock`; whatever is still here of it is forgotten."""
@@ -88,34 +87,47 @@ class Aligner:
         return queue.nbytes if queue else 0
 
     def next(self, at_end: Container[Partition]) -> Next | None:
-        """The piece to process next; None: nothing is here, or what is here must wait for partitions not `at_end`."""
+        """The piece to process next; None: nothing is here, or what is here must wait for partitions not `at_end`.
+
+        One role goes on until it is held, then the other: so pieces are as long as `alignment` lets them be. In turn by
+        the clock alone, each would end at the next row of another partition.
+        """
+        if self.alignment is None:
+            return self._furthest_back(("events", "labels"), at_end)
+        following = self._furthest_back((self.role,), at_end)
+        if following is None:
+            self.role = "labels" if self.role == "events" else "events"
+            following = self._furthest_back((self.role,), at_end)
+        return following
+
+    def _furthest_back(self, roles: tuple[Role, ...], at_end: Container[Partition]) -> Next | None:
+        """What may be taken of the partition that is furthest back among those of these roles."""
         head, chosen = AFTER_ALL, None
         for partition, queue in self.queues.items():
-            # at equal times events go before labels
-            if queue.batches and (queue.head < head or (queue.head == head and chosen and partition < chosen)):
+            if queue.batches and queue.head <= head and partition[0] in roles and (
+                queue.head < head or (chosen and partition < chosen)  # at equal times events go before labels
+            ):  # fmt: skip
                 head, chosen = queue.head, partition
         if chosen is None:
             return None
-        if self.alignment is None:
-            return self._take(chosen, AFTER_ALL)
         limit = AFTER_ALL
-        for partition, queue in self.queues.items():
-            if partition == chosen or (not queue.batches and partition in at_end):
-                continue
-            bound = queue.head if queue.batches else queue.clock
-            if chosen[0] == "events" or partition[0] == "labels":
-                bound += self.alignment
-            elif queue.batches:
-                bound -= 1  # the event goes before a label of the same time
-            if bound < limit:
-                limit = bound
-        return self._take(chosen, limit) if head <= limit else None
+        if self.alignment is not None:
+            for partition, queue in self.queues.items():
+                if partition == chosen or (not queue.batches and partition in at_end):
+                    continue
+                bound = queue.head  # the clock where nothing is here
+                if chosen[0] == "events" or partition[0] == "labels":
+                    bound += self.alignment
+                elif queue.batches:
+                    bound -= 1  # the event goes before a label of the same time
+                if bound < limit:
+                    limit = bound
+        return self._take(self.queues[chosen], limit) if head <= limit else None
 
-    def _take(self, partition: Partition, limit: int) -> Next:
+    def _take(self, queue: _Queue, limit: int) -> Next:
         """Hand out the rows of a partition's first batch whose clock is at most limit."""
-        queue = self.queues[partition]
         batch, start = queue.batches[0], queue.start
-        last = int(np.searchsorted(batch.clock, limit, side="right"))
+        last = int(batch.clock.searchsorted(limit, side="right"))
         if last < len(batch):
             last = max(last, queue.row + 1)
         if last >= len(batch):

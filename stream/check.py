@@ -152,8 +152,7 @@ def pending_row_bytes(engine: Engine) -> int:
     """Bytes that a prediction takes while it waits for its label."""
     engine.own(0)
     ring: Ring = engine.partitions[0].pending
-    held = [ring.keys, ring.index, *ring.column.values()]
-    return sum(array.nbytes for array in held) // len(ring.keys)
+    return ring.nbytes() // (ring.mask + 1)
 
 
 def _nbytes(shape: tuple[int, ...], dtype: str) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ..connectors.record_writer import Rows
@@ -52,26 +53,22 @@ def run_cycle(
 
     Raises Poisoned when the model, or the engine, raises on records. The engine is then neither before nor after them:
     begin again from the last commit, with `careful` true for the piece that Poisoned names. That piece may be innocent
-    when it was named without `careful`: examples are learned late, and a piece before it may have raised. Then the
-    guilty one is named next.
+    when it was named without `careful`: examples are learned and events predicted late, and a piece before it may have
+    raised. Then the guilty one is named next.
     """
     while engine.stop_reason is None and not is_full(cycle) and not (careful and cycle.pieces):
         engine.enter("align")
         following = aligner.next(at_end)
         if following is None:
-            return
+            break
         batch, start, next = following
         cycle.hand = Piece(batch.role, batch.partition, start, next)
         if careful and careful(following):
             processed, poison = process_carefully(engine, batch, start, next)
             cycle.poison += [(batch.role, batch.partition, offset) for offset in poison]
         else:
-            try:
-                processed = [engine.process(batch, start, next)]
-            except (HeadraceError, MemoryError):
-                raise
-            except Exception as error:
-                raise Poisoned(*cycle.hand, cause=error) from error
+            with _blamed(cycle):
+                processed = [engine.process(batch, start, next, later=True)]
         for done in processed:
             cycle.pieces.append(done.piece)
             cycle.dead += done.dead
@@ -80,6 +77,8 @@ def run_cycle(
                 cycle.predicted.setdefault(done.piece.partition, []).append(done.predicted)
             else:
                 cycle.rows += 1
+    with _blamed(cycle):
+        engine.predict_taken()
 
 
 def end_cycle(engine: Engine, cycle: Cycle) -> None:
@@ -87,14 +86,23 @@ def end_cycle(engine: Engine, cycle: Cycle) -> None:
 
     Raises Poisoned as `run_cycle` does, where an example learned only now makes the model raise; NotFinite.
     """
-    try:
+    with _blamed(cycle):
         engine.end_cycle()
+    engine.enter("check")
+    engine.check_finite()
+
+
+@contextmanager
+def _blamed(cycle: Cycle) -> Iterator[None]:
+    """What a model raises is said to come of the piece in hand."""
+    try:
+        yield
     except (HeadraceError, MemoryError):
         raise
     except Exception as error:
-        raise Poisoned(*cycle.pieces[-1], cause=error) from error
-    engine.enter("check")
-    engine.check_finite()
+        if cycle.hand is None:
+            raise
+        raise Poisoned(*cycle.hand, cause=error) from error
 
 
 def merge(pieces: list[Piece]) -> list[Piece]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +22,18 @@ from ..models.base import Array, Rows, Truth, allocate, allocate_touched, find_n
 from ..models.chain import as_chain
 from ..models.metrics import Metrics
 from . import hashing
-from .aggregates import SLOTTED, Fold, GroupTable, group_layout
+from .aggregate_kernels import NO_VALUE, THE_LABEL
+from .aggregates import SLOTTED, Fold, FoldPlan, GroupTable, group_layout
 from .align import BEFORE_ALL
 from .columns import Group, groups_of, value_columns, value_name
 from .declaration import Pipeline
 from .decode import Batch
 from .features import Aggregate
-from .ring import ABSENT, SETTLED, Ring
+from .ring import ABSENT, FLAG, SETTLED, Columns, Ring, row_of
 from .slices import DeadLetter, Piece, Role
 
 I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
 F32 = NDArray[np.float32]
 
 # examples + unlearned = joined + those expired that `otherwise` gives a label. A new counter goes to the end: a state
@@ -62,11 +64,15 @@ BAD_WINDOW = 1_000  # records over which the share of bad ones is taken
 MISPLACED_WINDOW = 1_000
 MISPLACED_SHARE = 0.2
 REMEDY = "start from an earlier snapshot, with a smaller learning rate"
-THE_LABEL, NO_VALUE = -1, -2  # in the place of a column of Batch.values
 CHECKED_BYTES = (
     20 << 20
 )  # of the model, looked at after each cycle: a table of 2**20 weights takes 1 ms, touched all over
+TOGETHER = 512  # rows, or pieces: with fewer, events wait for those of other partitions to be predicted at one go
 GONE = 1 << 16  # keys remembered after their row has left, to tell late and repeated labels from unknown ones
+
+
+_READ = ("time", "groups", "values", "y", "numeric", "categories")  # of a batch, to predict
+_NOTHING_READ = np.empty((0, 0), np.float32)
 
 
 class NotFinite(StreamStopped):
@@ -110,26 +116,16 @@ class _Partition:
     def __init__(self, engine: Engine) -> None:
         e = engine
         self.tick = e.tick
-        waiting = {
-            "clock": ("int64", ()),
-            "time": ("int64", ()),
-            "settled": ("uint8", ()),
-            "prediction": ("float32", (e.outputs,)),
-            "numeric": ("float32", (e.n,)),
-            "categories": ("uint64", (e.k,)),
-            "groups": ("uint64", (len(e.label_groups),)),
-        }
-        self.pending = Ring(waiting)
+        self.pending = Ring(e.waiting)
         self.early = Ring(
             {
                 "clock": ("int64", ()),
                 "time": ("int64", ()),
-                "settled": ("uint8", ()),
                 "y": ("float32", ()),
                 "values": ("float64", (e.label_values,)),
             }
         )
-        self.gone = Ring({"settled": ("uint8", ())})
+        self.gone = Ring({})
         # clock of events, clock of labels, tick up to which waits have ended, end mark of events, end mark of labels
         self.clocks: I64 = np.array([BEFORE_ALL, BEFORE_ALL, BEFORE_ALL, 0, 0], np.int64)
 
@@ -147,6 +143,17 @@ class _Partition:
             ring: Ring = getattr(self, name)
             prefix = f"{name}/"
             ring.load({key[len(prefix) :]: a for key, a in arrays.items() if key.startswith(prefix)})
+
+
+class _Taken(NamedTuple):
+    """Rows [lo, hi) of a batch of events that are still to be predicted to out; their clock."""
+
+    part: _Partition
+    batch: Batch
+    lo: int
+    hi: int
+    clock: I64
+    out: F32
 
 
 @dataclass
@@ -182,10 +189,21 @@ class Engine:
             self.otherwise = float(pipeline.classes.index(value) if isinstance(value, str) else value)
 
         self._plan_aggregates()
+        self.waiting: Columns = {  # of a prediction that waits for its label
+            "clock": ("int64", ()),
+            "time": ("int64", ()),
+            "prediction": ("float32", (self.outputs,)),
+            "numeric": ("float32", (self.n,)),
+            "categories": ("uint64", (self.k,)),
+            "groups": ("uint64", (len(self.label_groups),)),
+        }
+        self._waiting_row = row_of(self.waiting)
         self.metrics = Metrics(self.spec.task) if labels is not None and self.spec.task is not None else None
         self._bind()
         self.partitions: dict[int, _Partition] = {}
+        # What came in order but is done later, many pieces at one go; the examples are older than the events.
         self._met: list[tuple[NDArray, ...]] = []  # examples taken and not learned yet
+        self._taken: list[_Taken] = []  # events not predicted yet
         self._unlearned = _Unlearned()
         self.enter: Callable[[str], None] = lambda stage: None  # told which stage of the work begins; see stages.py
         self._muted: dict[tuple[Role, int], int] = {}  # rows before these offsets leave the shared state as it is
@@ -247,10 +265,7 @@ class Engine:
             table = GroupTable(**{k: self.arrays[f"group/{group.name}/{k}"] for k in group_layout(group.capacity)})
             self._slotted |= {f"group/{group.name}/{k}": len(self.tables) for k in SLOTTED}
             self.tables.append(table)
-        self._fold_arrays = [
-            [{k: self.arrays[f"aggregate/{fold.feature.name}/{k}"] for k in fold.layout()} for fold, *_ in folds]
-            for folds in self.folds
-        ]
+        self._plan_folds()
         if self.metrics is not None:
             self.metrics.bind({k: self.arrays[f"metrics/{k}"] for k in self.metrics.layout()})
         self._slotted |= {
@@ -267,6 +282,28 @@ class Engine:
             (max(1, half_life // FORGETTING_STEPS), half_life, decay) for half_life, decay in self.model.decays()
         ]
 
+    def _plan_folds(self) -> None:
+        """What the aggregates do at an event, at a row that only looks at them, and at a label."""
+        arrays = [
+            [{k: self.arrays[f"aggregate/{fold.feature.name}/{k}"] for k in fold.layout()} for fold, *_ in folds]
+            for folds in self.folds
+        ]
+        at_event, looking, at_label = list[list[int]](), list[list[int]](), list[list[int]]()
+        for g, folds in enumerate(self.folds):
+            for (fold, column, source, at), a in zip(folds, arrays[g], strict=True):
+                moves = source in self.moves_with_event
+                at_event.append(fold.row(a, g, moves, at if moves else NO_VALUE, column))
+                looking.append(fold.row(a, g, False, NO_VALUE, column))
+        for row, g in enumerate(self.label_groups):
+            for (fold, _, source, at), a in zip(self.folds[g], arrays[g], strict=True):
+                moves = source == "label"
+                at_label.append(fold.row(a, row, moves, at if moves and at >= 0 else THE_LABEL, -1))
+        tables = list(enumerate(self.tables))
+        self._fold_events = FoldPlan([t.row(g, g in self.event_groups) for g, t in tables], at_event)
+        self._look_at_folds = FoldPlan([t.row(g, False) for g, t in tables], looking)
+        label_tables = [self.tables[g].row(row, True) for row, g in enumerate(self.label_groups)]
+        self._fold_labels = FoldPlan(label_tables, at_label)
+
     def _plan_looks(self, model: Mapping[str, NDArray]) -> None:
         """Which arrays of the model `check_finite` looks at: the smaller ones, up to CHECKED_BYTES."""
         layout = self.model.layout(self.spec)
@@ -281,23 +318,20 @@ class Engine:
 
     def counters(self) -> dict[str, int]:
         """Counts since the beginning of the stream, with what waits now: `pending` predictions, `early` labels."""
+        self.predict_taken()
         counts = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
         counts["evicted"] = sum(table.evicted for table in self.tables)
-        counts["pending"] = sum(self._unsettled(p.pending) for p in self.partitions.values())
-        counts["early"] = sum(self._unsettled(p.early) for p in self.partitions.values())
+        counts["pending"] = sum(p.pending.unsettled() for p in self.partitions.values())
+        counts["early"] = sum(p.early.unsettled() for p in self.partitions.values())
         return counts
 
     def counters_now(self, name: str) -> int:
         """One of the counters; cheap."""
         return int(self._counters[COUNTER_AT[name]])
 
-    @staticmethod
-    def _unsettled(ring: Ring) -> int:
-        return len(ring) - int(ring.span("settled").sum())
-
     def results(self) -> dict[str, float | int | None]:
         """Progressive metrics: each loss is of the prediction that was made before its label was known."""
-        self._learn_met()
+        self._catch_up()
         return self.metrics.results() if self.metrics is not None else {}
 
     def clock(self, role: Role, partition: int) -> int:
@@ -312,6 +346,7 @@ class Engine:
 
     def disown(self, partition: int) -> dict[str, NDArray] | None:
         """Let go of a partition: its state, from which `load_partition` goes on; None where it is not owned."""
+        self.predict_taken()
         part = self.partitions.pop(partition, None)
         self._muted = {of_this: offset for of_this, offset in self._muted.items() if of_this[1] != partition}
         return part.state() if part is not None else None
@@ -337,8 +372,11 @@ class Engine:
 
     # -- processing
 
-    def process(self, batch: Batch, start: int, next: int) -> Processed:
+    def process(self, batch: Batch, start: int, next: int, *, later: bool = False) -> Processed:
         """Process the records [start, next) of a batch, or fewer: see `Processed`.
+
+        later  the predictions may be written to `out` up to when `predict_taken` is called: small pieces of several
+               partitions are then predicted at one go, with the same result
 
         Sets `stop_reason` when the share of bad records, or of labels in the wrong partition, says that something is
         wrong with the whole topic. The share is taken after each record, and the piece ends at the first one at which
@@ -346,24 +384,30 @@ class Engine:
         cycle may be published.
         """
         part, place = self.partitions[batch.partition], (batch.role, batch.partition)
-        lo, hi = np.searchsorted(batch.offset, (start, next)).tolist()
+        lo, hi = int(batch.offset.searchsorted(start)), int(batch.offset.searchsorted(next))
         dead = _dead(batch, start, next)
         end = self._watch_bad_share(batch, lo, hi, dead)
         if end is not None:
-            next, hi, dead = end, int(np.searchsorted(batch.offset, end)), _dead(batch, start, end)
-        self._count("dead_letters", len(dead))
-        self._count(f"bad_{batch.role}", len(dead))
-        out = np.empty((hi - lo, self.outputs), np.float32)
-        heard, at = min(self._muted.get(place, start), next), lo  # the first record that is not muted, and its row
+            next, hi, dead = end, int(batch.offset.searchsorted(end)), _dead(batch, start, end)
+        if dead:
+            self._count("dead_letters", len(dead))
+            self._count(f"bad_{batch.role}", len(dead))
+        out = np.empty((hi - lo if batch.role == "events" else 0, self.outputs), np.float32)
+        heard, at = start, lo  # the first record that is not muted, and its row
+        if place in self._muted:
+            heard = min(self._muted[place], next)
         if heard > start:
-            self._learn_met()  # what was taken before is not muted
+            self._catch_up()  # what was taken before is not muted
             self._mute = True
-            at = int(np.searchsorted(batch.offset, heard))
+            at = int(batch.offset.searchsorted(heard))
             self._stretch(part, batch, start, heard, lo, at, out[: at - lo])
+            self.predict_taken()
             self._mute = False
         if self._muted.get(place, next + 1) <= next:
             del self._muted[place]
         self._stretch(part, batch, max(start, heard), next, at, hi, out[at - lo :])
+        if not later:
+            self.predict_taken()
         predicted = Predicted(batch, lo, hi, out) if batch.role == "events" and hi > lo else None
         return Processed(Piece(batch.role, batch.partition, start, next), predicted, dead)
 
@@ -371,7 +415,7 @@ class Engine:
         """Process the records [start, next), rows [lo, hi): all are muted, or none is. Predictions go to out."""
         at = lo
         for mark in [mark for mark in batch.marks if start <= mark < next]:
-            cut = int(np.searchsorted(batch.offset, mark))
+            cut = int(batch.offset.searchsorted(mark))
             self._rows(part, batch, at, cut, out[at - lo : cut - lo])
             self._end_of_stream(part, batch.role)
             at = cut
@@ -379,20 +423,16 @@ class Engine:
 
     def look(self, batch: Batch) -> F32:
         """Predict for rows of events that are not part of the stream: float32 (B, O); nothing changes."""
-        self._learn_met()
+        self._catch_up()
         numeric = batch.numeric.copy()
-        nothing = np.zeros((len(batch), 1))
-        for g, folds in enumerate(self.folds):
-            slots = self.tables[g].locate(batch.groups, g, False)
-            for (fold, column, _, _), arrays in zip(folds, self._fold_arrays[g], strict=True):
-                fold.run(arrays, batch.time, nothing, 0, slots, False, numeric, column)
+        self._look_at_folds.run(batch.time, batch.groups, batch.values, batch.y, numeric)
         out = np.empty((len(batch), self.outputs), np.float32)
         self.model.predict(Rows(numeric, batch.categories), out)
         return out
 
     def end_cycle(self) -> None:
         """A cycle ends: a learner that learns in micro-batches learns its last, short one."""
-        self._learn_met()
+        self._catch_up()
         self._learn_micro_batches(least=1)
         for group, marks in self._touched.items():
             np.maximum(self.changed[group], marks, out=self.changed[group])
@@ -425,6 +465,7 @@ class Engine:
 
         Copies all arrays. What a model keeps outside of its arrays is not put back.
         """
+        self.predict_taken()
         self.model.pull()
         arrays = {name: array.copy() for name, array in self.arrays.items()}
         partitions = {p: part.state() for p, part in self.partitions.items()}
@@ -442,7 +483,7 @@ class Engine:
             self.partitions = {}
             for p, state in partitions.items():
                 self.load_partition(p, state)
-            self._met, self._unlearned = list(met), unlearned.copy()
+            self._met, self._taken, self._unlearned = list(met), [], unlearned.copy()
             self._muted, self._mute, self.stop_reason = dict(muted), False, stop_reason
 
         return undo
@@ -455,6 +496,7 @@ class Engine:
 
     def finish(self) -> None:
         """The streams have ended: every wait ends now."""
+        self.predict_taken()
         for partition in sorted(self.partitions):
             part = self.partitions[partition]
             self._expire(part, part.pending.end)
@@ -474,49 +516,50 @@ class Engine:
     # -- events
 
     def _events(self, part: _Partition, batch: Batch, lo: int, hi: int, out: F32) -> None:
-        clock = np.maximum(batch.clock[lo:hi], part.clocks[0])
-        shared = None if self._mute else np.maximum(clock, self._clock[0])
         early = self._early_matches(part, batch, lo, hi)
-        for a, b in self._uncut(part, clock, np.minimum(clock, part.clocks[1]), shared, early):
-            part.clocks[0] = clock[b - 1]
-            if shared is not None:
-                self._clock[0] = shared[b - 1]
-            self._predict(part, batch, lo + a, lo + b, clock[a:b], out[a:b])
+        for a, b, clock in self._uncut(part, batch, lo, hi, early):
+            self._taken.append(_Taken(part, batch, a, b, clock, out[a - lo : b - lo]))
+            self._watch_pending()
             if b - 1 in early:
-                self._settle_early(part, batch, lo + b - 1)
-        if not np.isfinite(out).all():
-            at = lo + int(np.flatnonzero(~np.isfinite(out).all(1))[0])
-            raise NotFinite(
-                f"{self.pipeline.events.topic}[{batch.partition}]@{batch.offset[at]}: the prediction is "
-                f"{out[at - lo].tolist()}, not finite; the model is broken and nothing of this cycle is published; "
-                f"{REMEDY}"
-            )
+                self._settle_early(part, batch, b - 1)
         self._count("events", hi - lo)
         self._count("predictions", hi - lo)
+        if hi - lo >= TOGETHER or len(self._taken) >= TOGETHER:
+            self.predict_taken()
 
     def _uncut(
-        self, part: _Partition, clock: I64, watermark: I64, shared: I64 | None, after: set[int]
-    ) -> Iterator[tuple[int, int]]:
-        """Stretches [a, b) of rows between which nothing happens; what happens before row a is done on the way.
+        self, part: _Partition, batch: Batch, lo: int, hi: int, after: set[int]
+    ) -> Iterator[tuple[int, int, I64]]:
+        """Stretches [a, b) of rows between which nothing happens, with their clock, to which clocks are set; what
+        happens before row a is done on the way.
 
         A wait ends where the watermark passes a tick, forgetting is due where the shared clock passes a step; both
         before the row that passes. A stretch also ends after each row of `after`.
         """
-        cuts = {row + 1 for row in after}
-        if self.delayed and watermark[-1] // self.tick > part.clocks[2]:
-            cuts |= _rises(watermark // self.tick, int(part.clocks[2]))
-        if shared is not None:
+        clocks = part.clocks.tolist()
+        mine, limit = (0, clocks[1]) if batch.role == "events" else (1, clocks[0])
+        clock, tick = batch.clock[lo:hi], self.tick
+        if clock[0] < clocks[mine]:
+            clock = np.maximum(clock, clocks[mine])
+        last = int(clock[-1])
+        cuts = [lo, *(row + 1 for row in after), hi]
+        if self.delayed and min(last, limit) // tick > clocks[2]:
+            cuts += [lo + row for row in _rises(clock, tick, clocks[2], limit)]
+        shares = batch.role == "events" and not self._mute
+        if shares:
+            shared = int(self._clock[0])
             for step, _, _ in self._decays:
-                before = int(self._clock[0]) // step
-                if int(shared[-1]) // step > before:
-                    cuts |= _rises(shared // step, before)
-        edges = sorted(cuts | {0, len(clock)})
-        for a, b in pairwise(edges):
-            if shared is not None:
-                self._forget(int(self._clock[0]), int(shared[a]))
+                if last // step > shared // step:
+                    cuts += [lo + row for row in _rises(clock, step, shared // step, last)]
+        for a, b in ((lo, hi),) if len(cuts) == 2 else pairwise(sorted(set(cuts))):
+            first, last = int(clock[a - lo]), int(clock[b - 1 - lo])
+            if shares:
+                self._forget(int(self._clock[0]), max(first, shared))
+                self._clock[0] = max(last, shared)
             if self.delayed:
-                self._pass_tick(part, int(watermark[a]))
-            yield a, b
+                self._pass_tick(part, min(first, limit))
+            part.clocks[mine] = last
+            yield a, b, clock[a - lo : b - lo]
 
     def _forget(self, before: int, now: int) -> None:
         if before == BEFORE_ALL:
@@ -524,72 +567,76 @@ class Engine:
         for step, half_life, decay in self._decays:
             steps = now // step - before // step
             if steps > 0:
-                self._learn_met()
+                self._catch_up()
                 decay(2.0 ** (-steps * step / half_life))
 
     def _pass_tick(self, part: _Partition, watermark: int) -> None:
         """End the waits that are over at this watermark."""
         tick = watermark // self.tick
         if tick > part.clocks[2]:
+            if self._taken and (not math.isnan(self.otherwise) or any(t.part is part for t in self._taken)):
+                self.predict_taken()  # they go into pending before others leave it
             part.clocks[2] = tick
             if len(part.pending):
                 self._expire(part, part.pending.first_after("clock", tick * self.tick - self.within))
             if len(part.early):
                 self._forget_early(part, part.early.first_after("clock", tick * self.tick - self.early_us))
 
-    def _predict(self, part: _Partition, batch: Batch, a: int, b: int, clock: I64, out: F32) -> None:
+    def predict_taken(self) -> None:
+        """Predict the events taken since the last time, in their order, and remember them in pending."""
+        if not self._taken:
+            return
         self._learn_met()
-        numeric, categories = batch.numeric[a:b], batch.categories[a:b]
+        taken, self._taken = self._taken, []
+        time, groups, values, y, numeric, categories = (
+            _joined([getattr(t.batch, name)[t.lo : t.hi] for t in taken]) for name in _READ
+        )
+        out = taken[0].out if len(taken) == 1 else np.empty((len(time), self.outputs), np.float32)
         self.enter("features")
-        self._aggregate(batch, a, b, numeric)
+        (self._look_at_folds if self._mute else self._fold_events).run(time, groups, values, y, numeric)
         self.enter("model")
         x = Rows(numeric, categories)
         if self._mute:
             self.model.predict(x, out)
         elif self.immediate:
-            truth = Truth(batch.y[a:b, None], np.ones(b - a, np.float32))
-            self.model.test_then_learn(x, truth, out)
+            self.model.test_then_learn(x, Truth(y[:, None], np.ones(len(y), np.float32)), out)
         else:
             self.model.predict_then_observe(x, out)
+        ends = np.cumsum([t.hi - t.lo for t in taken]).tolist()
+        if len(taken) > 1:
+            for t, end in zip(taken, ends, strict=True):
+                t.out[:] = out[end - len(t.out) : end]
+        if not np.isfinite(out).all():
+            self._refuse(taken)
         if self.immediate:
-            self._labels_in_events(batch, a, b, out)
+            self._labels_in_events(y, out)
         elif self.delayed:
             self.enter("labels")
-            added = part.pending.append(
-                batch.key_hash[a:b],
-                {
-                    "clock": clock,
-                    "time": batch.time[a:b],
-                    "settled": np.zeros(b - a, np.uint8),
-                    "prediction": out,
-                    "numeric": numeric,
-                    "categories": categories,
-                    "groups": batch.groups[a:b][:, self.label_groups],
-                },
-            )
-            self._count("repeated", b - a - int(added.sum()))
-            self._watch_pending()
+            rows = taken[0].part.pending.blank(len(time))
+            columns = taken[0].part.pending.named(rows)
+            columns["key"] = _joined([t.batch.key_hash[t.lo : t.hi] for t in taken])
+            columns["clock"] = _joined([t.clock for t in taken])
+            columns["time"], columns["prediction"] = time, out
+            columns["numeric"], columns["categories"] = numeric, categories
+            columns["groups"] = groups[:, self.label_groups]
+            for t, end in zip(taken, ends, strict=True):
+                added = t.part.pending.append(rows[end - len(t.out) : end])
+                self._count("repeated", len(t.out) - added)
 
-    def _aggregate(self, batch: Batch, a: int, b: int, numeric: F32) -> None:
-        """Fill in the aggregates of rows [a, b), and fold in what comes with the event."""
-        time, groups, values = batch.time[a:b], batch.groups[a:b], batch.values[a:b]
-        for g, folds in enumerate(self.folds):
-            # muted rows find no slot to write to, so nothing of them is folded in
-            slots = self.tables[g].locate(groups, g, g in self.event_groups and not self._mute)
-            for (fold, column, source, at), arrays in zip(folds, self._fold_arrays[g], strict=True):
-                moves = source in self.moves_with_event
-                if not moves or at == NO_VALUE:
-                    value, v = np.zeros((b - a, 1)), 0
-                elif at == THE_LABEL:
-                    value, v = batch.y[a:b, None].astype(np.float64), 0
-                else:
-                    value, v = values, at
-                fold.run(arrays, time, value, v, slots, moves, numeric, column)
+    def _refuse(self, taken: list[_Taken]) -> None:
+        """Say which of these predictions is not finite."""
+        t = next(t for t in taken if not np.isfinite(t.out).all())
+        at = int(np.flatnonzero(~np.isfinite(t.out).all(1))[0])
+        raise NotFinite(
+            f"{self.pipeline.events.topic}[{t.batch.partition}]@{t.batch.offset[t.lo + at]}: the prediction is "
+            f"{t.out[at].tolist()}, not finite; the model is broken and nothing of this cycle is published; "
+            f"{REMEDY}"
+        )
 
     # -- labels
 
-    def _labels_in_events(self, batch: Batch, a: int, b: int, out: F32) -> None:
-        known = ~np.isnan(batch.y[a:b])
+    def _labels_in_events(self, y: F32, out: F32) -> None:
+        known = ~np.isnan(y)
         count = int(known.sum())
         if not count:
             return
@@ -597,31 +644,26 @@ class Engine:
         self._count("joined", count)
         self._count("unlearned" if self._mute else "examples", count)
         assert self.metrics is not None
-        y = batch.y[a:b][known]
-        self.metrics.update(y, out[known])
+        self.metrics.update(y[known], out[known])
 
     def _labels(self, part: _Partition, batch: Batch, lo: int, hi: int) -> None:
-        clock = np.maximum(batch.clock[lo:hi], part.clocks[1])
-        for a, b in self._uncut(part, clock, np.minimum(clock, part.clocks[0]), None, set()):
-            part.clocks[1] = clock[b - 1]
-            self._join(part, batch, lo + a, lo + b, clock[a:b])
+        self.predict_taken()
+        for a, b, clock in self._uncut(part, batch, lo, hi, set()):
+            self._join(part, batch, a, b, clock)
         self._count("labels", hi - lo)
 
     def _join(self, part: _Partition, batch: Batch, a: int, b: int, clock: I64) -> None:
-        self.enter("labels")
-        rows = part.pending.claim(batch.key_hash[a:b])
-        met = rows >= 0
-        if met.all():
+        found, rows = part.pending.claim(batch.key_hash[a:b])
+        if len(rows) == b - a:
             at: Any = slice(a, b)
         else:
-            at = a + np.flatnonzero(met)
-            self._count("duplicates", int((rows == SETTLED).sum()))
-            absent = rows == ABSENT
+            at = a + np.flatnonzero(found >= 0)
+            self._count("duplicates", int((found == SETTLED).sum()))
+            absent = found == ABSENT
             if absent.any():
                 self._unmet(part, batch, a + np.flatnonzero(absent), clock[absent])
-            rows = rows[met]
         self._count("joined", len(rows))
-        self._meet(part, rows, batch.time[at], batch.y[at], batch.values[at])
+        self._meet(rows, batch.time[at], batch.y[at], batch.values[at])
         self._watch_misplaced()
 
     def _unmet(self, part: _Partition, batch: Batch, rows: I64, clock: I64) -> None:
@@ -629,9 +671,9 @@ class Engine:
         keys = batch.key_hash[rows]
         gone = part.gone.find(keys)
         known = gone >= 0
-        settled = part.gone.gather("settled", gone[known]) == 1
-        self._count("duplicates", int(settled.sum()))
-        self._count("late", int(known.sum()) - int(settled.sum()))
+        settled = int(part.gone.column["settled"][gone[known] & part.gone.mask].sum())
+        self._count("duplicates", settled)
+        self._count("late", int(known.sum()) - settled)
         elsewhere = np.zeros(len(rows), bool)
         for other in self.partitions.values():
             if other is not part and len(other.pending):
@@ -641,100 +683,86 @@ class Engine:
         rest = ~known & ~elsewhere
         if rest.any():
             at = rows[rest]
-            values: dict[str, NDArray] = {
-                "clock": clock[rest],
-                "time": batch.time[at],
-                "settled": np.zeros(len(at), np.uint8),
-                "y": batch.y[at],
-                "values": batch.values[at],
-            }
-            added = part.early.append(keys[rest], values)
-            self._count("duplicates", len(at) - int(added.sum()))
+            new = part.early.blank(len(at))
+            columns = part.early.named(new)
+            columns["key"], columns["clock"], columns["time"] = keys[rest], clock[rest], batch.time[at]
+            columns["y"], columns["values"] = batch.y[at], batch.values[at]
+            self._count("duplicates", len(at) - part.early.append(new))
 
     def _early_matches(self, part: _Partition, batch: Batch, lo: int, hi: int) -> set[int]:
-        """Rows of a piece (from its beginning) whose label is here already; the first of each label."""
+        """Rows of the batch whose label is here already; the first of each label."""
         if not len(part.early):
             return set()
         found = part.early.find(batch.key_hash[lo:hi])
         rows = np.flatnonzero(found >= 0)
-        return set(rows[np.unique(found[rows], return_index=True)[1]].tolist())
+        return set((lo + rows[np.unique(found[rows], return_index=True)[1]]).tolist())
 
     def _settle_early(self, part: _Partition, batch: Batch, row: int) -> None:
         """An event has come whose label was here before it."""
+        self.predict_taken()
         key = batch.key_hash[row : row + 1]
-        label = part.early.claim(key)
-        if label[0] < 0:
+        _, labels = part.early.claim(key)
+        if not len(labels):
             return  # its wait ended at a tick just now
-        rows = part.pending.claim(key)
-        if rows[0] < 0:
+        _, rows = part.pending.claim(key)
+        if not len(rows):
             self._count("duplicates", 1)
             return
         self._count("joined", 1)
-        time, y, values = (part.early.gather(name, label) for name in ("time", "y", "values"))
-        self._meet(part, rows, time, y, values)
+        label = part.early.named(labels)
+        self._meet(rows, *(np.ascontiguousarray(label[name]) for name in ("time", "y", "values")))
 
     def _forget_early(self, part: _Partition, until: int) -> None:
-        rows = np.arange(part.early.begin, until)
-        self._count("orphans", len(rows) - int(part.early.gather("settled", rows).sum()))
+        rows = part.early.rows(part.early.begin, until)
+        self._count("orphans", int((rows[:, FLAG] == 0).sum()))
         part.early.leave(until)
 
     def _expire(self, part: _Partition, until: int) -> None:
         """Let predictions go whose wait is over; those without a label are learned as `otherwise`, if declared."""
         pending = part.pending
-        rows = np.arange(pending.begin, until)
-        if not len(rows):
+        if until == pending.begin:
             return
-        settled = pending.gather("settled", rows)
-        left = rows[settled == 0]
-        self._count("expired", len(left))
-        if len(left) and not math.isnan(self.otherwise):
+        if not math.isnan(self.otherwise):
+            rows = pending.rows(pending.begin, until)
+            left = rows[rows[:, FLAG] == 0]
             y = np.full(len(left), self.otherwise, np.float32)
             time = np.full(len(left), int(part.clocks[2]) * self.tick)
-            self._meet(part, left, time, y, np.full((len(left), self.label_values), np.nan))
-        keys = pending.keys[rows & pending.mask]
-        pending.leave(until)
-        kept = slice(-GONE, None)
-        over = len(part.gone) + len(keys[kept]) - GONE
-        if over > 0:
-            part.gone.leave(part.gone.begin + over)
-        part.gone.append(keys[kept], {"settled": settled[kept]})
+            self._meet(left, time, y, np.full((len(left), self.label_values), np.nan))
+        self._count("expired", pending.move(until, part.gone, GONE))
 
-    def _meet(self, part: _Partition, rows: I64, time: I64, y: F32, values: NDArray[np.float64]) -> None:
-        """Predictions have met their label, in this order: take the examples; `_learn_met` learns them."""
+    def _meet(self, rows: U64, time: I64, y: F32, values: NDArray[np.float64]) -> None:
+        """Predictions have met their label, in this order: take the examples; `_learn_met` learns them.
+
+        rows  uint64 (B, W)  as they waited in pending
+        """
         if not len(rows):
             return
         self._count("unlearned" if self._mute else "examples", len(rows))
         if self._mute:
             assert self.metrics is not None
-            self.metrics.update(y, part.pending.gather("prediction", rows))
+            self.metrics.update(y, rows.view(self._waiting_row)[:, 0]["prediction"])
             return
-        features = (part.pending.gather(name, rows) for name in ("prediction", "groups", "numeric", "categories"))
-        self._met.append((*features, time, y, values))
+        self._met.append((rows, time, y, values))
+
+    def _catch_up(self) -> None:
+        """Do what was left for later; whatever looks at what was learned, or changes it, calls this first."""
+        self._learn_met()
+        self.predict_taken()
 
     def _learn_met(self) -> None:
-        """Learn the examples taken since the last time, in their order, from the features of prediction time.
-
-        Whatever looks at what was learned calls this first; so the pieces of several partitions are learned at one go.
-        """
+        """Learn the examples taken since the last time, in their order, from the features of prediction time."""
         if not self._met:
             return
         taken, self._met = self._met, []
-        self.enter("model")
-        columns = taken[0] if len(taken) == 1 else [np.concatenate(column) for column in zip(*taken, strict=True)]
-        prediction, groups, numeric, categories, time, y, values = columns
+        rows, time, y, values = taken[0] if len(taken) == 1 else map(np.concatenate, zip(*taken, strict=True))
+        waited = rows.view(self._waiting_row)[:, 0]
+        prediction, groups, numeric, categories = (
+            np.ascontiguousarray(waited[name]) for name in ("prediction", "groups", "numeric", "categories")
+        )
         assert self.metrics is not None
         self.metrics.update(y, prediction)
-        self._fold_labels(time, groups, y, values)
+        self._fold_labels.run(time, groups, values, y, _NOTHING_READ)
         self._learn(numeric, categories, y)
-
-    def _fold_labels(self, time: I64, groups: NDArray, y: F32, values: NDArray[np.float64]) -> None:
-        """Move the aggregates that follow labels; groups uint64 (B, groups with such aggregates)."""
-        label, none = y[:, None].astype(np.float64), np.empty((0, 0), np.float32)
-        for column, g in enumerate(self.label_groups):
-            slots = self.tables[g].locate(groups, column, True)
-            for (fold, _, source, at), arrays in zip(self.folds[g], self._fold_arrays[g], strict=True):
-                value, v = (values, at) if source == "label" and at >= 0 else (label, 0)
-                fold.run(arrays, time, value, v, slots, source == "label", none, -1)
 
     def _learn(self, numeric: F32, categories: NDArray[np.uint64], y: F32) -> None:
         if self.model.updates == "sequential":
@@ -763,6 +791,7 @@ class Engine:
         """A mark was read. Once both topics of a partition have theirs, every wait of the partition ends."""
         part.clocks[3 if role == "events" else 4] = 1
         if part.clocks[3] and (part.clocks[4] or not self.delayed):
+            self.predict_taken()
             self._expire(part, part.pending.end)
             self._forget_early(part, part.early.end)
             part.clocks[3:] = 0
@@ -777,7 +806,7 @@ class Engine:
         """
         window, at = self.arrays["bad"], self.arrays["bad_at"]
         if not dead:
-            if window.any():
+            if np.count_nonzero(window.view(np.bool_)):
                 window[(at[0] + np.arange(hi - lo))[-BAD_WINDOW:] % BAD_WINDOW] = 0
             at[0] += hi - lo
             return None
@@ -809,7 +838,11 @@ class Engine:
 
     def _watch_pending(self) -> None:
         limit = self.pipeline.pending_limit
-        if limit is not None and (rows := sum(len(part.pending) for part in self.partitions.values())) > limit:
+        if limit is None or not self.delayed:
+            return
+        if sum(len(part.pending) for part in self.partitions.values()) + sum(t.hi - t.lo for t in self._taken) > limit:
+            self.predict_taken()  # keys that wait already take no room
+        if (rows := sum(len(part.pending) for part in self.partitions.values())) > limit:
             labels = self.pipeline.labels
             assert labels is not None
             self.stop_reason = (
@@ -835,7 +868,7 @@ class Engine:
 
     def state(self) -> EngineState:
         """All that was learned. Shared arrays are the live ones: copy them before the next piece is processed."""
-        self._learn_met()
+        self._catch_up()
         muted: dict[Role, dict[str, int]] = {}
         for (role, partition), offset in self._muted.items():
             muted.setdefault(role, {})[str(partition)] = offset
@@ -877,7 +910,7 @@ class Engine:
         for table in self.tables:
             table.reindex()
         self.model.push()
-        self._met, self._unlearned = [], _Unlearned()
+        self._met, self._taken, self._unlearned = [], [], _Unlearned()
         muted: Mapping[Role, Mapping[str, int]] = state.meta.get("muted", {})
         self._muted = {(role, int(p)): offset for role, of in muted.items() for p, offset in of.items()}
         for marks in [*self._touched.values(), *self.changed.values()]:
@@ -926,7 +959,17 @@ def finite(value: float | int | None) -> float | int | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _rises(values: I64, before: int) -> set[int]:
-    """Rows at which values that never fall are greater than at the row before; `before`: that of the first row."""
-    rises = np.flatnonzero(values[1:] > values[:-1]) + 1
-    return {0, *rises.tolist()} if values[0] > before else set(rises.tolist())
+def _rises(clock: I64, step: int, before: int, limit: int) -> list[int]:
+    """Rows at which min(clock, limit) // step is greater than at the row before; `before`: that of the first row.
+
+    clock  int64 (B,)  never falls, and passes a step
+    """
+    rows, last = [], min(int(clock[-1]), limit)
+    while before < last // step:
+        rows.append(int(clock.searchsorted(max((before + 1) * step, BEFORE_ALL))))
+        before = min(int(clock[rows[-1]]), limit) // step
+    return rows
+
+
+def _joined(columns: list[NDArray]) -> NDArray:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)

@@ -79,7 +79,7 @@ def _evaluate(
                 else:
                     aligner.add(batch)
             continue
-        done = engine.process(*following)
+        done = engine.process(*following, later=True)
         dead += done.dead[: SHOWN_DEAD_LETTERS - len(dead)]
         if engine.stop_reason:
             raise InputError(engine.stop_reason)

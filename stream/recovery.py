@@ -284,7 +284,7 @@ def _process(
                 if isinstance(step, Part):
                     at = step.start
                     while at < step.next:  # a stop that the journal does not tell of stops nothing
-                        at = engine.process(step.batch, at, step.next).piece.next
+                        at = engine.process(step.batch, at, step.next, later=True).piece.next
                     done += step.next - step.start
                 elif isinstance(step, _Begin):
                     _begin(standing, step.told, rollbacks)

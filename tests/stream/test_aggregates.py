@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from headrace import Events, Pipeline, Predictions, count, ewm, last, max, mean, min, seconds_since, std, sum
 from headrace.models import LogisticRegression
 from headrace.models.base import allocate
-from headrace.stream.aggregates import PANES, Fold, GroupTable, group_layout
+from headrace.stream.aggregates import PANES, Fold, FoldPlan, GroupTable, group_layout
 from headrace.stream.decode import Decoder
 from headrace.stream.engine import Engine
 from headrace.stream.slices import Record, Slice
@@ -41,9 +41,9 @@ class Bench:
     def feed(self, keys, times, values, fold=True):
         keys = np.asarray(keys, np.uint64).reshape(-1, 1)
         out = np.full((len(keys), 1), -7.0, np.float32)
-        slots = self.table.locate(keys, 0, True)
         values = np.asarray(values, np.float64).reshape(-1, 1)
-        self.fold.run(self.arrays, np.asarray(times, np.int64), values, 0, slots, fold, out, 0)
+        plan = FoldPlan([self.table.row(0, True)], [self.fold.row(self.arrays, 0, fold, 0, 0)])
+        plan.run(np.asarray(times, np.int64), keys, values, np.full(len(keys), np.nan, np.float32), out)
         return out[:, 0]
 
 

@@ -310,6 +310,43 @@ def test_nothing_depends_on_where_slices_and_pieces_are_cut(seed, cut_seed, othe
     assert whole.engine.counters()["joined"] > 50
 
 
+@settings(max_examples=8, deadline=None, phases=UNSHRUNK)
+@given(
+    seed=st.integers(0, 1000), otherwise=st.sampled_from([None, False]), muted=st.integers(0, 30),
+    alignment=st.sampled_from([1, 10, 60]),
+)  # fmt: skip
+def test_pieces_of_several_partitions_predicted_at_one_go_give_what_each_gives_alone(seed, otherwise, muted, alignment):
+    pipeline, partitions = delayed(otherwise=otherwise, within="45m"), 3
+    together, alone = Run(pipeline, partitions), Run(pipeline, partitions)
+    aligner = Aligner(alignment * 60 * 1_000_000)
+    for p in range(partitions):
+        rows = stream(seed + p, events=80)
+        for role in ("events", "labels"):
+            aligner.own((role, p))
+            of_role = [row for of, row in rows if of == role]
+            aligner.add(alone.decoders[role].decode(alone.slice(role, of_role, p)))
+    for run in (together, alone):
+        run.engine.mute({("events", 1): 10 + muted, ("labels", 2): muted} if muted else {})
+    expected, got = [], []
+    while (
+        following := aligner.next({(role, p) for role in ("events", "labels") for p in range(partitions)})
+    ) is not None:
+        batch = following.batch
+        for run, outs in ((together, got), (alone, expected)):
+            mine = replace(batch, numeric=batch.numeric.copy())
+            done = run.engine.process(mine, *following[1:], later=run is together)
+            if done.predicted is not None:
+                outs.append(done.predicted.out)
+        if len(got) % 20 == 19:
+            together.engine.end_cycle()
+            alone.engine.end_cycle()
+    together.engine.end_cycle()
+    np.testing.assert_array_equal(np.concatenate(got), np.concatenate(expected))
+    assert_same_state(together, alone)
+    assert together.engine.counters() == alone.engine.counters()
+    assert alone.engine.counters()["joined"] > 100
+
+
 @settings(max_examples=10, deadline=None, phases=UNSHRUNK)
 @given(seed=st.integers(0, 1000), at=st.floats(0, 1))
 def test_an_engine_that_loads_a_state_goes_on_as_the_one_that_gave_it(seed, at):
@@ -407,6 +444,25 @@ def test_in_a_backlog_of_a_week_topics_advance_together_and_no_label_comes_befor
             assert events - 120_000_000 <= labels <= events + 60_000_000  # the next row of either is a minute away
     assert run.counts("joined", "early", "orphans", "late") == (len(minutes), 0, 0, 0)
     assert pieces > 1000
+
+
+def test_pieces_of_many_partitions_are_as_long_as_the_alignment():
+    minutes, partitions = 600, 4
+    run, aligner = Run(delayed(), partitions), Aligner(20 * 60 * 1_000_000)
+    for p in range(partitions):
+        # one row a minute in each partition, those of the next 10 seconds later
+        rows = {"events": [click(f"{p}-{m}", m + p / 6) for m in range(minutes)]}
+        rows["labels"] = [sale(f"{p}-{m}", m + 5 + p / 6) for m in range(minutes)]
+        for role, of in rows.items():
+            aligner.own((role, p))
+            aligner.add(run.decoders[role].decode(run.slice(role, of, p)))
+    at_end = {(role, p) for role in rows for p in range(partitions)}
+    pieces = 0
+    while (following := aligner.next(at_end)) is not None:
+        run.engine.process(*following)
+        pieces += 1
+    assert run.counts("joined", "early", "orphans", "late") == (minutes * partitions, 0, 0, 0)
+    assert pieces <= 1.2 * 2 * partitions * minutes / 20
 
 
 def test_a_partition_that_is_behind_and_not_read_to_its_end_holds_the_others_back():
