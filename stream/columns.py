@@ -18,6 +18,7 @@ from .expressions import column_types, fields_of, plain_column
 from .features import Aggregate, Category, Cross, Numeric
 from .fields import Field, Fields
 from .hashing import KEY_SEEDS, U64, combine, hash_spans, hash_words, name_seed
+from .leaves import columns_of, leaves
 from .slices import Role
 
 LARGEST = 1e100  # of what aggregates fold in: sums of squares of such values are finite still
@@ -74,7 +75,7 @@ class Columns:
     def __init__(self, pipeline: Pipeline, role: Role, schema: type[msgspec.Struct]) -> None:
         events = role == "events"
         side = pipeline.events if events else pipeline.labels
-        self.types = column_types(schema)
+        self.types, self._leaves = column_types(schema), leaves(schema)
         self._outputs: list[pl.Expr] = []
         self._width = len(pipeline.numeric) if events else 0
         features = pipeline.features if events else ()
@@ -136,7 +137,7 @@ class Columns:
 
     def fields(self, rows: Sequence[Any]) -> Fields:
         """Decoded rows (Structs of the schema) by field. Raises OverflowError for an int of more than 64 bits."""
-        columns = zip(*map(msgspec.structs.astuple, rows), strict=True) if rows else ((),) * len(self.types)
+        columns = columns_of(rows, list(self._leaves.values()))
         return {
             name: Field.of(dtype, values) for (name, dtype), values in zip(self.types.items(), columns, strict=True)
         }

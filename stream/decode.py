@@ -21,6 +21,7 @@ from .declaration import Events, Labels, Pipeline
 from .fast_json import FlatJson, FlatRows
 from .fields import Field, Fields, joined
 from .hashing import U64
+from .leaves import leaves
 from .slices import END_OF_STREAM, DeadLetter, Role, Slice
 
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
@@ -89,8 +90,8 @@ class Decoder:
         self.schema: type[msgspec.Struct] = side.schema
         self._decode: Callable[[Any], Any] = msgspec.json.Decoder(self.schema).decode
         self._columns = Columns(pipeline, role, self.schema)
-        self._types = self._columns.types
-        self._ints = [name for name, dtype in self._types.items() if dtype == pl.Int64]
+        self._types, self._leaves = self._columns.types, leaves(side.schema)
+        self._ints = [leaf for leaf in self._leaves.values() if leaf.dtype == pl.Int64]
         self._key = side.key if role == "events" else None  # predictions carry it
         spellable = self._key is None or self._types[self._key] in (pl.String, pl.Int64)
         self._flat: FlatJson | None = None
@@ -184,14 +185,15 @@ class Decoder:
             fields = self._columns.fields(rows)
         keys = Spans.none(len(rows))
         if self._key is not None:
-            keys = Spans.of([_json(getattr(row, self._key)) for row in rows])
+            key = self._leaves[self._key]
+            keys = Spans.of([_json(key.of(row)) for row in rows])
         return _Decoded(places, fields, keys)
 
     def _huge(self, row: Any) -> tuple[str, str] | None:
-        for name in self._ints:
-            value = getattr(row, name)
+        for leaf in self._ints:
+            value = leaf.of(row)
             if value is not None and not LEAST_INT <= value <= GREATEST_INT:
-                return f"expected `int` of 64 bits, got one of {value.bit_length()} bits", f"$.{name}"
+                return f"expected `int` of 64 bits, got one of {value.bit_length()} bits", leaf.path
         return None
 
     def _batch(
@@ -237,7 +239,8 @@ class Decoder:
 
     def _refuse_long_keys(self, record_keys: Spans, keys: Spans, refused: dict[int, tuple[str, str]]) -> None:
         """A prediction carries its event's key and record key, and has to fit into a record."""
-        for spans, what, path in ((record_keys, "record key", ""), (keys, "JSON of the key", f"$.{self.side.key}")):
+        path_of_key = self._leaves[str(self.side.key)].path
+        for spans, what, path in ((record_keys, "record key", ""), (keys, "JSON of the key", path_of_key)):
             for i in np.flatnonzero(spans.size > KEY_BYTES).tolist():
                 reason = f"the {what} has {spans.size[i]:,} bytes, predictions carry at most {KEY_BYTES:,}"
                 refused.setdefault(i, (reason, path))
@@ -260,7 +263,7 @@ class Decoder:
                 reason = f"time {given[i]} is not in the years 1 to 9999; check `unit`"
             else:
                 reason = f"time is {ahead[i] / 3.6e9:.1f} h ahead of the record's timestamp"
-            refused[i] = reason, f"$.{name}"
+            refused[i] = reason, self._leaves[name].path
         return time
 
 
