@@ -315,7 +315,7 @@ class _RowDecoder:
     def batch(self, start: int, structs: list[Any], timestamp: int) -> Batch:
         """The batch of rows numbered from `start`, all with one record timestamp; raises InputError."""
         n, none = len(structs), Spans.none(len(structs))
-        table = RecordTable(np.arange(start, start + n), np.full(n, timestamp), none, none, np.full(n, -1))
+        table = RecordTable(np.arange(start, start + n), np.full(n, timestamp), none, none, none)
         try:
             batch = self._decoder.columns(Slice("events", 0, start, start + n, table), structs, [])
         except UnicodeEncodeError:

@@ -129,7 +129,11 @@ class Runner:
         pipeline, settings = self.pipeline, self.settings
         self.slot, self.name = slot, f"{pipeline.group}-{slot}"
         exactly_once = pipeline.delivery == "exactly_once"
-        self._producer = CycleProducer(settings.broker, transactional_id=self.name if exactly_once else None)
+        self._producer = CycleProducer(
+            settings.broker,
+            transactional_id=self.name if exactly_once else None,
+            compression=pipeline.predictions.compression,
+        )
         self._store = self._store_of(slot)
 
     def _store_of(self, slot: int) -> SnapshotStore:

@@ -32,7 +32,7 @@ from faust.types import TP, ConsumerMessage
 from record_bytes import batch_of
 
 from headrace.connectors.fetching import take
-from headrace.connectors.record_writer import SealedBatch, write_batches
+from headrace.connectors.record_writer import Rows, SealedBatch, write_batches
 from headrace.connectors.records import Record
 from headrace.connectors.spans import Spans
 
@@ -309,7 +309,7 @@ def test_a_batch_is_filled_past_its_own_append() -> None:
 
 def sealed() -> SealedBatch:
     values = Spans.of([b"v"] * 3)
-    (batch,) = write_batches(Spans.none(3), values, 5, to=("t", 0), transactional=True)
+    (batch,) = write_batches(Rows(Spans.none(3), values), 5, to=("t", 0), transactional=True)
     return batch
 
 
