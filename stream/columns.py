@@ -13,6 +13,7 @@ import polars.selectors as cs
 from numpy.typing import NDArray
 
 from ..connectors.spans import Spans
+from .arrow_text import spans_of
 from .declaration import Pipeline
 from .expressions import column_types, fields_of, plain_column
 from .features import Aggregate, Category, Cross, Numeric
@@ -252,7 +253,7 @@ class _Values:
         if source.field:
             return self.fields[source.field].texts
         if source.output not in self._texts:
-            self._texts[source.output] = Spans.of_texts(self.outputs[source.output].to_list())
+            self._texts[source.output] = spans_of(self.outputs[source.output])
         return self._texts[source.output]
 
     def hash(self, source: _Source, seeds: Sequence[int], out: U64, column: int) -> None:

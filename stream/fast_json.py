@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -190,3 +191,4 @@ def warm_up() -> None:
 class _Nothing(msgspec.Struct):
     x: float | None = None
     y: tuple[float] | None = None
+    z: Literal["z"] | None = None
