@@ -143,7 +143,7 @@ def work(
             for partition, predicted in cycle.predicted.items():
                 rows = prediction_rows(predicted, pipeline.events.topic, served)
                 to = "predictions", partition
-                for batch in write_batches(rows.keys, rows.values, 0, to=to, transactional=True):
+                for batch in write_batches(rows, 0, to=to, transactional=True):
                     batch._set_producer_state(1, 0, 0)
             cycle = Cycle()
     stages.enter("wait")
@@ -183,8 +183,8 @@ def _write_text(views: Views, path: Path) -> None:
     """The views in Vowpal Wabbit's format: the values that the JSON has."""
     with path.open("w") as text:
         decode = msgspec.json.Decoder(View).decode
-        for _, _, value in views.records():
-            view = decode(value)
+        for record in views.records():
+            view = decode(record.value)
             numbers = " ".join(f"{name}:{getattr(view, name)}" for name in NUMBERS)
             text.write(f"{1 if view.clicked else -1} |n {numbers} |s {view.site} |a {view.ad}\n")
 

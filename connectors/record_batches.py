@@ -50,7 +50,7 @@ WANTED = 9  # records below this offset are passed over
 _WIDTH = 10
 
 # columns of a table of records
-_OFFSET, _TIME, _KEY, _KEY_SIZE, _VALUE, _VALUE_SIZE, _HEADERS = range(7)
+_OFFSET, _TIME, _KEY, _KEY_SIZE, _VALUE, _VALUE_SIZE, _HEADERS, _HEADERS_SIZE = range(8)
 
 
 class DamagedRecords(Refused):
@@ -151,12 +151,13 @@ def _unpack(runs: Sequence[RecordBatches]) -> RecordTable:
         row = end
     for i, records in plain.items():
         data[starts[i] : starts[i] + len(records)] = records
-    columns = np.empty((7, int(batches[:, COUNT].sum())), np.int64)
+    columns = np.empty((8, int(batches[:, COUNT].sum())), np.int64)
     found, wrong = _walk(data.ctypes.data, starts, sizes, batches, columns)
     if wrong >= 0:
         raise _damaged(runs, batches, wrong, "its records do not lie in it as its sizes and counts say")
-    offset, timestamp, key, key_size, value, value_size, headers = columns[:, :found]
-    return RecordTable(offset, timestamp, Spans(data, key, key_size), Spans(data, value, value_size), headers)
+    offset, timestamp, key, key_size, value, value_size, headers, headers_size = columns[:, :found]
+    strings = (Spans(data, *of) for of in ((key, key_size), (value, value_size), (headers, headers_size)))
+    return RecordTable(offset, timestamp, *strings)
 
 
 def _decompress(run: RecordBatches, i: int) -> NDArray[np.uint8]:
@@ -302,8 +303,9 @@ def _walk(address, starts, sizes, batches, columns):
                 place += value_size
             headers = place
             count, place = _varint(place)
+            headers_size = stop - headers
             if count == 0:
-                headers = address - 1
+                headers_size = -1
                 if place != stop:
                     return i, j
             elif not _are_headers(place, stop, count):
@@ -315,7 +317,7 @@ def _walk(address, starts, sizes, batches, columns):
                 columns[_OFFSET, i], columns[_TIME, i] = base + number, first_time + scale * time
                 columns[_KEY, i], columns[_KEY_SIZE, i] = key - address, max(key_size, -1)
                 columns[_VALUE, i], columns[_VALUE_SIZE, i] = value - address, max(value_size, -1)
-                columns[_HEADERS, i] = headers - address
+                columns[_HEADERS, i], columns[_HEADERS_SIZE, i] = headers - address, headers_size
                 i += 1
             at = stop
         if at != end:

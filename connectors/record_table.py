@@ -19,14 +19,14 @@ class RecordTable:
     offset      int64 (N,)
     timestamp   int64 (N,)  milliseconds since the epoch
     key, value  N byte strings each, over the same buffer
-    headers     int64 (N,)  where in that buffer the headers of a record begin, as they lie on the wire; -1: it has none
+    headers     of each record as they lie on the wire, over the same buffer; -1: it has none
     """
 
     offset: I64
     timestamp: I64
     key: Spans
     value: Spans
-    headers: I64
+    headers: Spans
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> RecordTable:
@@ -37,13 +37,12 @@ class RecordTable:
         parts += [record.value for record in records]
         parts += wires
         spans = Spans.of(parts)
-        headers = spans.take(slice(2 * n, 3 * n))
         return cls(
             np.array([record.offset for record in records], np.int64),
             np.array([record.timestamp for record in records], np.int64),
             spans.take(slice(0, n)),
             spans.take(slice(n, 2 * n)),
-            np.where(headers.size < 0, np.int64(-1), headers.start),
+            spans.take(slice(2 * n, 3 * n)),
         )
 
     def __len__(self) -> int:
@@ -52,45 +51,51 @@ class RecordTable:
     @property
     def has_headers(self) -> NDArray[np.bool_]:
         """bool (N,)"""
-        return self.headers >= 0
+        return self.headers.size >= 0
 
     def record(self, i: int) -> Record:
         """One of them, whole."""
-        return Record(int(self.offset[i]), int(self.timestamp[i]), self.key[i], self.value[i], self._headers(i))
+        return Record(
+            int(self.offset[i]), int(self.timestamp[i]), self.key[i], self.value[i], headers_of(self.headers[i])
+        )
 
     def records(self) -> list[Record]:
         """All of them; 1.3 us each."""
         found: list[Headers] = [()] * len(self)
         for i in np.flatnonzero(self.has_headers):
-            found[i] = self._headers(int(i))
+            found[i] = headers_of(self.headers[int(i)])
         return list(map(Record, self.offset.tolist(), self.timestamp.tolist(), self.key, self.value, found))
 
     def take(self, rows: NDArray | slice) -> RecordTable:
         """Some of them, over the same buffer; rows: a slice, places or a mask."""
         return RecordTable(
-            self.offset[rows], self.timestamp[rows], self.key.take(rows), self.value.take(rows), self.headers[rows]
+            self.offset[rows],
+            self.timestamp[rows],
+            self.key.take(rows),
+            self.value.take(rows),
+            self.headers.take(rows),
         )
 
-    def _headers(self, i: int) -> Headers:
-        at = int(self.headers[i])
-        if at < 0:
-            return ()
-        data = self.value.data.data
 
-        def text(at: int) -> tuple[bytes | None, int]:
-            size, at = _varint(data, at)
-            return (None, at) if size < 0 else (bytes(data[at : at + size]), at + size)
+def headers_of(wire: bytes | None) -> Headers:
+    """Headers as they lie in a record batch; None: there are none."""
+    if wire is None:
+        return ()
 
-        headers = []
-        count, at = _varint(data, at)
-        for _ in range(count):
-            name, at = text(at)
-            value, at = text(at)
-            headers.append(((name or b"").decode(errors="replace"), value))
-        return tuple(headers)
+    def text(at: int) -> tuple[bytes | None, int]:
+        size, at = _varint(wire, at)
+        return (None, at) if size < 0 else (wire[at : at + size], at + size)
+
+    headers = []
+    count, at = _varint(wire, 0)
+    for _ in range(count):
+        name, at = text(at)
+        value, at = text(at)
+        headers.append(((name or b"").decode(errors="replace"), value))
+    return tuple(headers)
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def _varint(data: bytes, at: int) -> tuple[int, int]:
     """The number at a place, and the place behind it."""
     value = shift = 0
     while True:

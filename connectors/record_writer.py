@@ -1,7 +1,7 @@
 """Record batches of Kafka (v2) written whole in Numba, from keys and values to the seal.
 
 A batch is a head of 61 bytes, then its records, compressed or not. Who sends it writes into the head who is producing
-and which batch this is, and seals what follows the CRC with it. Records here have no headers and all the same time.
+and which batch this is, and seals what follows the CRC with it. All records of a batch have the same time here.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ HEAD = 61
 TRANSACTIONAL = 0x10
 MAGIC = 2
 
+NO_HEADERS = Spans.none(0)
+
 Bytes = NDArray[np.uint8]
 _CODECS: dict[str | None, tuple[int, Callable[[Any], bytes]]] = {
     "gzip": (1, codec.gzip_encode),
@@ -39,10 +41,14 @@ _CODECS: dict[str | None, tuple[int, Callable[[Any], bytes]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """B records for one partition; one without key or value has none, which is not the same as an empty one."""
+    """B records for one partition; one without key or value has none, which is not the same as an empty one.
+
+    headers  of each as they lie on the wire, their number first; without, or where there are none, it has none
+    """
 
     keys: Spans
     values: Spans
+    headers: Spans | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -86,8 +92,7 @@ class SealedBatch:
 
 
 def write_batches(
-    keys: Spans,
-    values: Spans,
+    rows: Rows,
     timestamp_ms: int,
     *,
     to: Partition,
@@ -99,20 +104,25 @@ def write_batches(
 
     Raises InputError for a record above MAX_RECORD_BYTES; `to` is for its message alone.
     """
+    keys, values = rows.keys, rows.values
+    headers = NO_HEADERS if rows.headers is None else rows.headers
     if len(keys) != len(values):
         raise InputError(f"{len(keys)} keys for {len(values)} values; each record has one of both, which may be none")
-    key_columns, value_columns = _columns(keys), _columns(values)
+    if len(headers) not in (0, len(values)):
+        raise InputError(f"headers of {len(headers)} records for {len(values)}; each has some, which may be none")
+    columns = (*_columns(keys), *_columns(values), *_columns(headers))
+    sizes = columns[2], columns[5], columns[8]
     batches = []
     first = 0
     while first < len(values):
-        after, size = _fit(key_columns[2], value_columns[2], first, max_bytes - HEAD)
+        after, size = _fit(*sizes, first, max_bytes - HEAD)
         if after == first + 1 and HEAD + size > MAX_RECORD_BYTES:
             raise InputError(
                 f"a record of {HEAD + size:,} bytes for {to[0]}[{to[1]}] is above the limit of {MAX_RECORD_BYTES:,} "
                 "bytes; cut it before it is sent"
             )
         raw = padded(HEAD + size)
-        _write_records(*key_columns, *value_columns, first, after, raw.ctypes.data + HEAD)
+        _write_records(*columns, first, after, raw.ctypes.data + HEAD)
         raw, attributes = _compressed(raw[: HEAD + size], compression)
         attributes |= TRANSACTIONAL if transactional else 0
         _write_head(raw.ctypes.data, len(raw), attributes, after - first, timestamp_ms)
@@ -159,18 +169,24 @@ def _put_varint(address, value):
 
 
 @njit(cache=True, nogil=True)
-def _body_size(place, key_size, value_size):
-    """Bytes of a record behind its own length: attributes, time, place in the batch, key, value, no headers."""
+def _body_size(place, key_size, value_size, headers_size):
+    """Bytes of a record behind its own length: attributes, time, place in the batch, key, value, headers."""
     sizes = _varint_size(place) + _varint_size(key_size) + _varint_size(value_size)
-    return 3 + sizes + max(key_size, 0) + max(value_size, 0)
+    return 2 + sizes + max(key_size, 0) + max(value_size, 0) + max(headers_size, 1)
 
 
 @njit(cache=True, nogil=True)
-def _fit(key_size, value_size, first, room):
+def _size_of(headers_size, i):
+    """Of the headers of row i, -1 where it has none."""
+    return headers_size[i] if i < headers_size.shape[0] else np.int64(-1)
+
+
+@njit(cache=True, nogil=True)
+def _fit(key_size, value_size, headers_size, first, room):
     """How far the records from `first` fit into so many bytes, at least one: -> the next row, bytes."""
     used = 0
     for i in range(first, key_size.shape[0]):
-        body = _body_size(i - first, key_size[i], value_size[i])
+        body = _body_size(i - first, key_size[i], value_size[i], _size_of(headers_size, i))
         size = body + _varint_size(body)
         if i > first and used + size > room:
             return i, used
@@ -185,16 +201,23 @@ def _put_sized(address, source, size):
 
 
 @njit(cache=True, nogil=True)
-def _write_records(key_data, key_start, key_size, value_data, value_start, value_size, first, after, address):
+def _write_records(
+    key_data, key_start, key_size, value_data, value_start, value_size, headers_data, headers_start, headers_size,
+    first, after, address,
+):  # fmt: skip
     """Records first to after, at an address; may write PADDING bytes behind the last."""
     for i in range(first, after):
-        address = _put_varint(address, _body_size(i - first, key_size[i], value_size[i]))
+        wire = _size_of(headers_size, i)
+        address = _put_varint(address, _body_size(i - first, key_size[i], value_size[i], wire))
         store16(address, 0)  # no attributes; no later than the batch
         address = _put_varint(address + 2, i - first)
         address = _put_sized(address, key_data + key_start[i], key_size[i])
         address = _put_sized(address, value_data + value_start[i], value_size[i])
-        store8(address, 0)  # no headers
-        address += 1
+        if wire > 0:
+            address = put_bytes(address, headers_data + headers_start[i], wire)
+        else:
+            store8(address, 0)  # no headers
+            address += 1
 
 
 @njit(cache=True, nogil=True)
@@ -222,5 +245,5 @@ def _seal(address, size, producer_id, producer_epoch, base_sequence):
 
 def warm_up() -> None:
     """Compile the kernels of this file."""
-    for batch in write_batches(Spans.of([b"k"]), Spans.of([b"v"]), 0, to=("", 0), transactional=False):
+    for batch in write_batches(Rows(Spans.of([b"k"]), Spans.of([b"v"])), 0, to=("", 0), transactional=False):
         batch._build()

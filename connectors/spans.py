@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .memory import PADDING, padded, put_bytes
+from .memory import PADDING, load8, padded, put_bytes
 
 I64 = NDArray[np.int64]
 
@@ -71,6 +71,13 @@ class Spans:
         """Some of them, over the same buffer; rows: a slice, places or a mask."""
         return Spans(self.data, self.start[rows], self.size[rows])
 
+    def holding(self, text: bytes) -> NDArray[np.bool_]:
+        """bool (B,): the strings in which this text is somewhere."""
+        sought, found = Spans.of([text]), np.zeros(len(self), np.bool_)
+        at = np.ascontiguousarray(self.start), np.ascontiguousarray(self.size)
+        _search(self.data.ctypes.data, *at, sought.data.ctypes.data, len(text), found)
+        return found
+
     def packed(self) -> tuple[NDArray[np.uint8], I64]:
         """Their bytes one after another, with padding, and int64 (B + 1,) where each begins: Arrow's large strings.
 
@@ -112,6 +119,22 @@ def _gather(data, start, size, out, starts):
             put_bytes(out + starts[i], data + start[i], size[i])
 
 
+@njit(cache=True, nogil=True)
+def _search(data, start, size, text, text_size, found):
+    """Mark the rows in which the bytes from the address `text` on are, at least one of them."""
+    first = load8(text)
+    for i in range(start.shape[0]):
+        at, last = data + start[i], data + start[i] + size[i] - text_size
+        while at <= last and not found[i]:
+            if load8(at) == first:
+                same = 1
+                while same < text_size and load8(at + same) == load8(text + same):
+                    same += 1
+                found[i] = same == text_size
+            at += 1
+
+
 def warm_up() -> None:
-    """Compile the kernel of this file."""
+    """Compile the kernels of this file."""
     Spans.of([b"x"]).packed()
+    Spans.of([b"x"]).holding(b"x")

@@ -143,7 +143,7 @@ class CycleProducer:
     ) -> dict[Partition, int]:
         """Write outputs, then commit offsets (the next to read) to the group; return each partition's first new offset.
 
-        Rows are for many records: without headers, all with the time of now, and written without an object for each.
+        Rows are for many records: all with the time of now, and written without an object for each.
         metadata is kept by the group beside each of the offsets.
 
         Raises InputError when a record is above MAX_RECORD_BYTES (nothing was sent then, and the producer is as
@@ -180,8 +180,7 @@ class CycleProducer:
         if not isinstance(records, Rows):
             return encode(producer, to, records)
         return write_batches(
-            records.keys,
-            records.values,
+            records,
             int(time.time() * 1000),
             to=to,
             transactional=self.transactional_id is not None,

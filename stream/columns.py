@@ -13,11 +13,13 @@ import polars.selectors as cs
 from numpy.typing import NDArray
 
 from ..connectors.spans import Spans
+from .arrow_text import spans_of
 from .declaration import Pipeline
 from .expressions import column_types, fields_of, plain_column
 from .features import Aggregate, Category, Cross, Numeric
 from .fields import Field, Fields
 from .hashing import KEY_SEEDS, U64, combine, hash_spans, hash_words, name_seed
+from .leaves import columns_of, leaves
 from .slices import Role
 
 LARGEST = 1e100  # of what aggregates fold in: sums of squares of such values are finite still
@@ -74,7 +76,7 @@ class Columns:
     def __init__(self, pipeline: Pipeline, role: Role, schema: type[msgspec.Struct]) -> None:
         events = role == "events"
         side = pipeline.events if events else pipeline.labels
-        self.types = column_types(schema)
+        self.types, self._leaves = column_types(schema), leaves(schema)
         self._outputs: list[pl.Expr] = []
         self._width = len(pipeline.numeric) if events else 0
         features = pipeline.features if events else ()
@@ -136,7 +138,7 @@ class Columns:
 
     def fields(self, rows: Sequence[Any]) -> Fields:
         """Decoded rows (Structs of the schema) by field. Raises OverflowError for an int of more than 64 bits."""
-        columns = zip(*map(msgspec.structs.astuple, rows), strict=True) if rows else ((),) * len(self.types)
+        columns = columns_of(rows, list(self._leaves.values()))
         return {
             name: Field.of(dtype, values) for (name, dtype), values in zip(self.types.items(), columns, strict=True)
         }
@@ -251,7 +253,7 @@ class _Values:
         if source.field:
             return self.fields[source.field].texts
         if source.output not in self._texts:
-            self._texts[source.output] = Spans.of_texts(self.outputs[source.output].to_list())
+            self._texts[source.output] = spans_of(self.outputs[source.output])
         return self._texts[source.output]
 
     def hash(self, source: _Source, seeds: Sequence[int], out: U64, column: int) -> None:

@@ -109,10 +109,16 @@ class Labels:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The topic of the predictions, and the topic of the records that could not be used ("{topic}.dead-letters")."""
+    """The topic of the predictions, and the topic of the records that could not be used ("{topic}.dead-letters").
+
+    headers      carry the headers of an event's record on to its prediction: trace ids such as `traceparent`
+    compression  of all that the worker writes, the journal too; a batch that it makes no smaller is left as it is
+    """
 
     topic: str
     dead_letters: str = field(default="", kw_only=True)
+    headers: bool = field(default=False, kw_only=True)
+    compression: Literal["lz4", "zstd"] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.dead_letters, str) and not self.dead_letters:

@@ -21,10 +21,12 @@ from .declaration import Events, Labels, Pipeline
 from .fast_json import FlatJson, FlatRows
 from .fields import Field, Fields, joined
 from .hashing import U64
+from .leaves import leaves
 from .slices import END_OF_STREAM, DeadLetter, Role, Slice
 
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 KEY_BYTES = 100_000  # of an event's key, and of its record's
+HEADERS_BYTES = 200_000  # of an event's record, where the predictions carry them on
 EARLIEST_TIME = -62_135_596_800_000_000  # the beginning of the year 1
 LATEST_TIME = 253_402_300_799_000_000  # the end of the year 9999
 LEAST_INT, GREATEST_INT = -(2**63), 2**63 - 1
@@ -43,6 +45,7 @@ class Batch:
     groups  uint64 (B, G) hash of the `by` fields of each group of aggregates, 0: missing
     values  float64 (B, V) what aggregates fold in, NaN: missing     y  float32 (B,) label, NaN: none
     marks   offsets of end-of-stream marks
+    headers of their records, as they lie on the wire, where the predictions carry them on
     """
 
     role: Role
@@ -62,6 +65,7 @@ class Batch:
     y: NDArray[np.float32]
     dead: list[DeadLetter] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
+    headers: Spans | None = None
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -69,7 +73,7 @@ class Batch:
     def nbytes(self) -> int:
         """Bytes held by the columns, about."""
         columns = (self.offset, self.time, self.clock, self.key_hash, self.numeric, self.categories, self.groups)
-        texts = self.keys.data.nbytes + 32 * len(self)  # mostly the same buffer as that of record_keys
+        texts = self.keys.data.nbytes + 48 * len(self)  # mostly the same buffer as that of record_keys and headers
         return sum(c.nbytes for c in columns) + self.values.nbytes + self.y.nbytes + texts
 
 
@@ -89,9 +93,10 @@ class Decoder:
         self.schema: type[msgspec.Struct] = side.schema
         self._decode: Callable[[Any], Any] = msgspec.json.Decoder(self.schema).decode
         self._columns = Columns(pipeline, role, self.schema)
-        self._types = self._columns.types
-        self._ints = [name for name, dtype in self._types.items() if dtype == pl.Int64]
+        self._types, self._leaves = self._columns.types, leaves(side.schema)
+        self._ints = [leaf for leaf in self._leaves.values() if leaf.dtype == pl.Int64]
         self._key = side.key if role == "events" else None  # predictions carry it
+        self._carries_headers = role == "events" and pipeline.predictions.headers
         spellable = self._key is None or self._types[self._key] in (pl.String, pl.Int64)
         self._flat: FlatJson | None = None
         if fast and spellable and FlatJson.possible(self.schema):
@@ -102,7 +107,7 @@ class Decoder:
         table = s.records if isinstance(s.records, RecordTable) else RecordTable.of(s.records)
         dead: list[DeadLetter] = []
         is_mark = np.zeros(len(table), np.bool_)
-        for i in np.flatnonzero(table.has_headers).tolist():
+        for i in np.flatnonzero(table.headers.holding(END_OF_STREAM.encode())).tolist():
             is_mark[i] = any(name == END_OF_STREAM for name, _ in table.record(i).headers)
         marks = table.offset[is_mark].tolist()
         if marks:
@@ -184,14 +189,15 @@ class Decoder:
             fields = self._columns.fields(rows)
         keys = Spans.none(len(rows))
         if self._key is not None:
-            keys = Spans.of([_json(getattr(row, self._key)) for row in rows])
+            key = self._leaves[self._key]
+            keys = Spans.of([_json(key.of(row)) for row in rows])
         return _Decoded(places, fields, keys)
 
     def _huge(self, row: Any) -> tuple[str, str] | None:
-        for name in self._ints:
-            value = getattr(row, name)
+        for leaf in self._ints:
+            value = leaf.of(row)
             if value is not None and not LEAST_INT <= value <= GREATEST_INT:
-                return f"expected `int` of 64 bits, got one of {value.bit_length()} bits", f"$.{name}"
+                return f"expected `int` of 64 bits, got one of {value.bit_length()} bits", leaf.path
         return None
 
     def _batch(
@@ -212,6 +218,11 @@ class Decoder:
             record_keys = Spans.none(rows)
         else:
             self._refuse_long_keys(record_keys, keys, refused)
+        headers = table.headers if self._carries_headers else None
+        if headers is not None:
+            for i in np.flatnonzero(headers.size > HEADERS_BYTES).tolist():
+                reason = f"the headers have {headers.size[i]:,} bytes, predictions carry at most {HEADERS_BYTES:,}"
+                refused.setdefault(i, (reason, ""))
         offset = table.offset
         if refused:
             dead += [DeadLetter(self.role, s.partition, table.record(i), *why) for i, why in refused.items()]
@@ -219,6 +230,7 @@ class Decoder:
             keep[list(refused)] = False
             keys, record_keys, offset, time = keys.take(keep), record_keys.take(keep), offset[keep], time[keep]
             computed = {name: column[keep] for name, column in computed.items()}
+            headers = None if headers is None else headers.take(keep)
         dead.sort(key=lambda letter: letter.record.offset)
         return Batch(
             role=self.role,
@@ -232,12 +244,14 @@ class Decoder:
             record_keys=record_keys,
             dead=dead,
             marks=marks,
+            headers=headers,
             **computed,
         )
 
     def _refuse_long_keys(self, record_keys: Spans, keys: Spans, refused: dict[int, tuple[str, str]]) -> None:
         """A prediction carries its event's key and record key, and has to fit into a record."""
-        for spans, what, path in ((record_keys, "record key", ""), (keys, "JSON of the key", f"$.{self.side.key}")):
+        path_of_key = self._leaves[str(self.side.key)].path
+        for spans, what, path in ((record_keys, "record key", ""), (keys, "JSON of the key", path_of_key)):
             for i in np.flatnonzero(spans.size > KEY_BYTES).tolist():
                 reason = f"the {what} has {spans.size[i]:,} bytes, predictions carry at most {KEY_BYTES:,}"
                 refused.setdefault(i, (reason, path))
@@ -260,7 +274,7 @@ class Decoder:
                 reason = f"time {given[i]} is not in the years 1 to 9999; check `unit`"
             else:
                 reason = f"time is {ahead[i] / 3.6e9:.1f} h ahead of the record's timestamp"
-            refused[i] = reason, f"$.{name}"
+            refused[i] = reason, self._leaves[name].path
         return time
 
 

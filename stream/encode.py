@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ..connectors.record_table import headers_of
 from ..connectors.transactions import Output
 from ..errors import InputError
 from .engine import Predicted
@@ -27,6 +28,7 @@ class Served(NamedTuple):
 def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list[Output]:
     """The prediction records of a piece, in the order of the events: under the event's record key, with a JSON value.
 
+    Headers are those of the event's record where the batch has them; otherwise there are none.
     Record by record; `fast_encode.prediction_rows` gives the same, many at once.
 
     {"key": the event's key, "prediction": P(true) or the value, "model", "version", "age_seconds",
@@ -38,6 +40,7 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
     middle, source = sayings(served, topic, batch.partition)
     values = zip(
         batch.record_keys.take(slice(lo, hi)),
+        [()] * (hi - lo) if batch.headers is None else list(map(headers_of, batch.headers.take(slice(lo, hi)))),
         [key or b"null" for key in batch.keys.take(slice(lo, hi))],
         _numbers([float(str(p)) for p in predicted.out[:, 0]]),  # as few digits as tell the float32
         _numbers((batch.time[lo:hi] / 1e6).tolist()),
@@ -45,8 +48,8 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
         strict=True,
     )
     return [
-        (record_key, b'{"key":%b,"prediction":%b%b%b%b%b"}' % (key, p, middle, time, source, offset), (), None)
-        for record_key, key, p, time, offset in values
+        (record_key, b'{"key":%b,"prediction":%b%b%b%b%b"}' % (key, p, middle, time, source, offset), headers, None)
+        for record_key, headers, key, p, time, offset in values
     ]
 
 

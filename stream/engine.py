@@ -653,6 +653,7 @@ class Engine:
         self._count("labels", hi - lo)
 
     def _join(self, part: _Partition, batch: Batch, a: int, b: int, clock: I64) -> None:
+        self.enter("labels")
         found, rows = part.pending.claim(batch.key_hash[a:b])
         if len(rows) == b - a:
             at: Any = slice(a, b)
@@ -754,6 +755,7 @@ class Engine:
         if not self._met:
             return
         taken, self._met = self._met, []
+        self.enter("model")
         rows, time, y, values = taken[0] if len(taken) == 1 else map(np.concatenate, zip(*taken, strict=True))
         waited = rows.view(self._waiting_row)[:, 0]
         prediction, groups, numeric, categories = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import typing
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -14,11 +13,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import polars as pl
-from msgspec import inspect
 
 from ..errors import DeclarationError
+from .leaves import leaves
 
-PLAIN_TYPES = "str, int, float, bool, datetime and Literal[...], each also `| None`"
 SIGNED = (pl.Int8, pl.Int16, pl.Int32, pl.Int64)
 UNSIGNED = (pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
 NUMBERS = (pl.Boolean, pl.Float32, pl.Float64, *SIGNED, *UNSIGNED)
@@ -36,82 +34,23 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 # --- schemas
 
 
-@lru_cache(maxsize=256)
-def _types(schema: type[msgspec.Struct]) -> tuple[tuple[str, pl.DataType], ...]:
-    try:
-        fields = msgspec.structs.fields(schema)
-    except (NameError, TypeError) as error:
-        raise DeclarationError(f"the types of {schema.__name__} cannot be read: {error}") from error
-    if not fields:
-        raise DeclarationError(f"{schema.__name__} has no fields")
-    bad, types = [], []
-    for field in fields:
-        dtype = _dtype(field.type)
-        if dtype is None:
-            bad.append(f"`{field.name}` is {_type_name(field.type)}")
-        else:
-            types.append((field.name, dtype))
-    if bad:
-        raise DeclarationError(
-            f"{schema.__name__}: {', '.join(bad)}; expected fields of {PLAIN_TYPES}. Leave such a field out: "
-            "what a record has beyond its schema is ignored"
-        )
-    return tuple(types)
-
-
-def _dtype(annotation: Any) -> pl.DataType | None:
-    if annotation is msgspec.UnsetType or msgspec.UnsetType in typing.get_args(annotation):
-        return None
-    kind = inspect.type_info(annotation)
-    if isinstance(kind, inspect.UnionType):
-        kinds = [t for t in kind.types if not isinstance(t, inspect.NoneType)]
-        if len(kinds) != 1:
-            return None
-        kind = kinds[0]
-    if isinstance(kind, inspect.Metadata):
-        kind = kind.type
-    match kind:
-        case inspect.StrType():
-            return pl.String()
-        case inspect.BoolType():
-            return pl.Boolean()
-        case inspect.IntType():
-            return pl.Int64()
-        case inspect.FloatType():
-            return pl.Float64()
-        case inspect.DateTimeType():
-            return pl.Datetime("us", "UTC")
-        case inspect.LiteralType(values=values) if all(isinstance(v, str) for v in values):
-            return pl.String()
-        case inspect.LiteralType(values=values) if all(type(v) is int for v in values):
-            return pl.Int64()
-    return None
-
-
-def _type_name(annotation: Any) -> str:
-    return getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)  # type: ignore[return-value]
-
-
 def column_types(schema: type[msgspec.Struct]) -> dict[str, pl.DataType]:
-    """The columns that the fields of a schema become, by attribute name; None becomes null.
+    """The columns that the plain fields of a schema become, by name; None becomes null.
 
     Raises DeclarationError naming each field whose type has no column.
     """
-    return dict(_types(schema))
+    return {name: leaf.dtype for name, leaf in leaves(schema).items()}
 
 
 def optional_fields(schema: type[msgspec.Struct]) -> set[str]:
-    """The fields that may be None."""
-    return {f.name for f in msgspec.structs.fields(schema) if type(None) in typing.get_args(f.type)}
+    """The fields that may be None, or lie in what may be."""
+    return {name for name, leaf in leaves(schema).items() if leaf.optional}
 
 
 def literal_values(schema: type[msgspec.Struct], name: str) -> tuple[Any, ...]:
     """The values of a field declared as Literal[...], or the empty tuple."""
-    for field in msgspec.structs.fields(schema):
-        if field.name == name:
-            kinds = [k for k in (field.type, *typing.get_args(field.type)) if typing.get_origin(k) is typing.Literal]
-            return typing.get_args(kinds[0]) if kinds else ()
-    return ()
+    leaf = leaves(schema).get(name)
+    return () if leaf is None else leaf.values
 
 
 # --- expressions

@@ -25,16 +25,18 @@ _NULL = int.from_bytes(b"null", "little")
 
 def prediction_rows(predicted: Sequence[Predicted], topic: str, served: Served) -> Rows:
     """The prediction records of some pieces of one partition, in order: what `encode_predictions` gives of each."""
-    keys, values = [], []
+    keys, values, headers = [], [], []
     for batch, lo, hi, out in _runs(predicted):
         rows = slice(lo, hi)
         keys.append(batch.record_keys.take(rows))
+        if batch.headers is not None:
+            headers.append(batch.headers.take(rows))
         values.append(
             encode_rows(
                 batch.keys.take(rows), out, batch.time[rows], batch.offset[rows], topic, batch.partition, served
             )
         )
-    return Rows(join(keys), join(values))
+    return Rows(join(keys), join(values), join(headers) if headers else None)
 
 
 def _runs(predicted: Sequence[Predicted]) -> Iterator[tuple[Batch, int, int, NDArray[np.float32]]]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import nanoarrow
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from ..connectors.spans import Spans, join
+from .arrow_text import series_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -87,14 +87,7 @@ class Field:
     def series(self, name: str) -> pl.Series:
         """The values for Polars."""
         if self.dtype == pl.String:
-            data, ends = self.texts.packed()
-            mask = None if self.known.all() else np.packbits(self.known, bitorder="little")
-            nulls = len(self) - int(np.count_nonzero(self.known))
-            buffers = [mask, ends, data]
-            array = nanoarrow.c_array_from_buffers(
-                nanoarrow.large_string(), len(self), buffers, null_count=nulls, move=True
-            )
-            return pl.Series(array).alias(name)
+            return series_of(self.texts).alias(name)
         series = pl.Series(name, self.values)
         if not self.known.all():
             series = series.set(pl.Series(~self.known), None)

@@ -15,6 +15,7 @@ import polars as pl
 
 from ..errors import InputError
 from .decode import LATEST_TIME, Batch, Decoder, reason_and_path
+from .frames import missing_fields, rows_of
 from .slices import DeadLetter, Record, Slice
 
 ROWS = 8192  # of one slice
@@ -39,18 +40,16 @@ def batches(path: Path, decoder: Decoder) -> Iterator[Batch]:
 
 def frame_batches(frame: pl.DataFrame, decoder: Decoder, strict: bool = True) -> Iterator[Batch]:
     """The batches of a frame. strict: values must have the schema's types; else numbers may stand as text."""
-    names = {f.encode_name: f.required for f in msgspec.structs.fields(decoder.schema)}
-    missing = [name for name, required in names.items() if required and name not in frame.columns]
+    missing = missing_fields(frame, decoder.schema)
     if missing:
         raise InputError(
             f"{decoder.role}: no column {', '.join(f'`{n}`' for n in missing)}, which {decoder.schema.__name__} "
             f"requires; there are: {', '.join(frame.columns)}"
         )
-    frame = frame.select(name for name in names if name in frame.columns)
     for start in range(0, len(frame), ROWS):
         part = frame[start : start + ROWS]
         good, rows, dead = [], list[Any](), list[DeadLetter]()
-        for offset, row in enumerate(part.iter_rows(named=True), start):
+        for offset, row in enumerate(rows_of(part, decoder.schema), start):
             try:
                 rows.append(msgspec.convert(row, decoder.schema, strict=strict))
                 good.append(_record(decoder, offset, None))

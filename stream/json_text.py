@@ -12,10 +12,10 @@ from numba import njit, uint64
 from ..connectors.memory import load8, load32, load64, trailing_zeros
 
 QUOTE, BACKSLASH, COLON, COMMA, OPEN, CLOSE = 34, 92, 58, 44, 123, 125
+OPEN_LIST, CLOSE_LIST = 91, 93
 TRUE, FALS, NULL = 0x65757274, 0x736C6166, 0x6C6C756E  # as load32 gives them
 MINUS, ZERO, NINE, SMALL_E = 45, 48, 57, 101
 
-_OPEN_LIST, _CLOSE_LIST = 91, 93
 _DEEPEST = 60  # nested values that are passed over; the kind of each is a bit
 _ONES, _HIGHS = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
 _QUOTES, _BACKSLASHES = np.uint64(0x2222222222222222), np.uint64(0x5C5C5C5C5C5C5C5C)
@@ -142,7 +142,7 @@ def skip_value(address, end):
         opened = False
         if c == QUOTE:
             address = _skip_text(address + 1)
-        elif c in (OPEN, _OPEN_LIST):
+        elif c in (OPEN, OPEN_LIST):
             if depth == _DEEPEST:
                 return 0
             depth += 1
@@ -162,7 +162,7 @@ def skip_value(address, end):
                 return address
             address = skip_space(address)
             c = load8(address)
-            if c == (CLOSE if kinds & 1 else _CLOSE_LIST):
+            if c == (CLOSE if kinds & 1 else CLOSE_LIST):
                 depth -= 1
                 kinds >>= 1
                 address += 1

@@ -96,6 +96,7 @@ def without(batch: Batch, reasons: Mapping[int, str]) -> Batch:
         clock=np.maximum.accumulate(time) if len(time) else time,
         keys=batch.keys.take(~found),
         record_keys=batch.record_keys.take(~found),
+        headers=None if batch.headers is None else batch.headers.take(~found),
         dead=sorted([*batch.dead, *dead], key=lambda letter: letter.record.offset),
         **{name: getattr(batch, name)[rows] for name in columns},
     )

@@ -26,6 +26,8 @@ from .durations import parse_duration
 from .engine import Engine
 from .expressions import column_types, fields_of
 from .features import Aggregate, Cross
+from .frames import rows_of
+from .leaves import Leaf, leaves
 from .slices import Slice
 from .snapshot import unpack
 
@@ -263,7 +265,10 @@ class _RowDecoder:
         self.schema = events.schema
         self._decoder = Decoder(pipeline, "events")
         required = {f.name for f in msgspec.structs.fields(self.schema) if f.required}
-        spare = required - _read_from_row(pipeline)
+        plain, read = leaves(self.schema), _read_from_row(pipeline)
+        if "." in events.key:
+            read.add(events.key)  # what it lies in has to be there
+        spare = required - {plain[name].steps[0] for name in read}
         self._spare_key = events.key if events.key in spare else None
         self._no_key: Any = "" if column_types(self.schema)[events.key] == pl.String else 0
         # two types: what a record would do to its values at decoding has been done to those of a Struct
@@ -273,8 +278,7 @@ class _RowDecoder:
     def each(self, rows: Any) -> Iterator[Any]:
         """The rows one by one; raises InputError for what holds none."""
         if isinstance(rows, pl.DataFrame):
-            names = (f.encode_name for f in msgspec.structs.fields(self.schema))
-            return rows.select(name for name in names if name in rows.columns).iter_rows(named=True)
+            return rows_of(rows, self.schema)
         if isinstance(rows, Mapping | msgspec.Struct | str | bytes | pl.LazyFrame) or not isinstance(rows, Iterable):
             one = "; for one row predict([row])" if isinstance(rows, Mapping | msgspec.Struct) else ""
             raise InputError(
@@ -292,7 +296,8 @@ class _RowDecoder:
         except msgspec.ValidationError as error:
             reason, _, path = str(error).partition(" - at `$.")
             if reason.startswith("Object missing required field `"):
-                reason, path = f"missing, and {self.schema.__name__} requires it", reason.split("`")[1]
+                path = ".".join([*filter(None, [path.rstrip("`")]), reason.split("`")[1]])
+                reason = f"missing, and {self.schema.__name__} requires it"
             raise _invalid(number, reason, path.rstrip("`")) from None
         raise _invalid(number, f"expected a dict or {self.schema.__name__}, got `{type(row).__name__}`")
 
@@ -300,10 +305,9 @@ class _RowDecoder:
         try:
             found = msgspec.convert(row, schema, from_attributes=from_attributes)
         except msgspec.ValidationError:
-            if from_attributes or not any(isinstance(value, np.generic) for value in row.values()):
+            if from_attributes:
                 raise
-            plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
-            found = msgspec.convert(plain, schema)
+            found = msgspec.convert(_without_numpy(row), schema)
         if self._spare_key is not None and getattr(found, self._spare_key) is None:
             msgspec.structs.force_setattr(found, self._spare_key, self._no_key)
         return found
@@ -311,15 +315,24 @@ class _RowDecoder:
     def batch(self, start: int, structs: list[Any], timestamp: int) -> Batch:
         """The batch of rows numbered from `start`, all with one record timestamp; raises InputError."""
         n, none = len(structs), Spans.none(len(structs))
-        table = RecordTable(np.arange(start, start + n), np.full(n, timestamp), none, none, np.full(n, -1))
+        table = RecordTable(np.arange(start, start + n), np.full(n, timestamp), none, none, none)
         try:
             batch = self._decoder.columns(Slice("events", 0, start, start + n, table), structs, [])
         except UnicodeEncodeError:
-            raise _not_text(start, structs) from None
+            raise _not_text(start, structs, leaves(self.schema)) from None
         if batch.dead:
             first = batch.dead[0]
             raise _invalid(first.record.offset, first.reason, first.path.removeprefix("$."))
         return batch
+
+
+def _without_numpy(value: Any) -> Any:
+    """Values of numpy, in whatever they lie, as those of Python."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _without_numpy(one) for name, one in value.items()}
+    return [_without_numpy(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _read_from_row(pipeline: Pipeline) -> set[str]:
@@ -353,10 +366,11 @@ def _invalid(number: int, reason: str, field: str = "") -> InputError:
     return InputError(f"{where}: {reason[:1].lower()}{reason[1:]}; nothing was predicted")
 
 
-def _not_text(start: int, structs: list[Any]) -> InputError:
+def _not_text(start: int, structs: list[Any], plain: Mapping[str, Leaf]) -> InputError:
     """The error that names the first field with half of a surrogate pair, which a str of Python may hold."""
     for number, row in enumerate(structs, start):
-        for name, value in msgspec.structs.asdict(row).items():
+        for name, leaf in plain.items():
+            value = leaf.of(row)
             if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():
                 return _invalid(number, f"expected text, got {value!r}, which is no Unicode", name)
     return InputError("rows: a text is no Unicode")

@@ -594,6 +594,10 @@ def _check_output(p: Pipeline, found: Problems) -> None:
     if isinstance(predictions, Predictions):
         if _check_topic(predictions.topic, "predictions.topic", found):
             _check_topic(predictions.dead_letters, "predictions.dead_letters", found)
+        if not isinstance(predictions.headers, bool):
+            found.add("predictions.headers", f"expected True or False, got {predictions.headers!r}")
+        if predictions.compression is not None:
+            found.one_of("predictions.compression", predictions.compression, ("lz4", "zstd"))
     else:
         write = f"; write Predictions({predictions!r})" if isinstance(predictions, str) else ""
         found.add("predictions", f"expected Predictions(topic), got {_came(predictions)}{write}")

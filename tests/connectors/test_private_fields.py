@@ -3,17 +3,22 @@
 A failure here after an upgrade says what to look at; the behaviour itself is tested in the other files.
 """
 
+import ast
 import asyncio
 import gc
+import importlib
 import inspect
 import re
+import sys
 import weakref
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import aiokafka
 import faust
+import mode
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, codec
 from aiokafka.client import AIOKafkaClient
@@ -26,13 +31,16 @@ from aiokafka.producer.transaction_manager import TransactionManager, Transactio
 from aiokafka.protocol.types import Bytes
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder, _DefaultRecordBatchBuilderPy
 from aiokafka.record.memory_records import MemoryRecords
+from faust.app.base import BootStrategy
 from faust.transport.consumer import Consumer, ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as stock
 from faust.types import TP, ConsumerMessage
+from mode.services import Service
 from record_bytes import batch_of
 
+import headrace
 from headrace.connectors.fetching import take
-from headrace.connectors.record_writer import SealedBatch, write_batches
+from headrace.connectors.record_writer import Rows, SealedBatch, write_batches
 from headrace.connectors.records import Record
 from headrace.connectors.spans import Spans
 
@@ -309,7 +317,7 @@ def test_a_batch_is_filled_past_its_own_append() -> None:
 
 def sealed() -> SealedBatch:
     values = Spans.of([b"v"] * 3)
-    (batch,) = write_batches(Spans.none(3), values, 5, to=("t", 0), transactional=True)
+    (batch,) = write_batches(Rows(Spans.none(3), values), 5, to=("t", 0), transactional=True)
     return batch
 
 
@@ -501,3 +509,56 @@ def test_an_assignors_protocol_is_range() -> None:
     assert RangePartitionAssignor.name == "range"
     text = source(stock.AIOKafkaConsumerThread._create_worker_consumer)
     assert "fetch_max_wait_ms=1500," in text, "when Faust has a setting for it, use that"
+
+
+def test_fausts_services_have_what_is_called_and_overridden() -> None:
+    assert "return self._consumer" in source(stock.AIOKafkaConsumerThread._ensure_consumer)
+    assert "return self._producer" in source(stock.Producer._ensure_producer)
+    assert "tps = self._active_partitions" in source(Consumer._get_active_partitions)
+    assert "self._stopped = self._new_stopped_event()" in source(Service), "also of the fetcher"
+    assert parameters(Service._crash) == ["self", "reason"]
+    assert "node._crash(reason)" in source(Service._crash), "what is beneath the app crashes by this name"
+    assert "self._signal_stop_time = self.loop.time()" in source(mode.Worker)
+    assert inspect.iscoroutinefunction(mode.Worker._sentinel_task)
+    assert "self._sentinel_task()" in source(mode.Worker), "the second of sleep at the end"
+    assert parameters(BootStrategy._chain) == ["self", "arguments"]
+    assert "self._chain(" in source(BootStrategy.server)
+
+
+def test_a_consumer_lets_go_of_its_client_and_of_the_iterator_that_is_never_used() -> None:
+    assert "self._client = AIOKafkaClient(" in source(AIOKafkaConsumer.__init__)
+    records = PartitionRecords(AT, MemoryRecords(b""), None, 0, None, None, True, 0)
+    assert inspect.isgenerator(records._records_iterator)
+    assert "next(self._records_iterator)" in source(PartitionRecords)
+
+
+LIBRARIES = ("aiokafka", "faust", "mode")
+THEIRS = "".join(
+    path.read_text() for name in LIBRARIES for path in Path(sys.modules[name].__file__ or "").parent.rglob("*.py")
+)
+PINNED = Path(__file__).read_text()
+TOUCHES = [
+    path
+    for path in sorted(Path(headrace.__file__).parent.glob("*/*.py"))
+    if re.search(rf"^(from|import) ({'|'.join(LIBRARIES)})\b", path.read_text(), re.M)
+]
+
+
+@pytest.mark.parametrize("path", TOUCHES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_each_private_name_of_theirs_that_is_touched_is_pinned_in_this_file(path: Path) -> None:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    places = [node for node in nodes if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr)]
+    ours = {at.attr for at in places if isinstance(at.ctx, ast.Store) and ast.unparse(at.value) == "self"}
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    touched = {at.attr for at in places} - ours - defined - {"_replace", "_asdict", "_exit"}
+    classes = vars(importlib.import_module(f"headrace.{path.parent.name}.{path.stem}")).values()
+    bases = {base for one in classes if inspect.isclass(one) for base in one.__mro__}
+    theirs = [base for base in bases if base.__module__.split(".")[0] in LIBRARIES]
+    overridden = {name for name in defined if re.match("_[a-z]", name) and any(name in vars(base) for base in theirs)}
+    for name in sorted(touched | overridden):
+        assert re.search(rf"\b{name}\b", THEIRS), f"{path.name} touches {name}, which is no name of theirs"
+        assert re.search(rf"\b{name}\b", PINNED), f"{path.name} touches {name}, which no test in this file pins"
+
+
+def test_the_files_that_touch_their_names_are_found() -> None:
+    assert {"fetching", "reading", "transport", "transactions", "worker"} <= {path.stem for path in TOUCHES}

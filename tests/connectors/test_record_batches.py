@@ -20,7 +20,7 @@ from headrace.connectors.record_batches import (
     scan,
     unpack,
 )
-from headrace.connectors.record_table import RecordTable
+from headrace.connectors.record_table import RecordTable, headers_of
 from headrace.connectors.records import Record
 
 CODECS = {"plain": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
@@ -72,6 +72,7 @@ def test_records_are_read_whole(codec: int) -> None:
     table = unpack([run_of(raw)])
     assert [table.record(i) for i in range(len(table))] == FEW
     assert table.has_headers.tolist() == [False, True, False, False, True]
+    assert [headers_of(wire) for wire in table.headers] == [record.headers for record in FEW]
 
 
 @settings(deadline=None, max_examples=100)

@@ -9,7 +9,9 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
 from headrace import InputError
-from headrace.connectors.record_writer import MAX_RECORD_BYTES, SealedBatch, write_batches
+from headrace.connectors.record_table import RecordTable
+from headrace.connectors.record_writer import MAX_RECORD_BYTES, Rows, SealedBatch, write_batches
+from headrace.connectors.records import Record
 from headrace.connectors.spans import Spans
 
 NOW = 1_700_000_000_123
@@ -23,14 +25,14 @@ def no_time_in_gzip(monkeypatch):
     monkeypatch.setattr(gzip, "time", SimpleNamespace(time=lambda: 0.0))
 
 
-def built(rows, transactional, compression, max_bytes, state=(-1, -1, -1)):
+def built(rows, transactional, compression, max_bytes, state=(-1, -1, -1), headers=None):
     """The batches of aiokafka's builder."""
     batches, number = [], 0
-    for key, value in rows:
-        if not batches or batches[-1].append(number, NOW, key, value, []) is None:
+    for (key, value), own in zip(rows, headers or [[]] * len(rows)):
+        if not batches or batches[-1].append(number, NOW, key, value, own) is None:
             batches.append(DefaultRecordBatchBuilder(2, CODECS[compression], int(transactional), *state, max_bytes))
             number = 0
-            batches[-1].append(0, NOW, key, value, [])
+            batches[-1].append(0, NOW, key, value, own)
         number += 1
     return [bytes(batch.build()) for batch in batches]
 
@@ -38,7 +40,7 @@ def built(rows, transactional, compression, max_bytes, state=(-1, -1, -1)):
 def written(rows, transactional=False, compression=None, max_bytes=900_000):
     keys, values = (Spans.of(column) for column in zip(*rows)) if rows else (Spans.of([]), Spans.of([]))
     return write_batches(
-        keys, values, NOW, to=("t", 3), transactional=transactional, compression=compression, max_bytes=max_bytes
+        Rows(keys, values), NOW, to=("t", 3), transactional=transactional, compression=compression, max_bytes=max_bytes
     )
 
 
@@ -121,14 +123,32 @@ def test_no_records_are_no_batches():
 
 def test_keys_and_values_must_be_as_many():
     with pytest.raises(InputError, match="2 keys for 1 values"):
-        write_batches(Spans.none(2), Spans.of([b"v"]), NOW, to=("t", 0), transactional=False)
+        write_batches(Rows(Spans.none(2), Spans.of([b"v"])), NOW, to=("t", 0), transactional=False)
+    with pytest.raises(InputError, match="headers of 2 records for 1"):
+        write_batches(Rows(Spans.none(1), Spans.of([b"v"]), Spans.none(2)), NOW, to=("t", 0), transactional=False)
 
 
 def test_views_are_written_as_what_they_show():
     rows = some_rows(100, 3)
     keys, values = (Spans.of(column).take(slice(10, 90, 3)) for column in zip(*rows))
-    (batch,) = write_batches(keys, values, NOW, to=("t", 0), transactional=False)
+    (batch,) = write_batches(Rows(keys, values), NOW, to=("t", 0), transactional=False)
     assert [bytes(batch._build())] == built(rows[10:90:3], False, None, 900_000)
+
+
+@every_codec
+def test_headers_are_written_as_aiokafka_writes_them(compression):
+    rows = some_rows(2000, 5)
+    rng = np.random.default_rng(6)
+    some = [("traceparent", b"00-%032x-01" % 7), ("ü", b""), ("", None), ("large", b"x" * 3000), ("b", bytes(200))]
+    headers = [[some[j] for j in rng.integers(0, 5, count)] for count in rng.integers(-2, 4, 2000).clip(0)]
+    wire = RecordTable.of([Record(0, 0, None, None, tuple(h)) for h in headers]).headers
+    strings = Rows(*(Spans.of(column) for column in zip(*rows)), wire)
+    batches = write_batches(strings, NOW, to=("t", 0), transactional=True, compression=compression, max_bytes=50_000)
+    assert len(batches) > 5
+    told = [bytes(batch._build()) for batch in batches]
+    assert told == built(rows, True, compression, 50_000, headers=headers)
+    read = [tuple(record.headers) for raw in told for record in MemoryRecords(raw).next_batch()]
+    assert read == [tuple(h) for h in headers]
 
 
 def test_a_batch_is_sealed_with_who_sends_it_however_often():

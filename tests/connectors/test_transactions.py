@@ -239,7 +239,7 @@ def test_sealed_batches_are_taken_from_any_producer(
         await producer.start()
         try:
             for _ in range(2):
-                batches = write_batches(Spans.of(keys), Spans.of(rows), 5, to=(output, 0), transactional=False)
+                batches = write_batches(Rows(Spans.of(keys), Spans.of(rows)), 5, to=(output, 0), transactional=False)
                 assert len(batches) > 1
                 await send_all(producer, {(output, 0): batches})
         finally:

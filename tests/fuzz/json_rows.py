@@ -12,15 +12,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 import numpy as np
+from msgspec import inspect
 
 from headrace.connectors.memory import padded
 from headrace.connectors.spans import Spans
 from headrace.stream.fast_json import FlatJson
 from headrace.stream.fields import microseconds
+from headrace.stream.leaves import leaves, list_items, without_none
 
 
 class Order(msgspec.Struct):
@@ -54,7 +57,40 @@ class Odd(msgspec.Struct, rename={"a": "", "b": "ключ", "c": "a name of more
     idd: int = -(2**63)
 
 
-SCHEMAS: dict[type[msgspec.Struct], tuple[str, ...]] = {Order: ("count",), Trip: ("driver_number",), Odd: ("idd",)}
+Level = Literal["low", "high", "é", ""]
+Three = Annotated[list[float], msgspec.Meta(min_length=3, max_length=3)]
+
+
+class Place(msgspec.Struct, rename={"lon": "longitude"}):
+    lon: float
+    name: str | None = None
+    level: Level = "low"
+
+
+class Person(msgspec.Struct):
+    id: int
+    home: Place | None
+    age: float | None = 30.5
+    places: tuple[Place, Place | None] | None = None
+
+
+class Journey(msgspec.Struct):
+    id: str
+    person: Person
+    vector: Three
+    mixed: tuple[str, int | None, bool, tuple[datetime, float] | None]
+    level: Level | None
+    at: Place
+    stars: Literal[0, 1, -5, 2**62] = 1
+    empty: Place | None = None
+
+
+SCHEMAS: dict[type[msgspec.Struct], tuple[str, ...]] = {
+    Order: ("count",),
+    Trip: ("driver_number",),
+    Odd: ("idd",),
+    Journey: ("person.id", "mixed.1", "stars"),
+}
 
 Draw = Callable[[random.Random], bytes]
 
@@ -130,6 +166,9 @@ PLAIN: dict[Any, Callable[[random.Random], str]] = {
     str: _text,
     datetime: _moment,
 }
+
+
+_PYTHON = {inspect.FloatType: float, inspect.IntType: int, inspect.BoolType: bool, inspect.StrType: str, inspect.DateTimeType: datetime}  # fmt: skip
 
 
 def _words(text: str) -> list[str]:
@@ -269,12 +308,46 @@ def hostile_value(r: random.Random) -> bytes:
             return b'"' + r.choice(_MOMENTS).encode() + b'"'
 
 
-def plain_value(field: msgspec.structs.FieldInfo, r: random.Random) -> bytes:
-    """One that no decoder may refuse, of a field of this type."""
-    kinds = getattr(field.type, "__args__", (field.type,))
-    if type(None) in kinds and r.random() < 0.2:
+@lru_cache(1000)
+def _type_of(annotation: Any) -> tuple[inspect.Type | None, bool]:
+    return without_none(inspect.type_info(annotation))
+
+
+@lru_cache(1000)
+def _items_of(annotation: Any) -> list[Any] | None:
+    """The annotations of a list's places."""
+    items = list_items(_type_of(annotation)[0])
+    kinds = [one for one in (annotation, *get_args(annotation)) if get_origin(one) in (tuple, list)]
+    return items and (list(get_args(kinds[0])) * len(items))[: len(items)]
+
+
+_fields = lru_cache(100)(msgspec.structs.fields)
+
+
+def plain_value(annotation: Any, r: random.Random, spoil: float = 0.0) -> bytes:
+    """One that no decoder may refuse, of this type; something nested is spoiled with this probability."""
+    info, nullable = _type_of(annotation)
+    if nullable and r.random() < 0.2:
         return b"null"
-    return PLAIN[kinds[0]](r).encode()
+    if isinstance(info, inspect.LiteralType):
+        return msgspec.json.encode(r.choice(info.values))
+    if isinstance(info, inspect.StructType):
+        pairs = plain_row(info.cls, r, spoil)
+        return written(hostile_row(pairs, r) if r.random() < spoil else pairs, r, 0.1 + spoil, odd=spoil > 0)
+    if items := _items_of(annotation):
+        values = [plain_value(item, r, spoil) for item in items]
+        if r.random() < spoil:
+            at = r.randrange(len(values) + 1)
+            match r.randrange(4):
+                case 0:
+                    values.insert(at, r.choice([b"", b"1", b"null", b'"x"', *values]))
+                case 1:
+                    del values[at:]
+                case _:
+                    values[at : at + 1] = [hostile_value(r)]
+        space = r.choice(_SPACE) if r.random() < 0.1 + spoil else b""
+        return b"[" + space + (space + b"," + space).join(values) + space + b"]"
+    return PLAIN[_PYTHON[type(info)]](r).encode()
 
 
 # --- rows
@@ -282,12 +355,15 @@ def plain_value(field: msgspec.structs.FieldInfo, r: random.Random) -> bytes:
 Pair = tuple[bytes, bytes]
 
 
-def plain_row(schema: type[msgspec.Struct], r: random.Random) -> list[Pair]:
-    """A valid record, as (name, value) in JSON: fields in any order, some that are not required left out."""
+def plain_row(schema: type[msgspec.Struct], r: random.Random, spoil: float = 0.0) -> list[Pair]:
+    """A valid record, as (name, value) in JSON: fields in any order, some that are not required left out.
+
+    Of what is nested in it, things are spoiled with this probability.
+    """
     pairs = []
-    for field in msgspec.structs.fields(schema):
+    for field in _fields(schema):
         if field.required or r.random() < 0.8:
-            pairs.append((b'"' + field.encode_name.encode() + b'"', plain_value(field, r)))
+            pairs.append((b'"' + field.encode_name.encode() + b'"', plain_value(field.type, r, spoil)))
     if r.random() < 0.2:
         r.shuffle(pairs)
     return pairs
@@ -339,11 +415,11 @@ def hostile_row(pairs: list[Pair], r: random.Random) -> list[Pair]:
     return pairs
 
 
-def written(pairs: Sequence[Pair], r: random.Random, loose: float) -> bytes:
-    """The record as JSON, with white space in this share of all cases."""
+def written(pairs: Sequence[Pair], r: random.Random, loose: float, odd: bool = True) -> bytes:
+    """The record as JSON, with white space in this share of all cases; odd: sometimes what only looks like it."""
     if r.random() >= loose:
         return b"{" + b",".join([name + b":" + value for name, value in pairs]) + b"}"
-    spaces = _SPACE if r.random() < 0.8 else _SPACE + _NO_SPACE
+    spaces = _SPACE if not odd or r.random() < 0.8 else _SPACE + _NO_SPACE
 
     def s() -> bytes:
         return r.choice(spaces)
@@ -418,13 +494,14 @@ def differences(flat: FlatJson, schema: type[msgspec.Struct], values: Spans) -> 
         except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
             wrong.append(f"refused by msgspec ({error}): {records[i]!r}")
             expected.append(None)
-    for name, j in flat.place.items():
+    for name, leaf in leaves(schema).items():
+        j = flat.place[name]
         known, cells = rows.known[j].tolist(), rows.cells[j].tolist()
         t = flat.text.get(name, -1)
         for i, row in zip(sure, expected):
             if row is None:
                 continue
-            value = getattr(row, name)
+            value = leaf.of(row)
             same = known[i] == (value is not None)
             if same and value is not None and not isinstance(value, str):
                 if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -454,7 +531,11 @@ def draw(schema: type[msgspec.Struct], rows: int, r: random.Random) -> tuple[Spa
     between: list[bytes] = []
     kinds = r.choices(KINDS, (2, 1, 4, 3, 1), k=rows)
     for kind in kinds:
-        pairs = plain_row(schema, r)
+        if kind == "mutated" and records and records[-1] and r.random() < 0.4:
+            records.append(mutated(records[-1], r))
+            between.append(between[-1])
+            continue
+        pairs = plain_row(schema, r, {"hostile": 0.03, "mutated": 0.01}.get(kind, 0.0))
         if kind == "hostile" or (kind == "mutated" and r.random() < 0.2):
             pairs = hostile_row(pairs, r)
         record = written(pairs, r, {"plain": 0.0, "loose": 1.0}.get(kind, 0.3))

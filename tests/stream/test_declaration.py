@@ -315,6 +315,14 @@ MISTAKES: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: pipeline(events=departures(topic="flights.journal")),
         ["the journal's topic 'flights.journal' is events.topic"],
     ),
+    "headers list": (
+        lambda: pipeline(predictions=Predictions("late", headers=["traceparent"])),  # type: ignore[arg-type]
+        ["predictions.headers: expected True or False, got ['traceparent']"],
+    ),
+    "compression unknown": (
+        lambda: pipeline(predictions=Predictions("late", compression="zst")),  # type: ignore[arg-type]
+        ['predictions.compression: expected "lz4" or "zstd", got \'zst\'; did you mean `zstd`?'],
+    ),
     "predictions text": (lambda: pipeline(predictions="late"), ["expected Predictions(topic)", "Predictions('late')"]),
     # events
     "events missing": (lambda: pipeline(events="departures"), ["events: expected Events(", "str 'departures'"]),

@@ -16,7 +16,7 @@ from headrace.stream.slices import DeadLetter, Piece, Record
 def predicted(keys, out, time, offset=None, record_keys=None):
     batch = SimpleNamespace(
         partition=3, keys=Spans.of([msgspec.json.encode(key) for key in keys]),
-        record_keys=Spans.of(record_keys or [None] * len(keys)), time=np.array(time, np.int64),
+        record_keys=Spans.of(record_keys or [None] * len(keys)), headers=None, time=np.array(time, np.int64),
         offset=np.array(offset if offset is not None else range(len(keys)), np.int64),
     )  # fmt: skip
     return SimpleNamespace(batch=batch, lo=0, hi=len(keys), out=np.array(out, np.float32)[:, None])

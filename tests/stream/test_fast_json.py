@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 import pytest
-from fuzz.json_rows import SCHEMAS, Odd, Order, Trip, differences, draw, mutated, plain_row, spans_between, written
+from fuzz.json_rows import SCHEMAS, Journey, Order, Trip, differences, draw, mutated, plain_row, spans_between, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +49,7 @@ def test_what_is_not_flagged_is_equal_to_the_bit(schema):
 @settings(deadline=None)  # the first one compiles
 @given(st.data())
 def test_no_change_of_bytes_parts_the_decoders(data):
-    schema = data.draw(st.sampled_from([Order, Trip, Odd]))
+    schema = data.draw(st.sampled_from(list(SCHEMAS)))
     r = random.Random(data.draw(st.integers(0, 2**32)))
     records = [mutated(written(plain_row(schema, r), r, 0.3), r) for _ in range(20)]
     records.append(data.draw(st.binary(max_size=40)))
@@ -240,13 +240,80 @@ def test_flat_schemas_are_possible(annotation):
 def test_what_the_strict_decoder_checks_besides_is_not_possible():
     constrained = Annotated[int, msgspec.Meta(gt=0)]
     aware = Annotated[datetime, msgspec.Meta(tz=True)]
-    for annotation in (constrained, constrained | None, aware, Literal["a"], int | str, list[int], dict, Order, bytes):
+    checked = msgspec.defstruct("Checked", [("x", int)], forbid_unknown_fields=True)
+    four = Annotated[list[int], msgspec.Meta(min_length=3, max_length=4)]
+    for annotation in (constrained, constrained | None, aware, Literal["a", 1], int | str, list[int], dict, bytes, four,
+                       checked, tuple[int, constrained], tuple[int, ...], set[int], Endless):  # fmt: skip
         assert not FlatJson.possible(schema(annotation))
     for config in ({"tag": True}, {"array_like": True}, {"forbid_unknown_fields": True}):
         assert not FlatJson.possible(schema(int, **config))
     assert not FlatJson.possible(schema(int, namespace={"__post_init__": lambda self: None}))
     with pytest.raises(ValueError, match="not a flat schema"):
         FlatJson(schema(list[int]))
+
+
+class Endless(msgspec.Struct):
+    more: "Endless | None" = None
+
+
+# --- what is nested
+
+INSIDE = b'{"id":7,"home":{"longitude":1.5}}'
+JOURNEY = (
+    b'{"id":"a","person":%b,"vector":[1,2.5,-0.0],"mixed":["x",null,true,null],"level":"low","at":{"longitude":1}}'
+)
+NESTED = FlatJson(Journey, ("person.id",))
+
+
+def journey(person: bytes = INSIDE, **other: bytes) -> bytes:
+    record = JOURNEY % person
+    for name, more in other.items():
+        record = record[:-1] + b',"%b":%b}' % (name.encode(), more)
+    return record
+
+
+def test_what_is_nested_is_in_columns_of_its_own():
+    record = journey(b'{ "x":[{}] , "age":2.5, "id" : 7 , "home":{"name":"SE","longitude":1.5,"level":"high"} }')
+    assert value(NESTED, "person.id", record) == "7"
+    assert value(NESTED, "person.home.name", record) == "SE"
+    assert value(NESTED, "person.age", record) == np.float64(2.5).view(np.uint64)
+    assert value(NESTED, "vector.2", record) == 1 << 63
+    assert value(NESTED, "mixed.2", record) == 1
+    assert value(NESTED, "mixed.3.0", record) is None
+    rows = NESTED.decode(Spans.of([record, record[:-1]]))
+    start, size = rows.start[NESTED.text["person.home.name"], 0], rows.size[NESTED.text["person.home.name"], 0]
+    assert rows.data[start - 1 : start + size + 1].tobytes() == b'"SE"'
+
+
+def test_columns_of_what_is_null_or_absent_are_null_and_defaults_hold_within_what_is_there():
+    record = journey(b'{"id":7,"home":null}', empty=b"null")
+    for name in ("person.home.longitude", "person.home.level", "person.places.0.longitude", "empty.longitude"):
+        name = name.replace("longitude", "lon")
+        assert value(NESTED, name, record) is None
+        assert value(NESTED, name, journey(b'{"id":7,"home":null}')) is None
+    assert value(NESTED, "person.home.level", journey()) == "low"
+    assert value(NESTED, "person.age", journey()) == np.float64(30.5).view(np.uint64)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        journey(b"null"), journey(b"[]"), journey(b"{}"), journey(b'"x"'), journey(b"7"), journey(b'{"id":7}'),
+        journey(b'{"id":7,"id":8,"home":null}'), journey(b'{"id":"7","home":null}'), journey(b'{"id":7,"home":{}}'),
+        journey(b'{"id":7,"home":{"longitude":1,"longitude":2}}'), journey(person=INSIDE).replace(b'"at":{', b'"at":[{'),
+        journey().replace(b"[1,2.5,-0.0]", b"[1,2.5]"), journey().replace(b"[1,2.5,-0.0]", b"[1,2.5,0,0]"),
+        journey().replace(b"[1,2.5,-0.0]", b"[1,2.5,]"), journey().replace(b"[1,2.5,-0.0]", b'{"0":1,"1":2,"2":3}'),
+        journey().replace(b"[1,2.5,-0.0]", b"[1,2.5,null]"), journey().replace(b"[1,2.5,-0.0]", b"null"),
+        journey().replace(b'"x",null', b'1,null'), journey().replace(b'"low"', b'"lo"'), journey(empty=b"true"),
+        journey().replace(b'"low"', b'"lows"'), journey(stars=b"2"), journey(stars=b'"1"'), journey(at=b'{"longitude":1}'),
+        journey(b'{"id":7,"home":{"longitude":1,"level":"lo"}}'), journey(b'{"id":7,"home":{"longitude":1,"level":"hogh"}}'),
+        JOURNEY.replace(b',"at":{"longitude":1}', b"") % INSIDE,
+    ],
+)  # fmt: skip
+def test_nested_rows_that_are_not_sure_are_flagged_and_hold_nothing(record):
+    rows = NESTED.decode(Spans.of([journey(), record]))
+    assert rows.flagged.tolist() == [False, True]
+    assert not rows.known[:, 1].any() and (rows.size[:, 1] == -1).all()
 
 
 @pytest.mark.parametrize("count", [1, 62, 63])

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from headrace import Events, Labels, Pipeline, Predictions, category, count, cross, mean, numeric
+from headrace.connectors.record_table import headers_of
 from headrace.models import FTRL, LogisticRegression
 from headrace.stream.decode import Batch, Decoder
 from headrace.stream.encode import Served, encode_predictions
@@ -141,8 +142,37 @@ def test_prediction_records_are_equal_to_the_byte_however_the_pieces_are_cut():
     out[2] = 0.3
     cuts = [0, *sorted(random.choice(np.arange(1, len(batch)), 9, replace=False).tolist()), len(batch)]
     pieces = [Predicted(batch, a, b, out[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    assert_same_records(batch, pieces, served)
+
+
+def assert_same_records(batch, pieces, served):
     for given in (pieces, pieces[:3] + pieces[5:], pieces[:1]):  # some rows were never predicted
         rows = prediction_rows(given, "visits", served)
         expected = [record for piece in given for record in encode_predictions(piece, "visits", served)]
         assert list(rows.keys) == [key for key, _, _, _ in expected]
         assert list(rows.values) == [value for _, value, _, _ in expected]
+        headers = [()] * len(rows) if rows.headers is None else [headers_of(wire) for wire in rows.headers]
+        assert headers == [headers for _, _, headers, _ in expected]
+
+
+def test_predictions_carry_the_headers_of_their_events_where_the_declaration_says_so():
+    s = slice_of("events")
+    told = (("traceparent", b"00-1-2-01"), ("odd", END_OF_STREAM.encode()), ("ü", None), ("", b"\xff"))
+    records = [r._replace(headers=(*r.headers, *told[: i % 5])) for i, r in enumerate(s.records)]
+    records[20] = records[20]._replace(headers=(("large", bytes(200_001)),))
+    s = s._replace(records=records)
+    carrying = Pipeline(**{
+        name: getattr(PIPELINE, name) for name in ("name", "events", "labels", "features", "model")
+    }, predictions=Predictions("scores", headers=True))  # fmt: skip
+    batches = [Decoder(carrying, "events", fast=fast).decode(s) for fast in (True, False)]
+    by_offset = {r.offset: r.headers for r in records}
+    for batch in batches:
+        assert batch.headers is not None and batch.marks == [118], "the mark's name alone makes a mark"
+        assert [headers_of(wire) for wire in batch.headers] == [by_offset[at] for at in batch.offset.tolist()]
+        (letter,) = [letter for letter in batch.dead if letter.record.offset == 140]
+        assert letter.reason.startswith("the headers have 200,0") and letter.reason.endswith("at most 200,000")
+        out = np.full((len(batch), 1), 0.5, np.float32)
+        assert_same_records(
+            batch, [Predicted(batch, a, a + 7, out[a : a + 7]) for a in range(0, 70, 7)], Served("both", 1, None)
+        )
+    assert Decoder(PIPELINE, "events").decode(s).headers is None
