@@ -91,7 +91,7 @@ def cycles(size: int, events: int) -> float:
 
 
 CURVES = (
-    Curve("numbers", "numeric fields, all features", (4, 8, 16, 32, 60), numbers, "each has its decoding and a weight"),
+    Curve("numbers", "numeric fields, all features", (4, 8, 16, 32, 64), numbers, "each has its decoding and a weight"),
     Curve("unknown", "fields that the schema does not know", (0, 4, 16, 64), skipped, "they are passed over as text"),
     Curve("texts", "fields of text, all categories", (1, 2, 4, 8, 16, 32), texts, "each has its hash and a weight"),
     Curve(

@@ -162,7 +162,8 @@ class FlatJson:
             from_tail = False
         else:
             follower = np.append(np.arange(1, len(plan.become)), (0, 0))
-            given = plan.plan, plan.words, plan.become, plan.absent, follower
+            marks = np.zeros(len(plan.become), np.int64)
+            given = plan.plan, plan.words, plan.become, plan.absent, follower, marks
             from_tail = decode_objects(data.ctypes.data, len(data), *at, *given, *columns, flagged)
         for text, nested in plan.nested:
             within = Spans(data, out.start[text], out.size[text])

@@ -19,7 +19,6 @@ from .leaves import DEEPEST, list_items, without_none
 
 FLOAT, INT, BOOL, TEXT, MOMENT, OBJECT, LIST = range(7)  # kinds of fields; what is nested: the last two
 NOT_SURE, VALUE, NONE = range(3)  # what a field that is absent becomes; NOT_SURE: an error, or what only msgspec knows
-MOST_FIELDS = 63  # of one object: the fields seen in it are bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ def flat_fields(schema: type[msgspec.Struct], depth: int = 0) -> tuple[FlatField
     if hasattr(schema, "__post_init__"):
         return None
     infos = msgspec.structs.fields(schema)
-    if not 0 < len(infos) <= MOST_FIELDS or not all(_is_plain(info.encode_name) for info in infos):
+    if not infos or not all(_is_plain(info.encode_name) for info in infos):
         return None
     return _all(_field(i.name, i.encode_name, inspect.type_info(i.type), i.default, depth) for i in infos)
 

@@ -5,7 +5,6 @@ Arrays at the door, addresses within, since an array passed on for each row is c
 
 from __future__ import annotations
 
-import numpy as np
 from numba import int64, njit, uint64
 
 from ..connectors.memory import load8, load32, load64, store8, store64
@@ -34,13 +33,14 @@ WIDTH = 8  # of the plan of a field: a cache line
 _KIND, _NULLABLE, _TEXT, _NAME_SIZE, _NAME, _FIRST, _MASK = range(7)
 # _TEXT: its row of text_start, or -1; _NAME: its place in words; _FIRST: the first of them, _MASK: what counts of it
 
-_FLAGGED = np.uint64(1 << 63)  # in the place of the fields seen, which are the bits below
+_FLAGGED = -1  # in the place of how many fields were seen
 
 
 @njit(cache=True, nogil=True)
 def decode_objects(
-    base, behind, starts, sizes, plan, words, become, absent, follower, cells, known, text_start, text_size, flagged
-):
+    base, behind, starts, sizes, plan, words, become, absent, follower, marks, cells, known, text_start, text_size,
+    flagged,
+):  # fmt: skip
     """Decode B records into the arrays of FlatRows. Returns whether a text is one of the tail, which is not there yet.
 
     base      int64              the address of data
@@ -51,27 +51,27 @@ def decode_objects(
     absent    int64 (F, 3)       the bits of its cell, its text's place in the tail behind data, its size
     follower  int64 (F + 1,)     the field that was last seen behind field j, or first in a record (at F); changed in
                                  place. No array may be made in here: it would be freed once its address is taken
+    marks     int64 (F,)         zeros; the last record, from 1 on, in which each field was seen; changed in place
     """
     rows, fields = starts.shape[0], plan.shape[0]
     at_plan, at_words, at_follower = plan.ctypes.data, words.ctypes.data, follower.ctypes.data
-    at_cells, at_known = cells.ctypes.data, known.ctypes.data
+    at_marks, at_cells, at_known = marks.ctypes.data, cells.ctypes.data, known.ctypes.data
     at_start, at_size = text_start.ctypes.data, text_size.ctypes.data
-    every = (uint64(1) << uint64(fields)) - uint64(1)
     from_tail = False
     for i in range(rows):
         seen = _FLAGGED
         if sizes[i] > 1:
             p = base + starts[i]
             seen = _row(
-                p, p + sizes[i], base, i, rows, fields, at_plan, at_words, at_follower,
+                p, p + sizes[i], base, i, rows, fields, at_plan, at_words, at_follower, at_marks,
                 at_cells, at_known, at_start, at_size,
             )  # fmt: skip
-        if seen != every:
+        if seen != fields:
             for j in range(fields):
-                if (seen >> uint64(j)) & uint64(1) == uint64(0) and become[j] == NOT_SURE:
+                if marks[j] != i + 1 and become[j] == NOT_SURE:
                     seen = _FLAGGED
             for j in range(fields):
-                if seen == _FLAGGED or (seen >> uint64(j)) & uint64(1) == uint64(0):
+                if seen == _FLAGGED or marks[j] != i + 1:
                     given = seen != _FLAGGED and become[j] == VALUE
                     known[j, i] = given
                     cells[j, i] = uint64(absent[j, 0])
@@ -84,8 +84,8 @@ def decode_objects(
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _row(p, end, base, i, rows, fields, plan, words, follower, cells, known, text_start, text_size):
-    """Decode the record from address p to end into row i of so many. Returns the fields seen, as bits, or _FLAGGED.
+def _row(p, end, base, i, rows, fields, plan, words, follower, marks, cells, known, text_start, text_size):
+    """Decode the record from address p to end into row i of so many. Returns how many fields were seen, or _FLAGGED.
 
     base is the address of data, plan ... text_size those of the arrays. Nothing on the way looks for the end: every
     byte up to the closing brace is accepted in turn, so a record that was cut off shows by where that brace lies.
@@ -94,7 +94,7 @@ def _row(p, end, base, i, rows, fields, plan, words, follower, cells, known, tex
     if load8(p) != OPEN:
         return _FLAGGED
     p = skip_space(p + 1)
-    seen = uint64(0)
+    seen = 0
     last = fields
     while load8(p) == QUOTE:
         p += 1
@@ -106,10 +106,10 @@ def _row(p, end, base, i, rows, fields, plan, words, follower, cells, known, tex
             store64(follower + 8 * last, j if j < fields else 0)
         if j < fields:
             p += _of(plan, j, _NAME_SIZE)
-            bit = uint64(1) << uint64(j)
-            if seen & bit:
-                return _FLAGGED
-            seen |= bit
+            if int64(load64(marks + 8 * j)) == i + 1:
+                return _FLAGGED  # twice
+            store64(marks + 8 * j, i + 1)
+            seen += 1
             last = j
         else:
             stop, high = text_end(p)
