@@ -36,6 +36,7 @@ lint: .venv/installed-dev
 bench: .venv/installed-dev
 	@echo "==> benchmarks"
 	@$(BIN)/python -m benchmarks.run
+	@$(BIN)/python -m benchmarks.latency
 
 durability: .venv/installed-dev
 	@echo "==> durability"

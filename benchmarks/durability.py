@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks.load import fill, make_batches, pouring
+from benchmarks.load import cpu_seconds, fill, make_batches, pouring
 from benchmarks.run import README, machine, today, write_section
 from benchmarks.throughput import PARTITIONS, TOPIC, say
 from kafka import KafkaConsumer, TopicPartition
@@ -139,8 +139,7 @@ class Worker:
 
     def cpu_seconds(self) -> float:
         assert self._process is not None
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self._process.pid)
 
 
 @contextlib.contextmanager

@@ -180,12 +180,11 @@ def run(contestant: Contestant, broker: str, redis: str, views: Views, folder: P
     """Let one contestant work until what is due has been predicted, stop it, and read what it wrote."""
     due = min(contestant.events or views.count, views.count)
     say(f"{contestant.name}: {due:,} events")
+    versions = pinned(contestant.script) if contestant.script else "this commit"
     if contestant.script:
-        python, versions = PEERS / contestant.script / "bin" / "python", pinned(contestant.script)
-        worker = ["worker", "-l", "warn", "--without-web"] if contestant is FAUST else []
-        command = [str(python), str(HERE / "peers" / f"{contestant.script}.py"), *worker]
+        command = peer_command(contestant.script)
     else:
-        tool, versions = Path(sys.executable).parent / "headrace", "this commit"
+        tool = Path(sys.executable).parent / "headrace"
         command = [str(tool), "run", str(HERE / contestant.pipeline), "--broker", broker, "--redis", redis]
     log = folder / f"{contestant.output}.log"
     with log.open("wb") as output, running(command, {"BROKER": broker}, folder, output) as process:
@@ -203,6 +202,12 @@ def run(contestant: Contestant, broker: str, redis: str, views: Views, folder: P
     )
     say(f"  {result.events_per_second:,.0f} events/s; {len(rows):,} predictions, {result.repeats:,} repeated")
     return result
+
+
+def peer_command(script: str) -> list[str]:
+    """What runs a peer; the address of the broker comes to it in the environment, as BROKER."""
+    worker = ["worker", "-l", "warn", "--without-web"] if script == FAUST.script else []
+    return [str(PEERS / script / "bin" / "python"), str(HERE / "peers" / f"{script}.py"), *worker]
 
 
 @contextlib.contextmanager

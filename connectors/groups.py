@@ -11,9 +11,10 @@ import collections
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
+from aiokafka.client import ConnectionGroup, CoordinationType
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaError, for_code
+from aiokafka.producer.sender import Sender
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
@@ -206,28 +207,30 @@ async def stable_offsets(
 
 
 async def commit_offsets(
-    client: AIOKafkaClient, group: str, member: Member, offsets: Mapping[Partition, int], metadata: str = ""
+    sender: Sender, group: str, member: Member, offsets: Mapping[Partition, int], metadata: str = ""
 ) -> None:
     """Commit offsets outside a transaction, under the generation of a member. Waits as long as the broker is away.
 
-    Raises CommitRefused when the group has moved on.
+    The sender of a producer knows which broker coordinates the group. Raises CommitRefused when the group has moved on.
     """
     rows = _by_topic((topic, (number, offset, metadata)) for (topic, number), offset in sorted(offsets.items()))
     request = OffsetCommitRequest(group, member.generation, member.member_id, -1, rows)
     while rows:
         try:
-            node = await client.coordinator_lookup(CoordinationType.GROUP, group)
-            response = await client.send(node, request, group=ConnectionGroup.COORDINATION)
+            node = await sender._find_coordinator(CoordinationType.GROUP, group)
+            response = await sender.client.send(node, request, group=ConnectionGroup.COORDINATION)
         except KafkaError as error:
             if not error.retriable:
                 raise
-            await client.force_metadata_update()
+            sender._coordinator_dead(CoordinationType.GROUP)
+            await sender.client.force_metadata_update()
         else:
             codes = {code for _, rows in response.topics for _, code in rows} - {0}
             if not codes:
                 return
             if not codes <= TRANSIENT:
                 raise CommitRefused(refusal(group, member, codes))
+            sender._coordinator_dead(CoordinationType.GROUP)
         await asyncio.sleep(BACKOFF_SECONDS)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import CoordinationType
@@ -19,7 +19,7 @@ from aiokafka.errors import (
     ProducerFenced,
 )
 from aiokafka.producer.message_accumulator import BatchBuilder
-from aiokafka.producer.sender import TxnOffsetCommitHandler
+from aiokafka.producer.sender import BACKOFF_OVERRIDE, AddPartitionsToTxnHandler, TxnOffsetCommitHandler
 from aiokafka.producer.transaction_manager import TransactionState
 
 from ..errors import HeadraceError, InputError, Refused, Unreachable
@@ -30,8 +30,10 @@ from .records import Headers, Partition
 
 Output = tuple[bytes | None, bytes | None, Headers, int | None]  # key, value, headers, timestamp in ms or None for now
 Batch: TypeAlias = BatchBuilder | SealedBatch
+Done = TypeVar("Done")
 
 COMMIT_SECONDS = 30.0
+CONCURRENT_SECONDS = 0.002  # until a transaction is begun again whose predecessor's markers were not written yet
 END_SECONDS = 5.0  # for an abort; the next producer of this id ends what is left
 STOP_SECONDS = 3.0
 
@@ -43,7 +45,8 @@ class CycleProducer:
 
     A cycle's outputs are sent and acknowledged before its offsets are: aiokafka would commit the offsets even if an
     output was refused, and a broker that gets both at once holds up the outputs. After an error the producer is
-    spent, for what is engine state by then is ahead of what is committed: start anew. One cycle at a time.
+    spent, for what is engine state by then is ahead of what is committed: start anew. One cycle at a time; without
+    transactions the outputs of the next may be sent while the offsets of the last are committed.
 
     commit_seconds  how long a commit may take, in which a broker may restart; then nobody knows whether it happened
     """
@@ -84,6 +87,7 @@ class CycleProducer:
         while True:
             producer = AIOKafkaProducer(**self._settings)
             _look_again(producer)
+            _begin_again_soon(producer)
             try:
                 async with asyncio.timeout_at(deadline):
                     await producer.start()
@@ -152,16 +156,42 @@ class CycleProducer:
         happened or not, and whoever holds this transactional id next finds out. An outage that is shorter is waited
         out. An abort may take END_SECONDS more.
         """
-        if self._spent or self._producer is None:
-            raise Refused(f"this producer cannot commit: {self._spent}; restart the worker")
-        producer = self._producer
-        batches = {to: self._encode(producer, to, records) for to, records in outputs.items() if records}
+        producer = self._usable()
+        batches = self._encode_all(producer, outputs)
         if not batches and not offsets:
             return {}
-        self._spent, self._doing = "its last commit did not end", "beginning"
+        if self.transactional_id is not None:
+            return await self._end(self._transact(producer, batches, offsets, group, member, metadata))
+        first = await self._end(self._send(producer, batches))
+        await self.commit_offsets(offsets, group, member, metadata)
+        return first
+
+    async def send_outputs(self, outputs: Mapping[Partition, Sequence[Output] | Rows]) -> dict[Partition, int]:
+        """The first half of `commit_cycle` without transactions; what is sent can be read at once. Raises as that."""
+        producer = self._usable()
+        return await self._end(self._send(producer, self._encode_all(producer, outputs)))
+
+    async def commit_offsets(
+        self, offsets: Mapping[Partition, int], group: str, member: Member, metadata: str = ""
+    ) -> None:
+        """The second half of `commit_cycle` without transactions, of one cycle or some. Raises as that."""
+        producer = self._usable()
+        await self._end(self._offsets(producer, offsets, group, member, metadata))
+
+    def _usable(self) -> AIOKafkaProducer:
+        if self._spent or self._producer is None:
+            raise Refused(f"this producer cannot commit: {self._spent}; restart the worker")
+        return self._producer
+
+    async def _end(self, work: Awaitable[Done]) -> Done:
+        """Wait for a part of a commit within its time; after anything else than success the producer is spent."""
+        spent, self._doing = True, "beginning"
+        producer = self._usable()
         try:
             async with asyncio.timeout(self.commit_seconds):
-                first = await self._commit(producer, batches, offsets, group, member, metadata)
+                done = await work
+            spent = False
+            return done
         except TimeoutError as error:  # an abort would wait for the same
             raise Unreachable(
                 f"broker {self.address} did not end a commit within {self.commit_seconds:g} s, and hangs in "
@@ -173,8 +203,14 @@ class CycleProducer:
         except Exception as error:
             await self._abort(producer)
             raise self._in_words(error) from error
-        self._spent = ""
-        return first
+        finally:
+            if spent:
+                self._spent = "its last commit did not end"
+
+    def _encode_all(
+        self, producer: AIOKafkaProducer, outputs: Mapping[Partition, Sequence[Output] | Rows]
+    ) -> dict[Partition, Sequence[Batch]]:
+        return {to: self._encode(producer, to, records) for to, records in outputs.items() if records}
 
     def _encode(self, producer: AIOKafkaProducer, to: Partition, records: Sequence[Output] | Rows) -> Sequence[Batch]:
         if not isinstance(records, Rows):
@@ -187,7 +223,19 @@ class CycleProducer:
             compression=self._settings["compression_type"],
         )
 
-    async def _commit(
+    async def _send(
+        self, producer: AIOKafkaProducer, batches: Mapping[Partition, Sequence[Batch]]
+    ) -> dict[Partition, int]:
+        self._doing = "writing outputs to " + ", ".join(sorted({topic for topic, _ in batches}))
+        return await send_all(producer, batches)
+
+    async def _offsets(
+        self, producer: AIOKafkaProducer, offsets: Mapping[Partition, int], group: str, member: Member, metadata: str
+    ) -> None:
+        self._doing = f"committing the offsets of group {group}"
+        await groups.commit_offsets(producer._sender, group, member, offsets, metadata)
+
+    async def _transact(
         self,
         producer: AIOKafkaProducer,
         batches: Mapping[Partition, Sequence[Batch]],
@@ -196,16 +244,19 @@ class CycleProducer:
         member: Member,
         metadata: str,
     ) -> dict[Partition, int]:
-        if self.transactional_id is not None:
-            await producer.begin_transaction()
-        self._doing = "writing outputs to " + ", ".join(sorted({topic for topic, _ in batches}))
-        first = await send_all(producer, batches)
-        self._doing = f"committing the offsets of group {group}"
-        if self.transactional_id is None:
-            await groups.commit_offsets(producer.client, group, member, offsets, metadata)
-            return first
-        if offsets:
-            await send_offsets(producer, offsets, group, member, metadata)
+        await producer.begin_transaction()
+        for partition in batches:  # all in one request, and before the group
+            producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(*partition))
+        sending = asyncio.ensure_future(self._send(producer, batches))
+        adding = asyncio.ensure_future(send_offsets(producer, offsets, group, member, metadata, after=sending))
+        try:
+            first = await sending
+            self._doing = f"committing the offsets of group {group}"
+            await adding
+        finally:
+            for task in (sending, adding):
+                task.cancel()
+            await asyncio.gather(sending, adding, return_exceptions=True)
         self._doing = f"ending the transaction of {self.transactional_id}"
         await producer.commit_transaction()
         return first
@@ -259,6 +310,24 @@ def _look_again(producer: AIOKafkaProducer) -> None:
             raise
 
     producer.client.coordinator_lookup = patient
+
+
+def _begin_again_soon(producer: AIOKafkaProducer) -> None:
+    """A transaction right after another finds the markers of the last unwritten: aiokafka would wait 20 ms for them."""
+    sender = producer._sender
+
+    async def add(partitions: Any) -> bool:
+        node = await sender._find_coordinator(CoordinationType.TRANSACTION, sender._txn_manager.transactional_id)
+        return bool(await _AddPartitions(sender, partitions).do(node))
+
+    sender._do_add_partitions_to_txn = add
+
+
+class _AddPartitions(AddPartitionsToTxnHandler):
+    def handle_response(self, response: Any) -> float | None:
+        """None when the request is settled, else the seconds after which it is sent again."""
+        seconds: float | None = super().handle_response(response)
+        return CONCURRENT_SECONDS if seconds == BACKOFF_OVERRIDE else seconds
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:
@@ -346,14 +415,31 @@ async def send_all(producer: AIOKafkaProducer, batches: Mapping[Partition, Seque
 
 
 async def send_offsets(
-    producer: AIOKafkaProducer, offsets: Mapping[Partition, int], group: str, member: Member, metadata: str = ""
+    producer: AIOKafkaProducer,
+    offsets: Mapping[Partition, int],
+    group: str,
+    member: Member,
+    metadata: str = "",
+    after: asyncio.Future[Any] | None = None,
 ) -> None:
-    """Add offsets to the open transaction; raises CommitRefused, after which the transaction can be aborted."""
+    """Add offsets to the open transaction; raises CommitRefused, after which the transaction can be aborted.
+
+    after  what the broker must have before them. The group is added to the transaction meanwhile; when `after` fails
+           the offsets are not sent
+    """
 
     async def commit(offsets: Mapping[Any, Any], group: str) -> None:
+        if after is not None:
+            await asyncio.wait([after])
+            if after.cancelled() or after.exception() is not None:
+                _, _, waiting = sender._txn_manager._pending_txn_offsets.popleft()  # or an abort would wait for them
+                waiting.cancel()
+                return
         node = await sender._find_coordinator(CoordinationType.GROUP, group)
         await _GroupOffsets(sender, offsets, group, member, metadata).do(node)
 
+    if not offsets:
+        return
     sender = producer._sender
     sender._do_txn_offset_commit = commit
     rows = {TopicPartition(*partition): offset for partition, offset in offsets.items()}

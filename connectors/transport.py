@@ -30,11 +30,11 @@ from .groups import Committed, Member, Rebalanced, stable_offsets
 from .record_batches import records_of
 from .records import Fetched, Partition
 
-# Between two takes: each run has its cost, and so a steady stream of small fetches comes in fewer, larger ones. What
-# comes alone is taken at once.
-DRAIN_SECONDS = 0.02
 FETCH_THREAD = "headrace-fetch"
+LOOK_SECONDS = 0.001  # how often to ask whether the owner waits for what is here
 DRAIN_RECORDS = 50_000  # taken at one go, so that the heartbeats of the consumer's thread are not late
+QUIET_SECONDS = 1.0  # without a record; from then on nobody is held up by a fetch that waits longer
+QUIET_MAX_WAIT_MS = 500
 CONNECT_SECONDS = 0.5  # between two attempts
 STOP_SECONDS = 3.0  # for each part of stopping
 
@@ -54,6 +54,13 @@ class Owner(Protocol):
 
     async def before_start(self) -> None:
         """Return when committed offsets may be asked for: what a predecessor left open has been ended."""
+
+    def patience(self) -> float:
+        """Seconds from one take of runs to the next; 0: all that there is was taken, and more is waited for.
+
+        Each take has its cost: while there is other work, small fetches had better come in fewer, larger ones. Called
+        in the consumer's thread.
+        """
 
     def assigned(self, assigned: Assigned) -> None:
         """Partitions were given; their first runs come after this returns."""
@@ -75,7 +82,7 @@ class Settings:
     topics: frozenset[str]
     starts: Mapping[str, Literal["earliest", "latest"]] = field(default_factory=dict)  # without a committed offset
     lost: Literal["stop", "earliest"] = "stop"  # where the record at the committed offset exists no more
-    max_wait_ms: int = 50  # a fetch waits so long for a first record; a broker answers one fetch at a time
+    max_wait_ms: int = 50  # a fetch waits so long for a first record; a broker answers one at a time. Longer in silence
     max_bytes_in_hand: int = 32 << 20  # fetched and not yet acked; shared out evenly to the partitions
     max_run_records: int = 20_000
     raw: bool = True  # record batches are handed on as they were fetched; else aiokafka reads them into Records
@@ -99,7 +106,7 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
     consumer: Consumer
     seek_epoch = 0  # counts the seeks; a run taken before the last one is void
     _waiter: asyncio.Future[None] | None = None
-    _drained = 0.0  # when runs were taken last
+    _drained = 0.0  # when runs were taken last, or sought
     _listens_since = 0.0  # when there was room for a fetch; wall time, as aiokafka's
 
     async def on_start(self) -> None:
@@ -171,7 +178,7 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         known = {partition: found for partition, found in committed.items() if found is not None}
         starts, gone = self._starts(known, first, end)
         self.seek_epoch += 1
-        self._listens_since = time.time()
+        self._listens_since, self._drained = time.time(), asyncio.get_running_loop().time()
         for partition, offset in starts.items():  # no await since the check
             consumer.seek(TopicPartition(*partition), offset)
         return Assigned(
@@ -222,20 +229,22 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         self, consumer: AIOKafkaConsumer, active: Any, timeout: float | None = None, max_records: int | None = None
     ) -> list[tuple[int, Fetched]]:
         fetcher, subscriptions = consumer._fetcher, consumer._subscription
-        loop = asyncio.get_running_loop()
+        loop, owner = asyncio.get_running_loop(), self.consumer.transport.owner
         deadline = loop.time() + (timeout or 0)
         with subscriptions.fetch_context():
             while True:
                 if consumer._closed or fetcher._closed:
                     raise ConsumerStoppedError
-                if self.consumer.flow_active and loop.time() < self._drained + DRAIN_SECONDS:
-                    await asyncio.sleep(self._drained + DRAIN_SECONDS - loop.time())
+                while self.consumer.flow_active and loop.time() < self._drained + owner.patience():
+                    await asyncio.sleep(LOOK_SECONDS)
                 self._waiter = waiter = fetcher._create_fetch_waiter()  # before looking: no wake-up is missed
                 # A call from before a rebalance must not take what was fetched after the new seek: while the flow
                 # stands still nobody would deliver it, and no other seek would follow
                 flows = self.consumer.flow_active and not subscriptions.reassignment_in_progress
                 runs = list(self._drain(consumer)) if flows else []
                 left = deadline - loop.time()
+                silent = not runs and not fetcher._records and loop.time() > self._drained + QUIET_SECONDS
+                fetcher._fetch_max_wait_ms = QUIET_MAX_WAIT_MS if silent else self.consumer.settings.max_wait_ms
                 if runs:
                     self._drained, self._listens_since = loop.time(), time.time()
                 if runs or left <= 0 or not self.consumer.flow_active:
@@ -315,7 +324,7 @@ class Consumer(stock.Consumer):
         return {tp: end for tp, end in self._thread.ends().items() if tp in self._next}
 
     def silent_seconds(self) -> float | None:
-        """Seconds since any broker last answered a fetch, with records or without; it does so every max_wait_ms.
+        """Seconds since any broker last answered a fetch, with records or without; it does so twice a second and more.
 
         None when none is asked: nothing is assigned, or of every partition something waits to be taken.
         """
@@ -353,8 +362,8 @@ class Consumer(stock.Consumer):
             if not self.flow_active:
                 await self.wait(self.can_resume_flow)
             try:
-                for epoch, run in await self._getmany(active_partitions=None, timeout=1.0):
-                    await self._deliver(epoch, run)
+                if runs := await self._getmany(active_partitions=None, timeout=1.0):
+                    await self.wait_first(self._deliver(runs), self.suspend_flow.wait())
             except (ConsumerStoppedError, asyncio.CancelledError):
                 if self.app.should_stop:
                     return
@@ -363,7 +372,11 @@ class Consumer(stock.Consumer):
                 await self.fail(error)
                 await asyncio.Event().wait()  # until it is stopped: there is nobody to raise to
 
-    async def _deliver(self, epoch: int, run: Fetched) -> None:
+    async def _deliver(self, runs: Iterable[tuple[int, Fetched]]) -> None:
+        for epoch, run in runs:
+            await self._deliver_run(epoch, run)
+
+    async def _deliver_run(self, epoch: int, run: Fetched) -> None:
         current = run.generation == self.app.consumer_generation_id and epoch == self._thread.seek_epoch
         if not (self.flow_active and current):
             return  # a seek to the committed offsets follows
@@ -383,21 +396,18 @@ class Consumer(stock.Consumer):
         self.app.monitor.track_tp_end_offset(tp, run.end)
         if run.topic in self.settings.topics:
             self._in_hand[tp] += run.size
-            await self._hand_over(self._message(tp, run.next - 1, run, run.generation))
+            await self.callback(self._message(tp, run.next - 1, run, run.generation))
             return
         for record in records_of([run.records]):
             self._delivered[tp].append(record.offset)
             message = self._message(tp, record.offset, record.value, run.generation)
             message.key, message.headers, message.timestamp = record.key, list(record.headers), record.timestamp / 1000
-            await self._hand_over(message)
+            await self.callback(message)
 
     def _message(self, tp: TP, offset: int, value: Any, generation: int) -> ConsumerMessage:
         return ConsumerMessage(
             tp.topic, tp.partition, offset, time.time(), 0, None, None, value, None, tp=tp, generation_id=generation
         )
-
-    async def _hand_over(self, message: ConsumerMessage) -> None:
-        await self.wait_first(self.callback(message), self.suspend_flow.wait())
 
     def on_buffer_drop(self, tp: TP) -> None:
         super().on_buffer_drop(tp)

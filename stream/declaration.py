@@ -155,7 +155,9 @@ class Pipeline:
     Constructing it checks all of it: DeclarationError lists each problem with its place and the remedy.
 
     delivery "exactly_once" ties predictions and offsets into transactions; "at_least_once" spares the latency, and a
-    prediction may come twice. cycle and max_cycle_rows bound what is processed between two commits. max_bad_share of
+    prediction may come twice. latency is the aim for the time that an event waits in the worker until its cycle, what
+    is processed between two commits, ends; a worker that is behind makes longer ones, of max_cycle_rows at most, and so
+    catches up. max_bad_share of
     the last 1,000 records bad stops the worker. pending_limit bounds the predictions that wait for their label.
     """
 
@@ -167,7 +169,7 @@ class Pipeline:
     predictions: Predictions
     snapshots: Snapshots = Snapshots()
     delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
-    cycle: str = "100ms"
+    latency: str = "10ms"
     max_cycle_rows: int = 100_000
     max_bad_share: float = 0.5
     pending_limit: int | None = None
@@ -197,9 +199,9 @@ class Pipeline:
         return f"headrace.{self.name}"
 
     @cached_property
-    def cycle_us(self) -> int:
-        """cycle in microseconds."""
-        return parse_duration(self.cycle, "cycle")
+    def latency_us(self) -> int:
+        """latency in microseconds."""
+        return parse_duration(self.latency, "latency")
 
     @cached_property
     def app(self) -> faust.App:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from .encode import JournalRecord
 
 log = logging.getLogger("headrace")
 
+LAG_CYCLES = 16  # written without transactions before their offsets are committed, at most
 LOOK_SECONDS = 0.05
 SAY_SECONDS = 1.0
 REMIND_SECONDS = 30.0
@@ -104,23 +106,28 @@ def cycles(
 ) -> Generator[Told, None, None]:
     """This slot's cycles in the journal's offsets [start, end).
 
-    Without transactions the journal may hold a cycle whose offsets were never committed. The worker that came after
-    did it again under the same number: of each number the last one counts, and the very last one of all only when it
-    does not go beyond `committed`, the offsets of the group (None: it counts).
+    Without transactions the journal may end in cycles whose offsets were never committed, LAG_CYCLES at most. The
+    worker that came after did them again, from the first one's number on: what comes under a number takes the place of
+    all that came under it and above. The last ones of all count up to the first that goes beyond `committed`, the
+    offsets of the group (None: all of them count).
     """
     told = _told(pipeline, address, slot, start, end)
     if pipeline.delivery == "exactly_once":
         yield from told
         return
-    held: Told | None = None
+    held: deque[Told] = deque()
     for following in told:
-        if held is not None and following.cycle.cycle != held.cycle.cycle:
-            yield held
-        held = following
-    if held is not None and (
-        committed is None or all(p.next <= committed.get((p.role, p.partition), 0) for p in held.cycle.pieces)
-    ):
-        yield held
+        while held and held[-1].cycle.cycle >= following.cycle.cycle:
+            held.pop()
+        held.append(following)
+        if len(held) > LAG_CYCLES:
+            yield held.popleft()
+    for following in held:
+        if committed is not None and any(
+            p.next > committed.get((p.role, p.partition), 0) for p in following.cycle.pieces
+        ):
+            return
+        yield following
 
 
 def _told(pipeline: Pipeline, address: str, slot: int, start: int, end: int) -> Iterator[Told]:

@@ -15,7 +15,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from ..connectors import record_batches, record_writer, spans
 from ..connectors.groups import Member
@@ -38,7 +38,7 @@ from .decode import Decoder
 from .encode import JournalRecord, Served, encode_dead_letter, encode_predictions
 from .engine import Engine, NotFinite
 from .fast_encode import prediction_rows
-from .journal import committed_as_told
+from .journal import LAG_CYCLES, committed_as_told
 from .poison import Poisoned, as_they_came
 from .process import settle
 from .publisher import SnapshotPublisher, Table
@@ -55,6 +55,11 @@ log = logging.getLogger("headrace")
 Answer = TypeVar("Answer")
 
 IDLE_SECONDS = 5.0  # a partition that gave nothing for so long holds the others back no longer
+BEHIND_SECONDS = (
+    0.1  # a cycle may take so long while more waits than it takes, or the pipeline's latency if that is more
+)
+TAKE_SECONDS = 0.002  # between two takes of what was fetched, while something of the last one waits
+TAKE_BEHIND_SECONDS = 0.02  # the same where the worker is behind
 SLICE_RECORDS = 10_000  # runs are joined up to so many records before they are decoded: 6 ms of work at one go
 LOOK_SECONDS = 0.02  # how often to look whether what waits may go on
 REPORT_SECONDS = 5.0
@@ -67,6 +72,14 @@ FORGET_SECONDS = 2.0  # how often to ask whether others have gone on with partit
 
 
 CAREFUL = "HEADRACE_CAREFUL"  # events:0:1200: up to offset 1200 of events[0] a record is known to raise
+
+
+class Sent(NamedTuple):
+    """A cycle whose outputs are out."""
+
+    cycle: Cycle
+    offsets: dict[TopicPartition, int]  # to commit
+    position: Position  # after it
 
 
 class Runner:
@@ -117,11 +130,15 @@ class Runner:
         self._careful = _careful(os.environ.get(CAREFUL, ""))
         self._computing = Cycle()
         self._committing: asyncio.Task[None] | None = None
+        self._sent: deque[Sent] = deque()  # cycles whose outputs are out and whose offsets are not committed yet
+        self._settling: asyncio.Task[None] | None = None  # the commit of their offsets
+        self._behind = False  # more waited for the last cycle than it took
+        self._cycle_seconds = pipeline.latency_us / 1e6
         self._commit_began: float | None = None
         self._silent: Callable[[], float | None] = lambda: None
         self._forgetting: asyncio.Task[dict[Any, Any]] | None = None
         self._snapshot_due = self._figures_due = self._forget_due = 0.0
-        self._snapshot_wanted = False
+        self._snapshot_wanted = self._figures_old = False
         self._taken = False  # a snapshot is copied, and the cycle that it was copied after is not committed yet
         self._reported = (0.0, 0)
 
@@ -189,6 +206,12 @@ class Runner:
     async def before_start(self) -> None:
         """Offsets may be asked for once a predecessor's transaction is ended."""
         await self._ready.wait()
+
+    def patience(self) -> float:
+        """In the consumer's thread: nothing waits while there is nothing else to do."""
+        if self._behind:
+            return TAKE_BEHIND_SECONDS
+        return TAKE_SECONDS if any(self._runs.values()) else 0.0
 
     def assigned(self, assigned: Assigned) -> None:
         """Partitions are ours from now on. Nothing of an earlier assignment is in hand any more."""
@@ -284,8 +307,9 @@ class Runner:
     async def abandon(self) -> None:
         """After an error: let go of what is in hand; what was not committed is read again."""
         self._stopping = True
-        if self._committing is not None:
-            self._committing.cancel()
+        for task in (self._committing, self._settling):
+            if task is not None:
+                task.cancel()
         self._let_go_of_runs()
         if self._begun:
             await self._producer.close()
@@ -537,6 +561,15 @@ class Runner:
     async def _cycle(self) -> bool:
         """Compute one cycle and hand it to the commit; whether there was anything to do."""
         await self._forget_left()
+        if not self._has_work():
+            await self._sent_out()
+            if self._figures_old:
+                await self._in_compute(lambda: self._note_figures(self._engine()))
+            if not self._sent:
+                await self._snapshot_if_due()
+            return False
+        if not self._behind:
+            await self._sent_out()  # what is little is computed when it can go out, with what has come meanwhile
         try:
             cycle = await self._in_compute(self._work)
         except NotFinite as broken:
@@ -549,17 +582,25 @@ class Runner:
                 f"{poisoned.next:,} record by record",
                 {CAREFUL: f"{poisoned.role}:{poisoned.partition}:{poisoned.next}"},
             ) from poisoned
-        await self._committed()
+        await self._sent_out()
         if not cycle.pieces:
-            await self._snapshot_if_due()
+            if not self._sent:
+                await self._snapshot_if_due()
             return False
+        if len(self._sent) >= LAG_CYCLES - 1:
+            await self._committed()
         stop_reason = self._engine().stop_reason
-        self._committing = asyncio.create_task(self._commit(cycle, stop=stop_reason))
+        self._committing = asyncio.create_task(self._send(cycle, stop=stop_reason))
         if stop_reason is not None:
             await self._committed()
             raise StreamStopped(stop_reason)
         await self._prepare_snapshot_if_due()
         return True
+
+    def _has_work(self) -> bool:
+        """Whether anything is here of partitions that are live."""
+        queues = self.aligner.queues
+        return any(self._runs.get(p) or queue.batches for p, queue in queues.items())
 
     async def _give_up(self, broken: HeadraceError, reached: Mapping[Partition, int]) -> NoReturn:
         """The model is not finite. Nothing of it goes out, but the journal says so, or a restart would end here too.
@@ -579,7 +620,7 @@ class Runner:
         """In the compute thread: decode, align, process, until the cycle is full or nothing may go on."""
         engine, publisher = self._engine(), self._publisher()
         cycle = self._computing = Cycle()
-        until = time.monotonic() + self.pipeline.cycle_us / 1e6
+        until = time.monotonic() + self._cycle_seconds
         limit = self.pipeline.max_cycle_rows
         examples = engine.counters_now("examples")
 
@@ -599,11 +640,13 @@ class Runner:
             run_cycle(engine, self.aligner, self._at_end(), is_full, cycle, careful)
             if is_full(cycle) or engine.stop_reason is not None or (not hungry and pieces == len(cycle.pieces)):
                 break
+        self._adapt(is_full(cycle) and self._has_work())
         if cycle.pieces:
             end_cycle(engine, cycle)
             self._encode(cycle)
         if engine.counters_now("examples") > examples:
             self._standing().last_learned = time.time()
+        self._figures_old = True
         if time.monotonic() >= self._figures_due:
             self._note_figures(engine)
         publisher = self._publisher()
@@ -613,6 +656,12 @@ class Runner:
             else:
                 publisher.prepare()
         return cycle
+
+    def _adapt(self, behind: bool) -> None:
+        """A cycle ends within the pipeline's latency; while the worker is behind they get longer, which is cheaper."""
+        aim = self.pipeline.latency_us / 1e6
+        self._behind = behind
+        self._cycle_seconds = min(2 * self._cycle_seconds, max(aim, BEHIND_SECONDS)) if behind else aim
 
     def _encode(self, cycle: Cycle) -> None:
         """In the compute thread: the prediction records of a cycle."""
@@ -648,7 +697,7 @@ class Runner:
     def _note_figures(self, engine: Engine) -> None:
         """In the compute thread: what log and metrics show, for they must not look at an engine at work."""
         self.figures = engine.results() | engine.counters()
-        self._figures_due = time.monotonic() + FIGURES_SECONDS
+        self._figures_due, self._figures_old = time.monotonic() + FIGURES_SECONDS, False
 
     def _at_end(self) -> set[Partition]:
         """Partitions that hold nothing back: read to their end, or silent for long."""
@@ -677,6 +726,18 @@ class Runner:
         rollback: dict[str, Any] | None = None,
     ) -> None:
         """Write what a cycle gave, its place in the journal, and its offsets; `stop`: why it is the last one."""
+        await self._send(cycle, stop=stop, adopted=adopted, rollback=rollback)
+        await self._committed()
+
+    async def _send(
+        self,
+        cycle: Cycle,
+        *,
+        stop: str | None = None,
+        adopted: list[int] | None = None,
+        rollback: dict[str, Any] | None = None,
+    ) -> None:
+        """As `_commit`. Without transactions it ends when the outputs are out; the offsets follow by themselves."""
         pipeline, standing = self.pipeline, self._standing()
         outputs: dict[TopicPartition, list[Output] | Rows] = {}
         for number, predictions in cycle.outputs.items():
@@ -709,25 +770,64 @@ class Runner:
             (self.topic_of[role], of): offset for (role, of), offset in position.items() if of in touched
         }
         self._commit_began = time.monotonic()
-        written = await self._producer.commit_cycle(outputs, offsets, pipeline.group, self._member, str(self.slot))
-        self._commit_began, self.committed_at = None, time.monotonic()
+        if pipeline.delivery == "exactly_once":
+            written = await self._producer.commit_cycle(outputs, offsets, pipeline.group, self._member, str(self.slot))
+        else:
+            written = await self._producer.send_outputs(outputs)
         standing.position = Position(position, written[journal] + 1, number + 1)
+        sent = Sent(cycle, offsets, standing.position)
+        if pipeline.delivery == "exactly_once":
+            self._settle(sent)
+            return
+        self._sent.append(sent)
+        if self._settling is None or self._settling.done():
+            await self._settled()
+            self._settling = asyncio.create_task(self._commit_sent())
+
+    async def _commit_sent(self) -> None:
+        """Without transactions: commit the offsets of all that is out, and of what goes out meanwhile."""
+        while self._sent:
+            sent = list(self._sent)
+            offsets = {partition: offset for cycle in sent for partition, offset in cycle.offsets.items()}
+            await self._producer.commit_offsets(offsets, self.pipeline.group, self._member, str(self.slot))
+            for cycle in sent:
+                self._sent.popleft()
+                self._settle(cycle)
+
+    def _settle(self, sent: Sent) -> None:
+        """A cycle is committed: others may know."""
+        cycle, _, position = sent
+        self.committed_at = time.monotonic()
+        self._commit_began = self.committed_at if self._sent else None
         if cycle.taken:
-            self._publisher().publish(written[journal], **place(standing.position))
+            self._publisher().publish(position.journal - 1, **place(position))
             self._taken = False
         self.progress += 1
         succeeded()
-        self._careful = {p: until for p, until in self._careful.items() if position.get(p, until) < until}
+        self._careful = {p: until for p, until in self._careful.items() if position.offsets.get(p, until) < until}
         for (role, of), offset in cycle.offsets().items():
             events = self._unacked[role, of]
             while events and events[0].value.next <= offset:
                 events.popleft().ack()
 
-    async def _committed(self) -> None:
-        """Wait for the commit under way."""
+    async def _sent_out(self) -> None:
+        """Wait until the outputs of the last cycle are out; raises what has gone wrong with them, or with a commit."""
+        if self._settling is not None and self._settling.done():
+            await self._settled()
         if self._committing is not None:
             task, self._committing = self._committing, None
             await task
+
+    async def _settled(self) -> None:
+        """Wait until the offsets of all that is out are committed."""
+        if self._settling is not None:
+            task, self._settling = self._settling, None
+            await task
+
+    async def _committed(self) -> None:
+        """Wait for the commit under way."""
+        await self._sent_out()
+        await self._settled()
 
     async def _snapshot_if_due(self, force: bool = False) -> None:
         """Take a snapshot between two cycles and publish it; nothing may be computing or committing.

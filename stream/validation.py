@@ -609,7 +609,7 @@ def _check_output(p: Pipeline, found: Problems) -> None:
     else:
         found.add("snapshots", f"expected Snapshots(...), got {_came(snapshots)}")
     found.one_of("delivery", p.delivery, ("exactly_once", "at_least_once"))
-    found.duration("cycle", p.cycle, least="1ms")
+    found.duration("latency", p.latency, least="1ms")
     found.count("max_cycle_rows", p.max_cycle_rows)
     share: Any = p.max_bad_share
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:

@@ -51,7 +51,7 @@ pipeline = Pipeline(
     model=StandardScaler(half_life="12h") | LogisticRegression(FTRL(alpha=0.1, half_life="6h"), bits=10),
     predictions=Predictions("{name}.scores"),
     snapshots=Snapshots("1s"),
-    cycle="50ms",
+    latency="50ms",
     max_cycle_rows=5_000,
 )
 app = pipeline.app

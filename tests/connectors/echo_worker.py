@@ -58,6 +58,9 @@ class Echo:
         say("seeking")
         await asyncio.sleep(seconds("SEEK", 0))
 
+    def patience(self) -> float:
+        return 0.0 if not self.events else 0.02
+
     def assigned(self, assigned: Assigned) -> None:
         self.member, self.positions = assigned.member, dict(assigned.starts)
         say("assigned", len(assigned.starts), "generation", assigned.member.generation)

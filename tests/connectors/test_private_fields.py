@@ -26,7 +26,13 @@ from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, SubscriptionState, TopicPartitionState
 from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator, MessageBatch
-from aiokafka.producer.sender import BaseHandler, Sender, SendProduceReqHandler, TxnOffsetCommitHandler
+from aiokafka.producer.sender import (
+    AddPartitionsToTxnHandler,
+    BaseHandler,
+    Sender,
+    SendProduceReqHandler,
+    TxnOffsetCommitHandler,
+)
 from aiokafka.producer.transaction_manager import TransactionManager, TransactionState
 from aiokafka.protocol.types import Bytes
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder, _DefaultRecordBatchBuilderPy
@@ -230,6 +236,10 @@ def test_a_consumer_takes_its_settings_when_it_starts() -> None:
         assert f"=self.{name}," in text
 
 
+def test_a_fetch_asks_for_the_wait_that_the_fetcher_has_then() -> None:
+    assert "self._fetch_max_wait_ms," in source(Fetcher._get_actions_per_node)
+
+
 # groups
 
 
@@ -395,6 +405,19 @@ def test_offsets_are_committed_by_a_method_that_can_be_put_in_its_place() -> Non
     sender = SimpleNamespace(_retry_backoff=0.25)
     handler = TxnOffsetCommitHandler(sender, {}, "g")
     assert (handler._sender, handler._offsets, handler._group_id, handler._default_backoff) == (sender, {}, "g", 0.25)
+
+
+def test_partitions_are_added_by_a_method_that_can_be_put_in_its_place() -> None:
+    text = source(Sender._maybe_do_transactional_request)
+    assert "self._do_add_partitions_to_txn(tps)" in text
+    assert text.index("partitions_to_add") < text.index("consumer_group_to_add"), (
+        "the outputs need not wait for the group"
+    )
+    assert parameters(Sender._do_add_partitions_to_txn) == ["self", "tps"]
+    assert parameters(AddPartitionsToTxnHandler.__init__) == ["self", "sender", "topic_partitions"]
+    handled = source(AddPartitionsToTxnHandler.handle_response)
+    assert handled.count("return BACKOFF_OVERRIDE") == 1, "after ConcurrentTransactions alone"
+    assert "retry_backoff = self.handle_response(resp)" in source(BaseHandler.do)
 
 
 def test_a_refused_offset_commit_leaves_a_transaction_that_can_be_aborted() -> None:

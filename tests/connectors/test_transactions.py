@@ -108,6 +108,24 @@ def test_outputs_and_offsets_of_a_cycle_are_committed(
     assert committed_by(kafka, unique) == {(source, 0): Committed(6, "slot 1"), (source, 1): Committed(7, "slot 0")}
 
 
+def test_outputs_go_on_while_the_offsets_before_them_are_committed(
+    kafka: str, unique: str, create_topic: Topic
+) -> None:
+    source, output = create_topic("in"), create_topic("out")
+
+    async def cycles() -> list[int]:
+        async with member_of(kafka, unique, source) as (_, member), producing(kafka, None) as p:
+            first = [(await p.send_outputs({(output, 0): [line(b"%d" % n)]}))[output, 0] for n in range(2)]
+            assert values(kafka, output) == [b"0", b"1"], "before any offsets"
+            offsets = asyncio.create_task(p.commit_offsets({(source, 0): 2}, unique, member, "slot 0"))
+            first.append((await p.send_outputs({(output, 0): [line(b"2")]}))[output, 0])
+            await offsets
+            return first
+
+    assert asyncio.run(cycles()) == [0, 1, 2]
+    assert committed_by(kafka, unique) == {(source, 0): Committed(2, "slot 0")}
+
+
 @pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
 def test_a_large_cycle_keeps_its_order(kafka: str, unique: str, create_topic: Topic, compression: str | None) -> None:
     output = create_topic("out", 2)

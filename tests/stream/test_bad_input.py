@@ -223,7 +223,7 @@ def test_odd_labels_are_counted_apart(odd):
 
 
 def test_worker_stops_when_most_records_are_bad_and_goes_on_when_told_to(open_shop):
-    shop = open_shop("bad", partitions=1, changes="cycle='20ms', max_cycle_rows=100")
+    shop = open_shop("bad", partitions=1, changes="latency='20ms', max_cycle_rows=100")
     good = 0
 
     def send(first, last, is_good):

@@ -64,7 +64,7 @@ def journal(shop):
 
 
 def test_records_on_which_the_model_raises_become_dead_letters_and_nothing_else_does(open_shop, visits_and_sales):
-    shop = open_shop("raises", changes="cycle='20ms', max_cycle_rows=200, snapshots=Snapshots('300ms')")
+    shop = open_shop("raises", changes="latency='20ms', max_cycle_rows=200, snapshots=Snapshots('300ms')")
     with shop.file.open("a") as file:
         file.write(RAISES)
     rows = visits_and_sales(21, 1_500)
@@ -98,7 +98,7 @@ def test_records_on_which_the_model_raises_become_dead_letters_and_nothing_else_
 
 
 def test_model_that_turns_to_nan_goes_back_to_its_snapshot_where_that_was_chosen(open_shop, visits_and_sales):
-    changes = "cycle='20ms', max_cycle_rows=100, snapshots=Snapshots('200ms', on_nan='rollback')"
+    changes = "latency='20ms', max_cycle_rows=100, snapshots=Snapshots('200ms', on_nan='rollback')"
     shop = open_shop("rolls back", partitions=1, changes=changes)
     with shop.file.open("a") as file:
         file.write(TURNS_TO_NAN)

@@ -134,10 +134,10 @@ def test_example_of_the_design_is_accepted() -> None:
     assert (declared.journal_topic, declared.group) == ("flights.journal", "headrace.flights")
     assert declared.labels is not None
     assert (declared.labels.within_us, declared.labels.alignment_us) == (86_400_000_000, 900_000_000)
-    assert (declared.events.ahead_us, declared.snapshots.every_us, declared.cycle_us) == (
+    assert (declared.events.ahead_us, declared.snapshots.every_us, declared.latency_us) == (
         3_600_000_000,
         5_000_000,
-        100_000,
+        10_000,
     )
 
 
@@ -575,7 +575,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "snapshots": (lambda: pipeline(snapshots="5s"), ["snapshots: expected Snapshots(...), got str '5s'"]),
     "delivery": (lambda: pipeline(delivery="exactly-once"), ["delivery", "did you mean `exactly_once`?"]),
-    "cycle": (lambda: pipeline(cycle="100us"), ["cycle: expected 1ms or more, got '100us'"]),
+    "latency": (lambda: pipeline(latency="100us"), ["latency: expected 1ms or more, got '100us'"]),
     "max_cycle_rows": (lambda: pipeline(max_cycle_rows=True), ["max_cycle_rows", "got True"]),
     "max_bad_share": (lambda: pipeline(max_bad_share=50), ["max_bad_share: expected a share", "got 50"]),
     "pending_limit": (lambda: pipeline(pending_limit="2GB"), ["pending_limit", "'2GB'"]),

@@ -12,7 +12,7 @@ from headrace.connectors import embedded
 from headrace.connectors.topics import remove_member
 from headrace.stream.encode import JournalRecord
 
-QUICK = "cycle='20ms', max_cycle_rows=200, snapshots=Snapshots('300ms')"
+QUICK = "latency='20ms', max_cycle_rows=200, snapshots=Snapshots('300ms')"
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def zero_events(shop):
 
 
 def test_state_of_a_killed_worker_comes_from_its_snapshot_and_its_journal(open_shop, visits_and_sales):
-    shop = open_shop("heir", partitions=2, changes="cycle='20ms', max_cycle_rows=200, snapshots=Snapshots('1h')")
+    shop = open_shop("heir", partitions=2, changes="latency='20ms', max_cycle_rows=200, snapshots=Snapshots('1h')")
     rows = visits_and_sales(12, 4_000)
     first, second = rows[:5_000], rows[5_000:]
     zero, one = two_at_work(shop, first)

@@ -22,6 +22,7 @@ from headrace.stream import recovery, rereading
 from headrace.stream.decode import Decoder
 from headrace.stream.encode import JournalRecord
 from headrace.stream.engine import Engine
+from headrace.stream.journal import LAG_CYCLES
 from headrace.stream.poison import without
 from headrace.stream.recovery import Lost, adopt, check_journal, replay, restore
 from headrace.stream.slices import Piece, Record, Slice
@@ -328,6 +329,33 @@ def test_cycle_that_was_never_committed_is_left_out_and_the_one_that_was_done_in
     assert replay(standing, world.decoders(), world.kafka, 0, {("events", 0): 80}, "stop", lambda *_: True)
     assert standing.engine.counters()["events"] == 80
     assert standing.position.cycle == 4
+
+
+def test_cycles_that_ran_ahead_of_the_commit_of_their_offsets_are_left_out(open_world):
+    """Outputs do not wait for the offsets before them: the worker may die with some cycles on the way."""
+    world = open_world(delivery="at_least_once")
+    world.write(
+        cycle(0, (0, 0, 30)),
+        cycle(1, (0, 30, 50)),  # died with these three; then again, in two
+        cycle(2, (0, 50, 60)),
+        cycle(3, (0, 60, 70)),
+        cycle(1, (0, 30, 65)),
+        cycle(2, (0, 65, 75)),
+        cycle(3, (0, 75, 80)),  # died with these
+        cycle(4, (0, 80, 95)),
+    )
+    world.commit(0, {("events", 0): 75})
+    standing = world.replayed()
+    assert standing.engine.counters()["events"] == 75
+    assert (standing.position.offsets, standing.position.cycle) == ({("events", 0): 75}, 3)
+
+
+def test_as_many_cycles_as_may_run_ahead_are_left_out(open_world):
+    world = open_world(delivery="at_least_once")
+    ahead = [cycle(1 + i, (0, 30 + i, 31 + i)) for i in range(LAG_CYCLES)]
+    world.write(cycle(0, (0, 0, 30)), *ahead, *ahead)
+    world.commit(0, {("events", 0): 30})
+    assert world.replayed().position.offsets == {("events", 0): 30}
 
 
 def test_very_first_cycle_that_was_never_committed_is_left_out(open_world):

@@ -1,6 +1,7 @@
 """The runner alone, without a broker: what it does between two cycles."""
 
 import asyncio
+from collections import deque
 
 import pytest
 
@@ -45,3 +46,20 @@ def test_last_snapshot_is_taken_at_once(runner):
     assert runner.stall_seconds > 0
     assert runner.publisher.flush(10)
     assert runner.publisher.version == 1
+
+
+def test_cycles_grow_while_the_worker_is_behind_and_are_short_again_when_it_is_not(runner):
+    lengths = []
+    for behind in (False, True, True, True, True, True, False):
+        runner._adapt(behind)
+        lengths.append(round(runner._cycle_seconds * 1000))
+    assert lengths == [10, 20, 40, 80, 100, 100, 10]
+
+
+def test_what_is_fetched_waits_only_while_there_is_something_else_to_do(runner):
+    runner._runs = {("events", 0): deque(), ("events", 1): deque()}
+    assert runner.patience() == 0
+    runner._runs["events", 1].append("a run")
+    little = runner.patience()
+    runner._adapt(behind=True)
+    assert 0 < little < runner.patience()

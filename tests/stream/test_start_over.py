@@ -127,7 +127,7 @@ def steal(shop, milliseconds):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_worker_that_loses_its_slot_starts_over_and_goes_on(open_shop, visits_and_sales, command):
-    shop = open_shop(command, changes="cycle='20ms', snapshots=Snapshots('300ms')")
+    shop = open_shop(command, changes="latency='20ms', snapshots=Snapshots('300ms')")
     shop.file.write_text(
         "import os, sys\nprint('start', os.getpid(), sorted(os.listdir('/proc/self/fd')), file=sys.__stderr__)\n"
         + shop.file.read_text()

@@ -163,7 +163,7 @@ def test_worker_prints_lines_that_a_stranger_understands_and_no_others(story):
 def test_signal_in_a_backlog_loses_and_repeats_nothing(open_shop, visits_and_sales, number, every):
     """Killed with snapshots on the way, killed without one (then the journal is replayed from its beginning), or told
     to stop (then nothing is replayed, for there is a last snapshot)."""
-    changes = f"snapshots=Snapshots('{every}'), cycle='20ms', max_cycle_rows=200"
+    changes = f"snapshots=Snapshots('{every}'), latency='20ms', max_cycle_rows=200"
     shop = open_shop(f"{number}-{every}", changes=changes)
     rows = visits_and_sales(3, 6_000)
     for _, row in [row for row in rows if row[0] == "events"][::40]:
@@ -188,10 +188,13 @@ def test_signal_in_a_backlog_loses_and_repeats_nothing(open_shop, visits_and_sal
     assert_is_state_of(shop.snapshot(), engine)
 
 
-def test_snapshot_is_the_state_at_its_place_in_the_journal_also_when_a_commit_hangs(open_shop, visits_and_sales):
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+def test_snapshot_is_the_state_at_its_place_in_the_journal_also_when_a_commit_hangs(
+    open_shop, visits_and_sales, delivery
+):
     with embedded.kafka() as broker:
-        changes = "snapshots=Snapshots('100ms', keep=1000), cycle='20ms', max_cycle_rows=100"
-        shop = open_shop("hangs", changes=changes, on=broker.address)
+        changes = f"delivery='{delivery}', snapshots=Snapshots('100ms', keep=1000), latency='20ms', max_cycle_rows=100"
+        shop = open_shop(f"hangs {delivery}", changes=changes, on=broker.address)
         rows = visits_and_sales(7, 20_000)
         shop.produce(rows)
         worker = shop.start()
@@ -215,7 +218,7 @@ def test_snapshot_is_the_state_at_its_place_in_the_journal_also_when_a_commit_ha
 
 
 def test_at_least_once_predicts_everything_also_after_sigkill(open_shop, visits_and_sales):
-    shop = open_shop("at least", changes="delivery='at_least_once', cycle='20ms', max_cycle_rows=200")
+    shop = open_shop("at least", changes="delivery='at_least_once', latency='20ms', max_cycle_rows=200")
     rows = visits_and_sales(4, 6_000)
     shop.produce(rows)
     worker = shop.start()
@@ -235,7 +238,7 @@ def test_workers_that_join_and_leave_share_the_work_and_none_is_done_twice(open_
     slot 0  -------------------|        |-------
     slot 1           -------------------------
     """
-    shop = open_shop("two", partitions=4, changes="cycle='20ms', max_cycle_rows=200, snapshots=Snapshots('500ms')")
+    shop = open_shop("two", partitions=4, changes="latency='20ms', max_cycle_rows=200, snapshots=Snapshots('500ms')")
     rows = visits_and_sales(5, 12_000)
     parts = [rows[len(rows) * i // 6 : len(rows) * (i + 1) // 6] for i in range(6)]
 
