@@ -55,9 +55,7 @@ log = logging.getLogger("headrace")
 Answer = TypeVar("Answer")
 
 IDLE_SECONDS = 5.0  # a partition that gave nothing for so long holds the others back no longer
-BEHIND_SECONDS = (
-    0.1  # a cycle may take so long while more waits than it takes, or the pipeline's latency if that is more
-)
+BEHIND_SECONDS = 0.1  # a cycle may take so long while more waits than it takes; or the pipeline's latency, if more
 TAKE_SECONDS = 0.002  # between two takes of what was fetched, while something of the last one waits
 TAKE_BEHIND_SECONDS = 0.02  # the same where the worker is behind
 SLICE_RECORDS = 10_000  # runs are joined up to so many records before they are decoded: 6 ms of work at one go
