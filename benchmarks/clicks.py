@@ -1,9 +1,12 @@
 """Predict whether an advertisement will be clicked; the label is in the event. What `benchmarks/throughput.py` runs."""
 
+import os
+
 import msgspec
 
-from headrace import Events, Labels, Pipeline, Predictions, category, numeric
+from headrace import Events, Labels, Pipeline, Predictions, category, count, mean, numeric
 from headrace.models import FTRL, LogisticRegression, StandardScaler
+from headrace.stream.features import Feature
 
 
 class View(msgspec.Struct):
@@ -18,18 +21,22 @@ class View(msgspec.Struct):
     clicked: bool
 
 
+RUN = os.environ.get("RUN", "")  # each run begins anew, and writes to a topic of its own
+FEATURES: list[Feature] = [
+    numeric("age"),
+    numeric("price"),
+    numeric("depth"),
+    numeric("speed"),
+    category("site"),
+    category("ad"),
+    count(by="ad", over="10m"),
+    mean("price", by="site", over="1h"),
+]
 pipeline = Pipeline(
-    name="clicks",
+    name=f"clicks{RUN}",
     events=Events("clicks", View, key="id", time="time", unit="s"),
     labels=Labels(value="clicked"),
-    features=[
-        numeric("age"),
-        numeric("price"),
-        numeric("depth"),
-        numeric("speed"),
-        category("site"),
-        category("ad"),
-    ],
+    features=FEATURES,
     model=StandardScaler() | LogisticRegression(FTRL()),
-    predictions=Predictions("clicks.headrace"),
+    predictions=Predictions(f"clicks.headrace{RUN}"),
 )

@@ -1,8 +1,9 @@
 """As clicks.py, but whether it was clicked comes later, on a topic of its own. What `benchmarks/throughput.py` runs."""
 
 import msgspec
+from benchmarks.clicks import FEATURES, RUN
 
-from headrace import Events, Labels, Pipeline, Predictions, category, numeric
+from headrace import Events, Labels, Pipeline, Predictions
 from headrace.models import FTRL, LogisticRegression, StandardScaler
 
 
@@ -24,17 +25,10 @@ class Seen(msgspec.Struct):
 
 
 pipeline = Pipeline(
-    name="pairs",
+    name=f"pairs{RUN}",
     events=Events("views", View, key="id", time="time", unit="s"),
     labels=Labels("seen", Seen, key="id", time="time", unit="s", value="clicked", within="10m"),
-    features=[
-        numeric("age"),
-        numeric("price"),
-        numeric("depth"),
-        numeric("speed"),
-        category("site"),
-        category("ad"),
-    ],
+    features=FEATURES,
     model=StandardScaler() | LogisticRegression(FTRL()),
-    predictions=Predictions("views.headrace"),
+    predictions=Predictions(f"views.headrace{RUN}"),
 )

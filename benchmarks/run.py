@@ -17,13 +17,14 @@ LIBRARIES = ("numba", "numpy", "polars", "faust-streaming", "aiokafka", "msgspec
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--events", type=int, default=1_000_000, help="events in the topic")
+    arguments.add_argument("--events", type=int, default=3_000_000, help="events in the topic")
+    arguments.add_argument("--rounds", type=int, default=5, help="how often each runs; medians are told")
     arguments.add_argument("--only", help="one contestant, as in --only quix; the table is then printed, not written")
     chosen = arguments.parse_args()
     contestants = tuple(c for c in throughput.CONTESTANTS if not chosen.only or chosen.only in c.name.lower())
     if not contestants:
         arguments.error(f"--only {chosen.only}: expected one of {', '.join(c.name for c in throughput.CONTESTANTS)}")
-    views, results = throughput.compare(chosen.events, contestants)
+    views, results = throughput.compare(chosen.events, contestants, chosen.rounds)
     written = table(views, results)
     print("\n" + written)
     if not chosen.only:
@@ -35,15 +36,16 @@ def table(views: throughput.Views, results: list[throughput.Result]) -> str:
     """The results as Markdown, with all that is needed to judge and repeat them."""
     ours = next((r for r in results if r.contestant is throughput.HEADRACE), None)
     lines = [
-        "| who | does | events | events/s | headrace is | log loss |",
-        "|---|---|---|---|---|---|",
+        "| who | does | events | events/s | of the rounds | headrace is | log loss |",
+        "|---|---|---|---|---|---|---|",
     ]
     for r in results:
-        ratio = f"{ours.events_per_second / r.events_per_second:.1f} times as fast" if ours and r is not ours else ""
+        ratio = f"{ours.times_as_fast_as(r):.1f} times as fast" if ours and r is not ours else ""
+        least, most = min(r.rates), max(r.rates)
         lost = "none repeated" if not r.repeats else f"{r.repeats:,} repeated"
         lines.append(
             f"| {r.contestant.name} | {r.contestant.does} | {r.predictions:,}, {lost} | {r.events_per_second:,.0f} "
-            f"| {ratio} | {r.log_loss:.3f} |"
+            f"| {least:,.0f} to {most:,.0f} | {ratio} | {r.log_loss:.3f} |"
         )
     headrace = f"headrace {version('headrace')} on Python {platform.python_version()} with " + ", ".join(
         f"{name} {version(name)}" for name in LIBRARIES
@@ -52,8 +54,9 @@ def table(views: throughput.Views, results: list[throughput.Result]) -> str:
     size = f"{views.count:,} events of {views.value_bytes / views.count:.0f} bytes"
     lines += [
         "",
-        f"{today()}, {machine()}. {size} in {throughput.PARTITIONS} partitions; Apache Kafka 4.1.1 "
-        f"and Redis on the same machine; one process each. Best constant: log loss {views.log_loss_constant():.3f}.",
+        f"{today()}, {machine()}. {size} in {throughput.PARTITIONS} partitions; Apache Kafka 4.1.1 and Redis on the "
+        f"same machine; one process each; medians of {len(results[0].rates)} rounds. Best constant: log loss "
+        f"{views.log_loss_constant():.3f}.",
         "",
         f"{headrace}." + (f" {peers}." if peers else ""),
     ]

@@ -5,6 +5,8 @@ topic of its own. The broker stamps predictions as they are appended (LogAppendT
 stamps alone, for all alike: predictions appended after a contestant's first tenth, by the time that took. Start-up,
 compiling and the first fetches are so left out.
 
+All take part in several rounds, one after the other; figures are medians of the rounds, also of the ratios.
+
 One of them has its labels on a topic of their own: it reads the topics `views` and `seen`, and its rate is of pairs.
 Events run at most `alignment` ahead of labels: a pair has met and been learned soon after its event was predicted.
 """
@@ -16,12 +18,13 @@ import contextlib
 import hashlib
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +49,10 @@ QUIET_SECONDS = 4.0  # without a new prediction, after the last that is due
 
 @dataclass(frozen=True)
 class Contestant:
-    """One who takes part. events: how many it is given, None for all; slow peers get fewer, and the table says so."""
+    """One who takes part. events: how many it is given, None for all; slow peers get fewer, and the table says so.
+
+    output  its topic; that of a round has the number of the round behind it
+    """
 
     name: str
     does: str
@@ -57,15 +63,20 @@ class Contestant:
 
 
 HEADRACE = Contestant(
-    "headrace", "exactly once; 4 numbers, 2 categories; FTRL", "clicks.headrace", None, pipeline="clicks.py"
-)
+    "headrace", "exactly once; 4 numbers, 2 categories, 2 aggregates; FTRL", "clicks.headrace", None,
+    pipeline="clicks.py",
+)  # fmt: skip
+EXPRESSION = Contestant(
+    "headrace, Polars", "the same, and a Polars expression of two fields", "expression.headrace", None,
+    pipeline="expression.py",
+)  # fmt: skip
 DELAYED = Contestant(
     "headrace, delayed labels", "the same, each label 1 to 10 s later on a topic of its own", "views.headrace", None,
     pipeline="pairs.py",
 )  # fmt: skip
 QUIX = Contestant("Quix Streams + River", "at least once; 4 numbers; SGD", "clicks.quix-river", 300_000, "quix_river")
 FAUST = Contestant("Faust + River", "at least once; 4 numbers; SGD", "clicks.faust-river", 60_000, "faust_river")
-CONTESTANTS = (HEADRACE, DELAYED, QUIX, FAUST)
+CONTESTANTS = (HEADRACE, EXPRESSION, DELAYED, QUIX, FAUST)
 
 
 class Message(NamedTuple):
@@ -84,14 +95,24 @@ class Prediction(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Result:
-    """What a contestant did. predictions: read committed; repeats: of keys that were predicted before."""
+    """What a contestant did. predictions: read committed; repeats: of keys that were predicted before.
+
+    rates  events/s of each round; the rest is of the last one, but for repeats, which are of all
+    """
 
     contestant: Contestant
     versions: str
     predictions: int
     repeats: int
-    events_per_second: float
+    rates: tuple[float, ...]
     log_loss: float
+
+    @property
+    def events_per_second(self) -> float:
+        return statistics.median(self.rates)
+
+    def times_as_fast_as(self, other: Result) -> float:
+        return statistics.median(a / b for a, b in zip(self.rates, other.rates, strict=True))
 
 
 @dataclass
@@ -112,7 +133,7 @@ class Views:
         self.clicked = random.random(self.count) < 1 / (1 + np.exp(-score))
 
     def records(self) -> Iterator[Message]:
-        """Each event with its label; 4 decimals, about 125 bytes."""
+        """Each event with its label; about 120 bytes."""
         clicked = self.clicked.tolist()
         for i, value in self._values():
             whole = f'{value},"clicked":{"true" if clicked[i] else "false"}}}'.encode()
@@ -136,8 +157,8 @@ class Views:
             yield (
                 i,
                 (
-                    f'{{"id":"v{i:08d}","time":{START + i / 1_000:.3f},"age":{40 + 10 * age[i]:.2f},'
-                    f'"price":{9 + 2 * price[i]:.3f},"depth":{depth[i]:.4f},"speed":{speed[i]:.4f},'
+                    f'{{"id":"v{i:08d}","time":{START + i / 1_000:.3f},"age":{40 + 10 * age[i]:.0f},'
+                    f'"price":{9 + 2 * price[i]:.2f},"depth":{depth[i]:.2f},"speed":{speed[i]:.2f},'
                     f'"site":"s{site[i]}","ad":"ad{ad[i]}"'
                 ),
             )
@@ -151,8 +172,10 @@ class Views:
         return -(share * math.log(share) + (1 - share) * math.log(1 - share))
 
 
-def compare(events: int, contestants: tuple[Contestant, ...] = CONTESTANTS) -> tuple[Views, list[Result]]:
-    """Fill the topic and let the contestants run one after another.
+def compare(
+    events: int, contestants: tuple[Contestant, ...] = CONTESTANTS, rounds: int = 1
+) -> tuple[Views, list[Result]]:
+    """Fill the topic and let the contestants run one after another, in each round.
 
     Raises SetupError when a server does not start, RuntimeError when a contestant ends early or takes too long.
     """
@@ -167,29 +190,40 @@ def compare(events: int, contestants: tuple[Contestant, ...] = CONTESTANTS) -> t
         tempfile.TemporaryDirectory() as folder,
     ):
         say(f"writing {events:,} events")
-        create_topics(broker.address, contestants)
+        outputs = [f"{c.output}.{number}" for c in contestants for number in range(rounds)]
+        create_topics(broker.address, outputs)
         asyncio.run(fill(broker.address, views.records()))
         say(f"  {views.value_bytes / events:.0f} bytes each, {PARTITIONS} partitions")
         if DELAYED in contestants:
             say("writing them without their labels, and the labels")
             asyncio.run(fill(broker.address, views.pairs()))
-        return views, [run(c, broker.address, redis.url, views, Path(folder)) for c in contestants]
+        results: dict[str, Result] = {}
+        for number in range(rounds):
+            for c in contestants:
+                result = run(c, number, broker.address, redis.url, views, Path(folder))
+                before = results.get(c.name)
+                if before is not None:
+                    rates, repeats = before.rates + result.rates, before.repeats + result.repeats
+                    result = replace(result, rates=rates, repeats=repeats)
+                results[c.name] = result
+        return views, list(results.values())
 
 
-def run(contestant: Contestant, broker: str, redis: str, views: Views, folder: Path) -> Result:
+def run(contestant: Contestant, number: int, broker: str, redis: str, views: Views, folder: Path) -> Result:
     """Let one contestant work until what is due has been predicted, stop it, and read what it wrote."""
-    due = min(contestant.events or views.count, views.count)
-    say(f"{contestant.name}: {due:,} events")
+    due, topic = min(contestant.events or views.count, views.count), f"{contestant.output}.{number}"
+    say(f"{contestant.name}: {due:,} events, round {number + 1}")
     versions = pinned(contestant.script) if contestant.script else "this commit"
     if contestant.script:
         command = peer_command(contestant.script)
     else:
         tool = Path(sys.executable).parent / "headrace"
         command = [str(tool), "run", str(HERE / contestant.pipeline), "--broker", broker, "--redis", redis]
-    log = folder / f"{contestant.output}.log"
-    with log.open("wb") as output, running(command, {"BROKER": broker}, folder, output) as process:
-        wait_until_predicted(process, broker, contestant.output, due, log)
-    times, rows, predictions = asyncio.run(read(broker, contestant.output))
+    log, path = folder / f"{topic}.log", os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
+    told = {"BROKER": broker, "RUN": f".{number}", "PYTHONPATH": path}
+    with log.open("wb") as output, running(command, told, folder, output) as process:
+        wait_until_predicted(process, broker, topic, due, log)
+    times, rows, predictions = asyncio.run(read(broker, topic))
     began = times[len(times) // 10]
     steady = times > began
     result = Result(
@@ -197,7 +231,7 @@ def run(contestant: Contestant, broker: str, redis: str, views: Views, folder: P
         versions,
         predictions=len(rows),
         repeats=len(rows) - len(np.unique(rows)),
-        events_per_second=float(steady.sum() / ((times[-1] - began) / 1_000)),
+        rates=(float(steady.sum() / ((times[-1] - began) / 1_000)),),
         log_loss=views.log_loss(rows, predictions),
     )
     say(f"  {result.events_per_second:,.0f} events/s; {len(rows):,} predictions, {result.repeats:,} repeated")
@@ -257,13 +291,12 @@ def wait_until_predicted(process: subprocess.Popen[bytes], broker: str, topic: s
         consumer.close()
 
 
-def create_topics(broker: str, contestants: tuple[Contestant, ...]) -> None:
+def create_topics(broker: str, outputs: Sequence[str]) -> None:
     admin = KafkaAdminClient(bootstrap_servers=broker)
     try:
         topics = [NewTopic(name, PARTITIONS, 1) for name in (TOPIC, EVENTS, LABELS)]
-        for contestant in contestants:
-            stamped = {"message.timestamp.type": "LogAppendTime"}
-            topics.append(NewTopic(contestant.output, PARTITIONS, 1, topic_configs=stamped))
+        stamped = {"message.timestamp.type": "LogAppendTime"}
+        topics += [NewTopic(name, PARTITIONS, 1, topic_configs=stamped) for name in outputs]
         admin.create_topics(topics)
     finally:
         admin.close()

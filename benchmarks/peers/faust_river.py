@@ -7,16 +7,17 @@ import faust
 from river import compose, linear_model, preprocessing
 
 NUMBERS = ("age", "price", "depth", "speed")
+RUN = os.environ.get("RUN", "")  # each run begins anew, and writes to a topic of its own
 
 app = faust.App(
-    "faust-river",
+    f"faust-river{RUN}",
     broker=f"kafka://{os.environ['BROKER']}",
     store="memory://",
     topic_disable_leader=True,
     web_enabled=False,
 )
 views = app.topic("clicks", key_type=bytes, value_serializer="json")
-predictions = app.topic("clicks.faust-river", key_type=bytes, value_serializer="json")
+predictions = app.topic(f"clicks.faust-river{RUN}", key_type=bytes, value_serializer="json")
 model = compose.Pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression())
 
 

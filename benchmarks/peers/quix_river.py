@@ -7,10 +7,11 @@ from quixstreams import Application
 from river import compose, linear_model, preprocessing
 
 NUMBERS = ("age", "price", "depth", "speed")
+RUN = os.environ.get("RUN", "")  # each run begins anew, and writes to a topic of its own
 
-app = Application(broker_address=os.environ["BROKER"], consumer_group="quix-river", auto_offset_reset="earliest")
+app = Application(broker_address=os.environ["BROKER"], consumer_group=f"quix-river{RUN}", auto_offset_reset="earliest")
 views = app.topic("clicks", value_deserializer="json")
-predictions = app.topic("clicks.quix-river", value_serializer="json")
+predictions = app.topic(f"clicks.quix-river{RUN}", value_serializer="json")
 model = compose.Pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression())
 
 
