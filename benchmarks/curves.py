@@ -1,6 +1,7 @@
-"""How events per second change with fields, features, tables, keys and cycles: benchmarks/curves.png.
+"""How events per second change with fields, features, tables, keys, cycles and partitions: benchmarks/curves.png.
 
-In memory, from record batches to sealed record batches in one thread (`in_memory.py`), so that nothing else is seen.
+Most of it in memory, from record batches to sealed record batches in one thread (`in_memory.py`), so that nothing else
+is seen; partitions, and the memory of a worker against its backlog, through Kafka (`durability.py`). Linux only.
 
     python -m benchmarks.curves [--events 1000000] [--only keys]
 """
@@ -19,9 +20,11 @@ import msgspec
 import numpy as np
 import polars as pl
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from benchmarks.durability import fresh_ground, mib, take_rate, working
 from benchmarks.in_memory import CYCLE_ROWS, SLICE_RECORDS, work
+from benchmarks.load import fill, make_batches
 from benchmarks.run import machine, today, write_section
-from benchmarks.throughput import PARTITIONS, say
+from benchmarks.throughput import PARTITIONS, TOPIC, say
 
 from headrace import Events, Labels, Pipeline, Predictions, category, ewm, numeric
 from headrace.connectors import record_batches, record_writer, spans
@@ -38,19 +41,23 @@ PICTURE = Path(__file__).parent / "curves.png"
 ROUNDS = 3  # of each point; the fastest counts
 
 
+IN_MEMORY, THROUGH_KAFKA, MEMORY = "million events/s, one thread", "million events/s, Kafka", "MiB above an idle worker"
+
+
 class Curve(NamedTuple):
     """One thing that grows, and what is measured at each size of it."""
 
     name: str
     axis: str
     sizes: Sequence[int]
-    rate: Callable[[int, int], float]  # size, events -> events/s
+    measure: Callable[[int, int], float]  # size, events -> events/s, or bytes
     says: str
+    unit: str = IN_MEMORY
 
 
 class Measured(NamedTuple):
     curve: Curve
-    rates: list[float]
+    values: list[float]
 
 
 def numbers(size: int, events: int) -> float:
@@ -90,6 +97,28 @@ def cycles(size: int, events: int) -> float:
     return _rate(features, data, cycle_rows=size, slice_records=min(size // PARTITIONS, SLICE_RECORDS))
 
 
+def partitions(size: int, events: int) -> float:
+    """So many partitions, through Kafka, exactly once."""
+    with fresh_ground(size) as ground:
+        batches = [batch._replace(partition=i % size) for i, batch in enumerate(make_batches(200_000, 5_000))]
+        fill(ground.broker, TOPIC, 5_000_000, batches)
+        with working(ground, "partitions") as worker:
+            return take_rate(worker, 4.0)[0]
+
+
+def backlog(size: int, events: int) -> float:
+    """The most bytes of memory that a worker uses with so many records behind, above one with nothing to do."""
+    with fresh_ground() as ground:
+        with working(ground, "idle") as idle:
+            idle.until(lambda: idle.metrics().get("running"), "its partitions")
+            time.sleep(3)
+            base = idle.memory()[0]
+        fill(ground.broker, TOPIC, size, make_batches(200_000, 5_000))
+        with working(ground, "backlog") as worker:
+            worker.until_predicted(min(size, 4_000_000))
+            return worker.memory()[1] - base
+
+
 CURVES = (
     Curve("numbers", "numeric fields, all features", (4, 8, 16, 32, 64), numbers, "each has its decoding and a weight"),
     Curve("unknown", "fields that the schema does not know", (0, 4, 16, 64), skipped, "they are passed over as text"),
@@ -105,6 +134,14 @@ CURVES = (
     Curve(
         "cycles", "rows of a cycle", (200, 1_000, 5_000, 20_000, 100_000), cycles,
         "short ones pay for the Python around each slice and each cycle, once in so many rows",
+    ),
+    Curve(
+        "partitions", "partitions", (1, 2, 4, 8, 16, 32), partitions,
+        "slices of more partitions are smaller, and so are their batches of predictions", THROUGH_KAFKA,
+    ),
+    Curve(
+        "backlog", "records behind", (250_000, 1_000_000, 4_000_000, 16_000_000), backlog,
+        "what is fetched ahead is bounded, and so is a cycle", MEMORY,
     ),
 )  # fmt: skip
 
@@ -177,11 +214,13 @@ def _fetched(data: pl.DataFrame, records: int) -> Iterator[list[RecordBatches]]:
 
 
 def draw(measured: Sequence[Measured], path: Path) -> None:
-    """Small multiples on one scale: events/s against each size."""
+    """Small multiples: events/s, or memory, against each size."""
     rows = -(-len(measured) // 3)
-    figure, axes = pyplot.subplots(rows, 3, figsize=(12, 3.4 * rows), sharey=True, squeeze=False)
-    for axis, (curve, rates) in zip(axes.flat, measured, strict=False):
-        axis.plot(curve.sizes, [rate / 1e6 for rate in rates], marker="o", color="#1f5fa8", clip_on=False)
+    figure, axes = pyplot.subplots(rows, 3, figsize=(12, 3.4 * rows), squeeze=False)
+    for axis, (curve, values) in zip(axes.flat, measured, strict=False):
+        scale = 1 << 20 if curve.unit == MEMORY else 1e6
+        axis.plot(curve.sizes, [value / scale for value in values], marker="o", color="#1f5fa8", clip_on=False)
+        axis.set_ylabel(curve.unit)
         axis.set_xscale("symlog" if 0 in curve.sizes else "log", base=2 if max(curve.sizes) < 100 else 10)
         axis.set_xlabel(curve.axis)
         axis.set_ylim(bottom=0)
@@ -190,8 +229,6 @@ def draw(measured: Sequence[Measured], path: Path) -> None:
             axis.spines[side].set_visible(False)
     for axis in axes.flat[len(measured) :]:
         axis.set_visible(False)
-    for row in axes:
-        row[0].set_ylabel("million events/s, one thread")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -199,12 +236,19 @@ def draw(measured: Sequence[Measured], path: Path) -> None:
 
 def as_text(measured: Sequence[Measured], events: int) -> str:
     """The figures as Markdown, and what bends each curve."""
-    lines = ["![events/s against six sizes](curves.png)", "", "| of | events/s | why |", "|---|---|---|"]
-    for curve, rates in measured:
-        points = ", ".join(f"{size:,}: {rate:,.0f}" for size, rate in zip(curve.sizes, rates, strict=True))
+    lines = ["![events/s against what they depend on](curves.png)", "", "| of | events/s | why |", "|---|---|---|"]
+    for curve, values in measured:
+        points = ", ".join(f"{size:,}: {_shown(curve, value)}" for size, value in zip(curve.sizes, values, strict=True))
         lines.append(f"| {curve.axis} | {points} | {curve.says} |")
-    lines += ["", f"{today()}, {machine()}. {events:,} events a point, one thread, the fastest of {ROUNDS} rounds."]
+    lines += [
+        "",
+        f"{today()}, {machine()}. {events:,} events a point, the fastest of {ROUNDS} rounds; by Kafka one run.",
+    ]
     return "\n".join(lines)
+
+
+def _shown(curve: Curve, value: float) -> str:
+    return mib(value) if curve.unit == MEMORY else f"{value:,.0f}"
 
 
 def main() -> int:
@@ -215,8 +259,8 @@ def main() -> int:
     measured = []
     for curve in CURVES:
         if chosen.only in (None, curve.name):
-            measured.append(Measured(curve, [curve.rate(size, chosen.events) for size in curve.sizes]))
-            say(f"{curve.axis}: " + ", ".join(f"{rate:,.0f}" for rate in measured[-1].rates))
+            measured.append(Measured(curve, [curve.measure(size, chosen.events) for size in curve.sizes]))
+            say(f"{curve.axis}: " + ", ".join(_shown(curve, value) for value in measured[-1].values))
     if not chosen.only:
         draw(measured, PICTURE)
         write_section("curves", as_text(measured, chosen.events))

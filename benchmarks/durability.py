@@ -40,23 +40,23 @@ WARM_EVENTS = 100_000  # predicted before a rate is taken
 class Ground:
     """A broker and a Redis with an empty topic of views, and a folder for what workers print."""
 
-    def __init__(self, broker: str, redis: str, folder: Path) -> None:
-        self.broker, self.redis, self.folder = broker, redis, folder
+    def __init__(self, broker: str, redis: str, folder: Path, partitions: int) -> None:
+        self.broker, self.redis, self.folder, self.partitions = broker, redis, folder, partitions
 
     def written(self, topic: str) -> int:
         """Records of a topic; with transactions also their few markers."""
-        return sum(end_offsets(self.broker, [(topic, p) for p in range(PARTITIONS)]).values())
+        return sum(end_offsets(self.broker, [(topic, p) for p in range(self.partitions)]).values())
 
 
 @contextlib.contextmanager
-def fresh_ground() -> Iterator[Ground]:
+def fresh_ground(partitions: int = PARTITIONS) -> Iterator[Ground]:
     with (
         embedded.kafka(properties={"log.message.timestamp.type": "LogAppendTime"}) as broker,
         embedded.redis(properties={"appendonly": "no"}) as redis,  # or its file grows by a snapshot a second
         tempfile.TemporaryDirectory() as folder,
     ):
-        create_topics(broker.address, {TOPIC: PARTITIONS})
-        yield Ground(broker.address, redis.url, Path(folder))
+        create_topics(broker.address, {TOPIC: partitions})
+        yield Ground(broker.address, redis.url, Path(folder), partitions)
 
 
 class Worker:
@@ -69,7 +69,7 @@ class Worker:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self._environment = os.environ | {"NAME": name, "PYTHONPATH": path} | changes
         self._process: subprocess.Popen[bytes] | None = None
-        create_topics(ground.broker, {self.predictions: PARTITIONS})
+        create_topics(ground.broker, {self.predictions: ground.partitions})
 
     def start(self) -> None:
         command = [str(Path(sys.executable).parent / "headrace"), "run", str(ROOT / "benchmarks" / "durable.py")]
