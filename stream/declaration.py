@@ -29,7 +29,8 @@ class Events:
 
     key names the field that labels refer to. time names the field of the event time: a datetime, or a number with
     unit "s", "ms" or "us" since the epoch; without it the record's timestamp counts. A time more than `ahead` past
-    the record's timestamp makes a dead letter. start says where a group without committed offsets begins.
+    the record's timestamp makes a dead letter. start says where a group without committed offsets begins. A field of a
+    nested Struct or a place in a list of fixed length is named with dots, here and in features: `user.id`, `vector.0`.
     """
 
     topic: str

@@ -1,12 +1,14 @@
 """The fast path and the plain one: the same batches, the same records, to the byte."""
 
 import math
+import random
 from datetime import UTC, datetime
 
 import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from fuzz.json_rows import Journey, draw
 
 from headrace import Events, Labels, Pipeline, Predictions, category, count, cross, mean, numeric
 from headrace.connectors.record_table import headers_of
@@ -69,29 +71,29 @@ ODD_SALES = [
 ]  # fmt: skip
 
 
-def visit(random: np.random.Generator, i: int) -> bytes:
+def visit(rng: np.random.Generator, i: int) -> bytes:
     row = {
         "id": f"v{i}",
         "time": T0 + i / 3,
-        "site": random.choice(["a", "bb", "Zürich", None]),
-        "price": random.normal(),
+        "site": rng.choice(["a", "bb", "Zürich", None]),
+        "price": rng.normal(),
     }
     if i % 3:
-        row |= {"user": int(random.integers(-5, 2**62)), "new": bool(i % 2), "note": "x" * (i % 40)}
+        row |= {"user": int(rng.integers(-5, 2**62)), "new": bool(i % 2), "note": "x" * (i % 40)}
     if i % 5:
         row["since"] = datetime.fromtimestamp(T0 + i * 7.25, UTC)
     return msgspec.json.encode(row)
 
 
-def sale(random: np.random.Generator, i: int) -> bytes:
-    return msgspec.json.encode({"id": f"v{i}", "at": datetime.fromtimestamp(T0 + i, UTC), "paid": random.normal(2)})
+def sale(rng: np.random.Generator, i: int) -> bytes:
+    return msgspec.json.encode({"id": f"v{i}", "at": datetime.fromtimestamp(T0 + i, UTC), "paid": rng.normal(2)})
 
 
 def slice_of(role: str, rows: int = 300) -> Slice:
-    random = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     make, odd = (visit, ODD) if role == "events" else (sale, ODD_SALES)
-    values = [make(random, i) for i in range(rows)]
-    for place, value in zip(random.permutation(rows), odd, strict=False):
+    values = [make(rng, i) for i in range(rows)]
+    for place, value in zip(rng.permutation(rows), odd, strict=False):
         values[place] = value
     records = [Record(100 + 2 * i, T0 * 1000 + i, b"k%d" % i if i % 4 else None, v) for i, v in enumerate(values)]
     records[7] = records[7]._replace(value=None)
@@ -123,6 +125,30 @@ def test_batches_are_equal_to_the_bit_whatever_is_in_the_records(role):
     assert len(a["dead"]) > 3 and a["marks"] == [118]  # type: ignore[arg-type]
 
 
+def test_batches_of_nested_records_are_equal_to_the_bit_also_where_they_are_spoiled():
+    pipeline = Pipeline(
+        name="journeys",
+        events=Events("journeys", Journey, key="person.id", time="vector.1", unit="s", ahead="1000000d"),
+        features=[
+            numeric("vector.0"), numeric("person.age"), numeric(pl.col("person.home.lon") + pl.col("empty.lon"), name="sum"),
+            category("person.home.name"), category("level"), category("mixed.2"), cross("stars", "at.level"),
+            category(pl.col("mixed.0").str.to_uppercase() + pl.col("person.places.1.level"), name="text"),
+            numeric(pl.col("mixed.3.0").dt.hour(), name="hour"), count(by=["mixed.1", "empty.level"], over="1h"),
+        ],
+        model=LogisticRegression(FTRL()),
+        predictions=Predictions("scores"),
+    )  # fmt: skip
+    values, _ = draw(Journey, 4_000, random.Random(21))
+    records = [Record(i, T0 * 1000, None, value) for i, value in enumerate(values)]
+    fast, plain = (Decoder(pipeline, "events", fast=fast) for fast in (True, False))
+    assert fast._flat is not None
+    s = Slice("events", 0, 0, len(records), records)
+    a, b = told(fast.decode(s)), told(plain.decode(s))
+    for name, value in a.items():
+        assert value == b[name], name
+    assert len(records) > 4 * len(a["keys"]) > 2_000, "both kinds are among them"  # type: ignore[arg-type]
+
+
 def fast_values(s: Slice):
     from headrace.connectors.record_table import RecordTable
 
@@ -135,12 +161,12 @@ def test_slice_without_records_gives_an_empty_batch():
 
 
 def test_prediction_records_are_equal_to_the_byte_however_the_pieces_are_cut():
-    random = np.random.default_rng(2)
+    rng = np.random.default_rng(2)
     batch = Decoder(PIPELINE, "events").decode(slice_of("events"))
     served = Served("both", 12, 0.25)
-    out = np.concatenate([[0, 1, math.nan, 1e-30], random.random(len(batch) - 4)]).astype(np.float32)[:, None]
+    out = np.concatenate([[0, 1, math.nan, 1e-30], rng.random(len(batch) - 4)]).astype(np.float32)[:, None]
     out[2] = 0.3
-    cuts = [0, *sorted(random.choice(np.arange(1, len(batch)), 9, replace=False).tolist()), len(batch)]
+    cuts = [0, *sorted(rng.choice(np.arange(1, len(batch)), 9, replace=False).tolist()), len(batch)]
     pieces = [Predicted(batch, a, b, out[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
     assert_same_records(batch, pieces, served)
 
