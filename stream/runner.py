@@ -14,7 +14,7 @@ import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from ..connectors import record_batches, record_writer, spans
@@ -112,6 +112,7 @@ class Runner:
         self.publisher: SnapshotPublisher | None = None
 
         self._compute = ThreadPoolExecutor(1, thread_name_prefix=COMPUTE_THREAD)
+        self._warming: Future[Engine]
         self._ready, self._fresh, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._begun = self._replayed = self._at_work = False
         self._member = Member(-1, "")
@@ -356,7 +357,11 @@ class Runner:
             finally:
                 await producer.close()
 
-    def _build(self) -> Standing:
+    def warm_up(self) -> None:
+        """Begin to load or compile the kernels: that takes as long as to connect, and needs nothing of it."""
+        self._warming = self._compute.submit(self._warm_up)
+
+    def _warm_up(self) -> Engine:
         engine = Engine(self.pipeline)
         engine.enter = self.stages.enter
         began = time.perf_counter()
@@ -364,6 +369,10 @@ class Runner:
             part.warm_up()
         if (seconds := time.perf_counter() - began) > 2:
             log.info("compiled the kernels in %.1f s; from now on they are in the cache", seconds)
+        return engine
+
+    def _build(self) -> Standing:
+        engine = self._warming.result()
         standing = restore(engine, self._store)
         self._note_figures(engine)
         if standing.version:

@@ -112,6 +112,7 @@ class WorkerApp(faust.App):
     async def begin(self) -> None:
         """Wait for the broker and for Redis, take a slot, and let the runner begin. The web server answers already."""
         self.add_future(self._look())
+        self.runner.warm_up()
         pipeline, settings = self.pipeline, self.worker_settings
         broker, redis = settings.broker, redis_address(settings.redis)  # which has no password in it
         await self._answer_of("broker", broker, lambda: prepare_topics(pipeline, settings.broker))
