@@ -10,12 +10,14 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
+from ..connectors.reading import read_range
 from ..connectors.store import SnapshotStore
 from ..connectors.topics import committed_by, first_offsets, partitions_of
 from ..errors import InputError, StreamStopped
 from .align import Partition
 from .declaration import Pipeline
 from .decode import Decoder
+from .encode import JournalRecord
 from .engine import Engine
 from .journal import Extent, Told, cycles, extent, settled
 from .remap import carry_over
@@ -31,6 +33,7 @@ Item = TypeVar("Item")
 GoOn = Callable[[int, int], bool]  # is told (records done, records in all) about every second; False: stop here
 
 SAY_SECONDS = 1.0
+LAST_CYCLES = 10_000  # of the journal, that are looked at where somebody may have gone on with a partition
 GROUP_ROWS = 8_192  # handed from the thread that decodes to the one that learns
 GROUP_STEPS = 1_024
 
@@ -136,6 +139,8 @@ def adopt(
     decoders = {role: Decoder(pipeline, role) for role in topics_of(pipeline)}
     offsets = {(role, number): offset for number, of in wanted.items() for role, offset in of.items()}
     standing = restore(Engine(pipeline), store_of(slot))
+    if pipeline.delivery == "exactly_once":
+        _check_that_nobody_went_on(pipeline, address, standing.position.journal, offsets)
     if any(standing.stands_at(number) != of for number, of in wanted.items()) and not _replay(
         standing, decoders, address, slot, offsets, offsets, lost, go_on
     ):
@@ -153,6 +158,24 @@ def adopt(
         standing.skip_to(number, of)
     standing.own(())
     return {number: standing.left[number] for number in wanted}
+
+
+def _check_that_nobody_went_on(pipeline: Pipeline, address: str, start: int, wanted: Mapping[Partition, int]) -> None:
+    """Raise StreamStopped where the journal, from `start` on and at its end, tells of more than the group: see
+    `Runner._unless_forgotten`. What comes of the partitions would otherwise be predicted and learned again."""
+    journal = extent(pipeline, address)
+    start = max(journal.first, min(start, journal.end - LAST_CYCLES))
+    for record in read_range(address, pipeline.journal_topic, 0, start, journal.stable):
+        cycle = JournalRecord.decode(record.value)
+        for piece in cycle.pieces:
+            at = wanted.get((piece.role, piece.partition), piece.next)
+            if piece.next > at:
+                raise StreamStopped(
+                    f"{topics_of(pipeline)[piece.role]}[{piece.partition}]: slot {cycle.slot} has processed it up to "
+                    f"offset {piece.next:,}, group {pipeline.group} stands at {at:,}: were its offsets set back? Set "
+                    f"them to those of a snapshot (headrace snapshots show {pipeline.name}), or give the pipeline "
+                    "another name to begin anew"
+                )
 
 
 def topics_of(pipeline: Pipeline) -> dict[Role, str]:

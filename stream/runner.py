@@ -479,8 +479,6 @@ class Runner:
             here = at | here  # of a topic that is not in here nothing was processed
         if all(here.get(role) == offset for role, offset in at.items()):
             return None  # nobody has gone on with it since
-        if slot is not None and slot != self.slot:
-            return slot, at
         role = max(at, key=lambda role: here.get(role, 0) - at[role])
         place = self._place((role, number))
         if here.get(role, 0) > at[role]:
@@ -489,6 +487,8 @@ class Runner:
                 f"{at[role]:,}: were its offsets set back? Set them to those of a snapshot (headrace snapshots show "
                 f"{self.pipeline.name}), or give the pipeline another name to begin anew"
             )
+        if slot is not None and slot != self.slot:
+            return slot, at
         if here:
             log.warning(
                 "%s: the model has learned up to offset %s and goes on at %s: what lies between was not learned",

@@ -40,6 +40,14 @@ def until_done(workers, visits, sales):
     return workers[0].eventually(done, lambda: [total(workers), *(worker.printed for worker in workers)])
 
 
+def until_nothing_is_left(worker):
+    def none_left():
+        lag = [value for name, value in worker.metrics().items() if name.startswith("lag_records")]
+        return lag and not sum(lag)
+
+    worker.eventually(none_left, lambda: worker.printed)
+
+
 def count(rows, role):
     return sum(of == role for of, _ in rows)
 
@@ -208,3 +216,36 @@ def test_broker_that_has_forgotten_commits_is_told_again_from_the_journal(open_s
     assert "a broker has forgotten commits" in (shop.folder / "worker-2.log").read_text()
     figures = shop.snapshot(0).meta["metrics"]
     assert_each_label_was_learned_once(shop, rows, figures)
+
+
+@pytest.mark.parametrize("slot", [0, 2], ids=["that-learned-it", "that-never-had-it"])
+def test_broker_that_has_forgotten_who_had_a_partition_last_is_told_again(open_shop, visits_and_sales, slot):
+    """Slot 1 took the partitions over from slot 0, and slot 0 from slot 1 again; the group knows of slot 1 alone."""
+    shop = open_shop("forgetful twice", partitions=2, changes=QUICK)
+    rows = visits_and_sales(16, 2_000)
+    parts = [rows[at : at + len(rows) // 4 + 1] for at in range(0, len(rows), len(rows) // 4 + 1)]
+    committed = []
+    for part, at_work in zip(parts[:3], (0, 1, 0), strict=True):
+        shop.produce(part)
+        worker = shop.start(slot=at_work)
+        until_nothing_is_left(worker)
+        assert worker.end() == 0
+        committed.append(shop.committed())
+    assert len({tuple(sorted(offsets.items())) for offsets in committed}) == 3
+    back = {
+        TopicPartition(shop.visits if role == "events" else shop.sales, number): OffsetAndMetadata(offset, "1", -1)
+        for (role, number), offset in committed[1].items()
+    }
+    admin = KafkaAdminClient(bootstrap_servers=shop.kafka)
+    admin.alter_group_offsets(shop.pipeline.group, back)
+    admin.close()
+
+    shop.produce(parts[3])
+    worker = shop.start(slot=slot)
+    worker.says("a broker has forgotten commits")
+    worker.eventually(lambda: shop.sources() == shop.events(), lambda: worker.printed)
+    assert worker.end() == 0
+    if slot == 0:
+        assert "fetching what waits" not in worker.printed  # and so it kept what it had
+    learned = [shop.snapshot(of).meta["metrics"]["examples"] for of in {0, 1, slot}]
+    assert sum(learned) == count(rows, "labels")
