@@ -185,8 +185,7 @@ class CycleProducer:
 
     async def _end(self, work: Awaitable[Done]) -> Done:
         """Wait for a part of a commit within its time; after anything else than success the producer is spent."""
-        spent, self._doing = True, "beginning"
-        producer = self._usable()
+        spent, producer = True, self._usable()
         try:
             async with asyncio.timeout(self.commit_seconds):
                 done = await work
@@ -245,6 +244,7 @@ class CycleProducer:
         member: Member,
         metadata: str,
     ) -> dict[Partition, int]:
+        self._doing = "beginning"
         await producer.begin_transaction()
         for partition in batches:  # all in one request, and before the group
             producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(*partition))

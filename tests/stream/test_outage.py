@@ -8,7 +8,7 @@ import redis as redis_client
 
 from headrace.connectors import embedded
 
-OFTEN = "latency='20ms', snapshots=Snapshots('300ms')"
+OFTEN = "latency='20ms', max_cycle_rows=100, snapshots=Snapshots('300ms')"
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_redis_in_trouble_stops_no_predictions(shop, store, visits_and_sales, tr
 def test_worker_that_is_told_to_stop_while_the_broker_is_away_stops_and_the_next_one_goes_on(
     shop, broker, visits_and_sales
 ):
-    rows = visits_and_sales(4, 1_500)
+    rows = visits_and_sales(4, 10_000)  # more than it can do until it is seen that it has begun
     shop.produce(rows)
     worker = shop.start()
     worker.until(events=200)
@@ -156,7 +156,7 @@ def test_worker_that_is_told_to_stop_while_the_broker_is_away_stops_and_the_next
     assert "Traceback" not in worker.printed
     broker.start()
     again = shop.start()
-    again.until(events=1_500, labels=sum(role == "labels" for role, _ in rows))
+    again.until(events=10_000, labels=sum(role == "labels" for role, _ in rows))
     assert again.end() == 0
     assert shop.sources() == shop.events()
 
