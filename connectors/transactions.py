@@ -244,7 +244,9 @@ class CycleProducer:
         member: Member,
         metadata: str,
     ) -> dict[Partition, int]:
-        self._doing = "beginning"
+        self._doing = f"looking for {', '.join(sorted({topic for topic, _ in batches}))}"
+        for topic in {topic for topic, _ in batches}:  # or a refusal could come before the batches it is for
+            await producer.partitions_for(topic)
         await producer.begin_transaction()
         for partition in batches:  # all in one request, and before the group
             producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(*partition))
