@@ -185,8 +185,7 @@ class CycleProducer:
 
     async def _end(self, work: Awaitable[Done]) -> Done:
         """Wait for a part of a commit within its time; after anything else than success the producer is spent."""
-        spent, self._doing = True, "beginning"
-        producer = self._usable()
+        spent, producer = True, self._usable()
         try:
             async with asyncio.timeout(self.commit_seconds):
                 done = await work
@@ -244,6 +243,9 @@ class CycleProducer:
         member: Member,
         metadata: str,
     ) -> dict[Partition, int]:
+        self._doing = f"looking for {', '.join(sorted({topic for topic, _ in batches}))}"
+        for topic in {topic for topic, _ in batches}:  # or a refusal could come before the batches it is for
+            await producer.partitions_for(topic)
         await producer.begin_transaction()
         for partition in batches:  # all in one request, and before the group
             producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(*partition))

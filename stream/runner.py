@@ -55,9 +55,9 @@ log = logging.getLogger("headrace")
 Answer = TypeVar("Answer")
 
 IDLE_SECONDS = 5.0  # a partition that gave nothing for so long holds the others back no longer
-BEHIND_SECONDS = 0.1  # a cycle may take so long while more waits than it takes; or the pipeline's latency, if more
-TAKE_SECONDS = 0.002  # between two takes of what was fetched, while something of the last one waits
-TAKE_BEHIND_SECONDS = 0.02  # the same where the worker is behind
+BEHIND_SECONDS = 0.1  # a cycle may take so long while more waits than it takes; the latency, if that is longer
+TAKE_SHARE = 0.2  # of the latency, between two takes of what was fetched while something of the last one waits
+TAKE_SECONDS = 0.02  # the same where the worker is behind; and at most
 SLICE_RECORDS = 10_000  # runs are joined up to so many records before they are decoded: 6 ms of work at one go
 LOOK_SECONDS = 0.02  # how often to look whether what waits may go on
 REPORT_SECONDS = 5.0
@@ -132,7 +132,7 @@ class Runner:
         self._sent: deque[Sent] = deque()  # cycles whose outputs are out and whose offsets are not committed yet
         self._settling: asyncio.Task[None] | None = None  # the commit of their offsets
         self._behind = False  # more waited for the last cycle than it took
-        self._cycle_seconds = pipeline.latency_us / 1e6
+        self._latency_seconds = self._cycle_seconds = pipeline.latency_us / 1e6
         self._commit_began: float | None = None
         self._silent: Callable[[], float | None] = lambda: None
         self._forgetting: asyncio.Task[dict[Any, Any]] | None = None
@@ -209,8 +209,8 @@ class Runner:
     def patience(self) -> float:
         """In the consumer's thread: nothing waits while there is nothing else to do."""
         if self._behind:
-            return TAKE_BEHIND_SECONDS
-        return TAKE_SECONDS if any(self._runs.values()) else 0.0
+            return TAKE_SECONDS
+        return min(TAKE_SHARE * self._latency_seconds, TAKE_SECONDS) if any(self._runs.values()) else 0.0
 
     def assigned(self, assigned: Assigned) -> None:
         """Partitions are ours from now on. Nothing of an earlier assignment is in hand any more."""
@@ -569,6 +569,7 @@ class Runner:
         """Compute one cycle and hand it to the commit; whether there was anything to do."""
         await self._forget_left()
         if not self._has_work():
+            self._adapt(behind=False)
             await self._sent_out()
             if self._figures_old:
                 await self._in_compute(lambda: self._note_figures(self._engine()))
@@ -594,7 +595,7 @@ class Runner:
             if not self._sent:
                 await self._snapshot_if_due()
             return False
-        if len(self._sent) >= LAG_CYCLES - 1:
+        if len(self._sent) >= LAG_CYCLES:
             await self._committed()
         stop_reason = self._engine().stop_reason
         self._committing = asyncio.create_task(self._send(cycle, stop=stop_reason))
@@ -631,8 +632,11 @@ class Runner:
         limit = self.pipeline.max_cycle_rows
         examples = engine.counters_now("examples")
 
+        def is_long(cycle: Cycle) -> bool:
+            return cycle.rows >= limit or time.monotonic() >= until
+
         def is_full(cycle: Cycle) -> bool:
-            return cycle.rows >= limit or time.monotonic() >= until or (publisher.prepared and self._snapshot_wanted)
+            return is_long(cycle) or (publisher.prepared and self._snapshot_wanted)
 
         fetched, careful = self._runs, self._is_careful if self._careful else None
         while True:
@@ -647,7 +651,7 @@ class Runner:
             run_cycle(engine, self.aligner, self._at_end(), is_full, cycle, careful)
             if is_full(cycle) or engine.stop_reason is not None or (not hungry and pieces == len(cycle.pieces)):
                 break
-        self._adapt(is_full(cycle) and self._has_work())
+        self._adapt(behind=is_long(cycle) and self._has_work())
         if cycle.pieces:
             end_cycle(engine, cycle)
             self._encode(cycle)
@@ -666,8 +670,7 @@ class Runner:
 
     def _adapt(self, behind: bool) -> None:
         """A cycle ends within the pipeline's latency; while the worker is behind they get longer, which is cheaper."""
-        aim = self.pipeline.latency_us / 1e6
-        self._behind = behind
+        aim, self._behind = self._latency_seconds, behind
         self._cycle_seconds = min(2 * self._cycle_seconds, max(aim, BEHIND_SECONDS)) if behind else aim
 
     def _encode(self, cycle: Cycle) -> None:

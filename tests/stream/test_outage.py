@@ -8,7 +8,7 @@ import redis as redis_client
 
 from headrace.connectors import embedded
 
-OFTEN = "latency='20ms', snapshots=Snapshots('300ms')"
+OFTEN = "latency='20ms', max_cycle_rows=100, snapshots=Snapshots('300ms')"
 
 
 @pytest.fixture(scope="module")
