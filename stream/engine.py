@@ -413,7 +413,7 @@ class Engine:
     def _stretch(self, part: _Partition, batch: Batch, start: int, next: int, lo: int, hi: int, out: F32) -> None:
         """Process the records [start, next), rows [lo, hi): all are muted, or none is. Predictions go to out."""
         at = lo
-        for mark in [mark for mark in batch.marks if start <= mark < next]:
+        for mark in [mark for mark in batch.marks if start <= mark < next] if batch.marks else ():
             cut = int(batch.offset.searchsorted(mark))
             self._rows(part, batch, at, cut, out[at - lo : cut - lo])
             self._end_of_stream(part, batch.role)
