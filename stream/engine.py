@@ -529,8 +529,7 @@ class Engine:
     def _uncut(
         self, part: _Partition, batch: Batch, lo: int, hi: int, after: set[int]
     ) -> Iterator[tuple[int, int, I64]]:
-        """Stretches [a, b) of rows between which nothing happens, with their clock, to which clocks are set; what
-        happens before row a is done on the way.
+        """Stretches [a, b) of rows between which nothing happens, and their clock; what happens before row a is done.
 
         A wait ends where the watermark passes a tick, forgetting is due where the shared clock passes a step; both
         before the row that passes. A stretch also ends after each row of `after`.
