@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +71,6 @@ TOGETHER = 512  # rows, or pieces: with fewer, events wait for those of other pa
 GONE = 1 << 16  # keys remembered after their row has left, to tell late and repeated labels from unknown ones
 
 
-_READ = ("time", "groups", "values", "y", "numeric", "categories")  # of a batch, to predict
 _NOTHING_READ = np.empty((0, 0), np.float32)
 
 
@@ -586,9 +585,11 @@ class Engine:
             return
         self._learn_met()
         taken, self._taken = self._taken, []
-        time, groups, values, y, numeric, categories = (
-            _joined([getattr(t.batch, name)[t.lo : t.hi] for t in taken]) for name in _READ
-        )
+        rows_of = [(t.batch, slice(t.lo, t.hi)) for t in taken]
+        time, groups = _joined([b.time[r] for b, r in rows_of]), _joined([b.groups[r] for b, r in rows_of])
+        values, y = _joined([b.values[r] for b, r in rows_of]), _joined([b.y[r] for b, r in rows_of])
+        numeric = _joined([b.numeric[r] for b, r in rows_of])
+        categories = _joined([b.categories[r] for b, r in rows_of])
         out = taken[0].out if len(taken) == 1 else np.empty((len(time), self.outputs), np.float32)
         (self._look_at_folds if self._mute else self._fold_events).run(time, groups, values, y, numeric)
         x = Rows(numeric, categories)
@@ -598,7 +599,7 @@ class Engine:
             self.model.test_then_learn(x, Truth(y[:, None], np.ones(len(y), np.float32)), out)
         else:
             self.model.predict_then_observe(x, out)
-        ends = np.cumsum([t.hi - t.lo for t in taken]).tolist()
+        ends = list(accumulate(len(t.out) for t in taken))
         if len(taken) > 1:
             for t, end in zip(taken, ends, strict=True):
                 t.out[:] = out[end - len(t.out) : end]
@@ -609,7 +610,7 @@ class Engine:
         elif self.delayed:
             rows = taken[0].part.pending.blank(len(time))
             columns = taken[0].part.pending.named(rows)
-            columns["key"] = _joined([t.batch.key_hash[t.lo : t.hi] for t in taken])
+            columns["key"] = _joined([b.key_hash[r] for b, r in rows_of])
             columns["clock"] = _joined([t.clock for t in taken])
             columns["time"], columns["prediction"] = time, out
             columns["numeric"], columns["categories"] = numeric, categories
