@@ -932,6 +932,7 @@ class Engine:
             twin.process(self._blank(role, now), 0, 2)
             now += 3 * self.within + 1
         twin.finish()
+        twin.partitions[0].gone.find(np.ones((1, 2), np.uint64))  # as a label does that comes late
 
     def _blank(self, role: Role, now: int) -> Batch:
         """Two rows of nothing in particular."""
