@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +71,6 @@ TOGETHER = 512  # rows, or pieces: with fewer, events wait for those of other pa
 GONE = 1 << 16  # keys remembered after their row has left, to tell late and repeated labels from unknown ones
 
 
-_READ = ("time", "groups", "values", "y", "numeric", "categories")  # of a batch, to predict
 _NOTHING_READ = np.empty((0, 0), np.float32)
 
 
@@ -414,7 +413,7 @@ class Engine:
     def _stretch(self, part: _Partition, batch: Batch, start: int, next: int, lo: int, hi: int, out: F32) -> None:
         """Process the records [start, next), rows [lo, hi): all are muted, or none is. Predictions go to out."""
         at = lo
-        for mark in [mark for mark in batch.marks if start <= mark < next]:
+        for mark in [mark for mark in batch.marks if start <= mark < next] if batch.marks else ():
             cut = int(batch.offset.searchsorted(mark))
             self._rows(part, batch, at, cut, out[at - lo : cut - lo])
             self._end_of_stream(part, batch.role)
@@ -530,8 +529,7 @@ class Engine:
     def _uncut(
         self, part: _Partition, batch: Batch, lo: int, hi: int, after: set[int]
     ) -> Iterator[tuple[int, int, I64]]:
-        """Stretches [a, b) of rows between which nothing happens, with their clock, to which clocks are set; what
-        happens before row a is done on the way.
+        """Stretches [a, b) of rows between which nothing happens, and their clock; what happens before row a is done.
 
         A wait ends where the watermark passes a tick, forgetting is due where the shared clock passes a step; both
         before the row that passes. A stretch also ends after each row of `after`.
@@ -588,9 +586,11 @@ class Engine:
             return
         self._learn_met()
         taken, self._taken = self._taken, []
-        time, groups, values, y, numeric, categories = (
-            _joined([getattr(t.batch, name)[t.lo : t.hi] for t in taken]) for name in _READ
-        )
+        rows_of = [(t.batch, slice(t.lo, t.hi)) for t in taken]
+        time, groups = _joined([b.time[r] for b, r in rows_of]), _joined([b.groups[r] for b, r in rows_of])
+        values, y = _joined([b.values[r] for b, r in rows_of]), _joined([b.y[r] for b, r in rows_of])
+        numeric = _joined([b.numeric[r] for b, r in rows_of])
+        categories = _joined([b.categories[r] for b, r in rows_of])
         out = taken[0].out if len(taken) == 1 else np.empty((len(time), self.outputs), np.float32)
         self.enter("features")
         (self._look_at_folds if self._mute else self._fold_events).run(time, groups, values, y, numeric)
@@ -602,7 +602,7 @@ class Engine:
             self.model.test_then_learn(x, Truth(y[:, None], np.ones(len(y), np.float32)), out)
         else:
             self.model.predict_then_observe(x, out)
-        ends = np.cumsum([t.hi - t.lo for t in taken]).tolist()
+        ends = list(accumulate(len(t.out) for t in taken))
         if len(taken) > 1:
             for t, end in zip(taken, ends, strict=True):
                 t.out[:] = out[end - len(t.out) : end]
@@ -614,7 +614,7 @@ class Engine:
             self.enter("labels")
             rows = taken[0].part.pending.blank(len(time))
             columns = taken[0].part.pending.named(rows)
-            columns["key"] = _joined([t.batch.key_hash[t.lo : t.hi] for t in taken])
+            columns["key"] = _joined([b.key_hash[r] for b, r in rows_of])
             columns["clock"] = _joined([t.clock for t in taken])
             columns["time"], columns["prediction"] = time, out
             columns["numeric"], columns["categories"] = numeric, categories
@@ -938,6 +938,7 @@ class Engine:
             twin.process(self._blank(role, now), 0, 2)
             now += 3 * self.within + 1
         twin.finish()
+        twin.partitions[0].gone.find(np.ones((1, 2), np.uint64))  # as a label does that comes late
 
     def _blank(self, role: Role, now: int) -> Batch:
         """Two rows of nothing in particular."""

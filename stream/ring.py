@@ -112,6 +112,8 @@ def _leave(begin, end, words, index):
     mask = index.shape[0] - 1
     rows = words.shape[0] - 1
     for row in range(begin, end):
+        if row + AHEAD < end:
+            prefetch(index.ctypes.data + 8 * (np.intp(words[(row + AHEAD) & rows, 0] >> uint64(20)) & mask))
         hole = _place(words[row & rows, 0], words[row & rows, 1], words, index)
         at = (hole + 1) & mask
         while index[at] != 0:
