@@ -90,6 +90,7 @@ class SnapshotReader:
         """P(true) or the value for each row, float32 (B,), in the order of the rows; with several classes (B, C).
 
         rows  dicts by field name, Structs of the events' schema, or a Polars frame with a column for each field
+               (what is nested: a column of structs or lists, or one for each plain field in it, `user.age`)
 
         All rows are predicted by one version and none of them changes it: each one as if it were the next event. Event
         time is the row's time field; the time of the call where the pipeline takes that of the record. Fields that no

@@ -165,7 +165,7 @@ def test_signal_in_a_backlog_loses_and_repeats_nothing(open_shop, visits_and_sal
     to stop (then nothing is replayed, for there is a last snapshot)."""
     changes = f"snapshots=Snapshots('{every}'), latency='20ms', max_cycle_rows=200"
     shop = open_shop(f"{number}-{every}", changes=changes)
-    rows = visits_and_sales(3, 6_000)
+    rows = visits_and_sales(3, 12_000)
     for _, row in [row for row in rows if row[0] == "events"][::40]:
         del row["site"]  # a bad record
     shop.produce(rows)
@@ -174,16 +174,16 @@ def test_signal_in_a_backlog_loses_and_repeats_nothing(open_shop, visits_and_sal
     while shop.end(shop.scores) < (3_000 if every == "300ms" else 1_000):
         worker.alive()
     assert worker.end(signal.Signals[number]) == (0 if number == "SIGTERM" else -9)
-    assert len(shop.sources()) < 5_850, "too late to be in the middle of a backlog"
+    assert len(shop.sources()) < 11_700, "too late to be in the middle of a backlog"
     assert (shop.snapshot() is None) == (every == "1h" and number == "SIGKILL")
 
     worker = shop.start()
-    worker.until(events=5_850, bad_events=150, labels=sum(role == "labels" for role, _ in rows))
+    worker.until(events=11_700, bad_events=300, labels=sum(role == "labels" for role, _ in rows))
     assert worker.end() == 0
     assert ("records from the journal" in worker.printed) == (number == "SIGKILL")
     assert shop.sources() == shop.events()
     letters = [dict(r.headers) for of in shop.read(shop.pipeline.predictions.dead_letters).values() for r in of]
-    assert len({(told["headrace-partition"], told["headrace-offset"]) for told in letters}) == len(letters) == 150
+    assert len({(told["headrace-partition"], told["headrace-offset"]) for told in letters}) == len(letters) == 300
     engine, _ = shop.by_hand()
     assert_is_state_of(shop.snapshot(), engine)
 
