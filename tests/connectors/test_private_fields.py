@@ -507,7 +507,7 @@ def test_fausts_consumer_calls_what_is_overridden() -> None:
     ],
 )
 def test_fausts_consumer_has_the_books_that_are_kept(name: str) -> None:
-    text = source(Consumer.__init__) + source(Consumer._reset_state) + source(Consumer)
+    text = source(sys.modules[Consumer.__module__])  # of a class alone it would be parsed, which may end in SystemError
     assert f"self.{name} =" in text or f"    {name}:" in text
 
 
