@@ -209,6 +209,29 @@ def restart(chosen: argparse.Namespace) -> str:
     )
 
 
+def start(chosen: argparse.Namespace) -> str:
+    """A worker that was told to stop is started again, with kernels in the cache and 1,000 events to do."""
+    batches, took = make_batches(4_000, 250), []
+    with (
+        fresh_ground() as ground,
+        working(ground, "start") as worker,
+        Reader(ground.broker, worker.predictions) as reader,
+    ):
+        for number in range(chosen.starts + 1):
+            fill(ground.broker, TOPIC, 1_000, batches)
+            worker.until_predicted((number + 1) * 1_000)
+            worker.end(signal.SIGTERM)
+            fill(ground.broker, TOPIC, 1_000, batches)
+            reader.go_to_end()
+            began, wall = time.monotonic(), time.time()
+            worker.start()
+            worker.until(partial(reader.sees_newer, wall), "a prediction")
+            took.append(time.monotonic() - began)
+            say(f"  {number}: {took[-1]:.2f} s")
+    took = took[1:]  # the first may compile
+    return f"median {statistics.median(took):.1f} s, worst {max(took):.1f} s, of {len(took)} starts"
+
+
 def exactly_once(chosen: argparse.Namespace) -> str:
     """Throughput with and without transactions, in turns: as fast as it goes, and at a pace that both bear."""
     modes = ("at_least_once", "exactly_once")
@@ -350,6 +373,7 @@ def replay(chosen: argparse.Namespace) -> str:
 
 PARTS: dict[str, tuple[str, str, Callable[[argparse.Namespace], str]]] = {
     "restart": ("SIGKILL and restart, until the next committed prediction is readable", "", restart),
+    "start": ("start with kernels in the cache, until the first prediction is readable", "<= 3 s", start),
     "exactly-once": ("exactly once against at least once", "<= 5 %", exactly_once),
     "stall": ("the stream stands still for a snapshot", "<= 5 ms", stall),
     "backlog": ("start with a backlog", "<= 10 s, <= 1 GiB", backlog),
@@ -362,6 +386,7 @@ def main() -> int:
     arguments.add_argument("--only", choices=PARTS, help="one part")
     arguments.add_argument("--print", action="store_true", help="do not write the table")
     arguments.add_argument("--kills", type=int, default=20)
+    arguments.add_argument("--starts", type=int, default=10)
     arguments.add_argument("--turns", type=int, default=2, help="of exactly-once, each with and without")
     arguments.add_argument("--rate", type=int, default=20_000, help="events a second of restart and stall")
     arguments.add_argument("--pace", type=int, default=100_000, help="events a second of exactly-once")
