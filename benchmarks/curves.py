@@ -137,7 +137,7 @@ CURVES = (
     ),
     Curve(
         "partitions", "partitions", (1, 2, 4, 8, 16, 32), partitions,
-        "slices of more partitions are smaller, and so are their batches of predictions", THROUGH_KAFKA,
+        "more of them have smaller slices and batches; each broker had just begun: slower than later", THROUGH_KAFKA,
     ),
     Curve(
         "backlog", "records behind", (250_000, 1_000_000, 4_000_000, 16_000_000), backlog,
