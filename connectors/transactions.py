@@ -21,6 +21,7 @@ from aiokafka.errors import (
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.sender import BACKOFF_OVERRIDE, AddPartitionsToTxnHandler, TxnOffsetCommitHandler
 from aiokafka.producer.transaction_manager import TransactionState
+from aiokafka.structs import OffsetAndMetadata
 
 from ..errors import HeadraceError, InputError, Refused, Unreachable
 from . import groups
@@ -88,6 +89,7 @@ class CycleProducer:
             producer = AIOKafkaProducer(**self._settings)
             _look_again(producer)
             _begin_again_soon(producer)
+            _heed(producer)
             try:
                 async with asyncio.timeout_at(deadline):
                     await producer.start()
@@ -348,12 +350,31 @@ async def _stop(producer: AIOKafkaProducer) -> None:
     _hush(producer)
 
 
+def _heed(producer: AIOKafkaProducer) -> None:
+    """Have no failure of a batch reported by asyncio as never retrieved: who waited for the commit was told."""
+    accumulator = producer._message_accumulator
+    append = accumulator._append_batch
+
+    def append_and_heed(builder: Batch, to: TopicPartition) -> Any:
+        batch = append(builder, to)
+        for waiter in (batch.future, batch._drain_waiter):
+            waiter.add_done_callback(_retrieve)
+        return batch
+
+    accumulator._append_batch = append_and_heed
+
+
 def _hush(producer: AIOKafkaProducer) -> None:
-    """What failed has been said; asyncio would say it again for every future of aiokafka that nobody waits for."""
+    """The same for what is left when it has stopped."""
     batches = [batch for queue in producer._message_accumulator._batches.values() for batch in queue]
     for waiter in [producer._txn_manager._transaction_waiter, *(batch._drain_waiter for batch in batches)]:
-        if waiter is not None and waiter.done() and not waiter.cancelled():
-            waiter.exception()
+        if waiter is not None and waiter.done():
+            _retrieve(waiter)
+
+
+def _retrieve(waiter: asyncio.Future[Any]) -> None:
+    if not waiter.cancelled():
+        waiter.exception()
 
 
 def encode(producer: AIOKafkaProducer, to: Partition, records: Iterable[Output]) -> list[BatchBuilder]:
@@ -398,7 +419,9 @@ async def send_all(producer: AIOKafkaProducer, batches: Mapping[Partition, Seque
         first = None
         for batch in batches:
             try:
-                acknowledged = await (await producer.send_batch(batch, topic, partition=number))
+                answer = await producer.send_batch(batch, topic, partition=number)
+                answer.add_done_callback(_retrieve)
+                acknowledged = await answer
             except _FENCED:
                 raise
             except KafkaError as error:
@@ -444,8 +467,10 @@ async def send_offsets(
         return
     sender = producer._sender
     sender._do_txn_offset_commit = commit
-    rows = {TopicPartition(*partition): offset for partition, offset in offsets.items()}
-    await producer.send_offsets_to_transaction(rows, group)
+    rows = {TopicPartition(*partition): OffsetAndMetadata(offset, "") for partition, offset in offsets.items()}
+    waiting = sender._txn_manager.add_offsets_to_txn(rows, group)
+    waiting.add_done_callback(_retrieve)
+    await asyncio.shield(waiting)
 
 
 class _GroupOffsets(TxnOffsetCommitHandler):

@@ -1,6 +1,7 @@
 """A cycle's outputs and offsets are committed together, or not at all, and only by the member that holds them."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -315,6 +316,30 @@ def test_a_successor_with_the_same_id_fences_a_producer(kafka: str, unique: str,
 
     asyncio.run(cycles())
     assert values(kafka, output) == [b"new"]
+
+
+@pytest.mark.parametrize("leaves", [0, 1, 2, 4, 8, 16, 1000], ids="after {} turns of the loop".format)
+def test_what_a_fenced_producer_had_under_way_is_not_reported_once_more_by_asyncio(
+    kafka: str, unique: str, create_topic: Topic, caplog: pytest.LogCaptureFixture, leaves: int
+) -> None:
+    source, output = create_topic("in"), create_topic("out", 4)
+    outputs = {(output, number): [line(b"x")] for number in range(4)}
+
+    async def fence() -> None:
+        async with member_of(kafka, unique, source) as (_, member), producing(kafka, unique) as old:
+            await old.commit_cycle(outputs, {(source, 0): 1}, unique, member)
+            async with producing(kafka, unique):
+                cycle = asyncio.ensure_future(old.commit_cycle(outputs, {(source, 0): 2}, unique, member))
+                for _ in range(leaves):
+                    await asyncio.sleep(0)
+                if leaves < 1000:
+                    cycle.cancel()
+                with pytest.raises((CommitRefused, asyncio.CancelledError)):
+                    await cycle
+
+    asyncio.run(fence())
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_offsets_are_not_committed_when_an_output_is_refused(kafka: str, unique: str, create_topic: Topic) -> None:
