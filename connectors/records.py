@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -42,3 +43,27 @@ class Fetched(NamedTuple):
     def at_end(self) -> bool:
         """Whether the partition was read to its end with this run."""
         return self.next >= self.end
+
+
+class Haul:
+    """What was fetched at one go of some partitions of a topic, one run of each: the value of one event of Faust.
+
+    runs        in any order
+    generation  of the consumer group, that of each run
+    """
+
+    def __init__(self, runs: Sequence[Fetched], release: Callable[[Fetched], None]) -> None:
+        self.runs, self.generation = runs, runs[0].generation
+        self._release = release
+        self._left = {run.partition: run for run in runs}
+
+    def release(self, run: Fetched) -> bool:
+        """Let go of a run, so that it makes room for others; True when it was the last: the event can be acked now."""
+        if self._left.pop(run.partition, None) is not None:
+            self._release(run)
+        return not self._left
+
+    def release_all(self) -> None:
+        """Let go of all runs that are left."""
+        for run in list(self._left.values()):
+            self.release(run)

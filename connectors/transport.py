@@ -1,4 +1,4 @@
-"""A Faust transport in which one event is a run of records: all that was fetched of one partition at a time.
+"""A Faust transport in which one event is a haul: all that was fetched at one go, a run of records of each partition.
 
 Faust does membership, assignment and flow; this file takes the runs from aiokafka's fetcher, sets the offsets they
 begin at, and sees that none is lost or repeated over a rebalance. Topics that are not among `Settings.topics` arrive
@@ -28,7 +28,7 @@ from ..errors import Refused, StreamStopped, Unreachable
 from .fetching import keep_bytes, leave, take
 from .groups import Committed, Member, Rebalanced, stable_offsets
 from .record_batches import records_of
-from .records import Fetched, Partition
+from .records import Fetched, Haul, Partition
 
 FETCH_THREAD = "headrace-fetch"
 LOOK_SECONDS = 0.001  # how often to ask whether the owner waits for what is here
@@ -89,7 +89,7 @@ class Settings:
 
 
 class Runs(faust.Schema):
-    """The schema of the topics that arrive in runs: the event's value is a Fetched; decoding is the engine's."""
+    """The schema of the topics that arrive in runs: the event's value is a Haul; decoding is the engine's."""
 
     def compile(self, app: Any, **options: Any) -> Any:
         create_event = app.create_event
@@ -363,7 +363,7 @@ class Consumer(stock.Consumer):
                 await self.wait(self.can_resume_flow)
             try:
                 if runs := await self._getmany(active_partitions=None, timeout=1.0):
-                    await self.wait_first(self._deliver(runs), self.suspend_flow.wait())
+                    await self._deliver(runs)
             except (ConsumerStoppedError, asyncio.CancelledError):
                 if self.app.should_stop:
                     return
@@ -373,14 +373,23 @@ class Consumer(stock.Consumer):
                 await asyncio.Event().wait()  # until it is stopped: there is nobody to raise to
 
     async def _deliver(self, runs: Iterable[tuple[int, Fetched]]) -> None:
+        hauls: defaultdict[str, list[Fetched]] = defaultdict(list)
         for epoch, run in runs:
-            await self._deliver_run(epoch, run)
+            current = run.generation == self.app.consumer_generation_id and epoch == self._thread.seek_epoch
+            if self.flow_active and current:  # else a seek to the committed offsets follows
+                self._take_on(run)
+                hauls[run.topic].append(run)
+        for topic, of in hauls.items():
+            if topic in self.settings.topics:
+                last = of[-1]
+                tp = TP(topic, last.partition)
+                await self.callback(self._message(tp, last.next - 1, Haul(of, self._release), last.generation))
+            else:
+                await self.wait_first(self._deliver_records(of), self.suspend_flow.wait())
 
-    async def _deliver_run(self, epoch: int, run: Fetched) -> None:
-        current = run.generation == self.app.consumer_generation_id and epoch == self._thread.seek_epoch
-        if not (self.flow_active and current):
-            return  # a seek to the committed offsets follows
-        tp, expected = TP(run.topic, run.partition), self._next[TP(run.topic, run.partition)]
+    def _take_on(self, run: Fetched) -> None:
+        tp = TP(run.topic, run.partition)
+        expected = self._next[tp]
         if run.start != expected:
             gap = (
                 f"{tp.topic}[{tp.partition}] goes on at offset {run.start:,}, expected {expected:,}: the records "
@@ -396,13 +405,17 @@ class Consumer(stock.Consumer):
         self.app.monitor.track_tp_end_offset(tp, run.end)
         if run.topic in self.settings.topics:
             self._in_hand[tp] += run.size
-            await self.callback(self._message(tp, run.next - 1, run, run.generation))
-            return
-        for record in records_of([run.records]):
-            self._delivered[tp].append(record.offset)
-            message = self._message(tp, record.offset, record.value, run.generation)
-            message.key, message.headers, message.timestamp = record.key, list(record.headers), record.timestamp / 1000
-            await self.callback(message)
+
+    async def _deliver_records(self, runs: Iterable[Fetched]) -> None:
+        for run in runs:
+            tp = TP(run.topic, run.partition)
+            for record in records_of([run.records]):
+                self._delivered[tp].append(record.offset)
+                message = self._message(tp, record.offset, record.value, run.generation)
+                message.key, message.headers, message.timestamp = (
+                    record.key, list(record.headers), record.timestamp / 1000,
+                )  # fmt: skip
+                await self.callback(message)
 
     def _message(self, tp: TP, offset: int, value: Any, generation: int) -> ConsumerMessage:
         return ConsumerMessage(
@@ -416,7 +429,7 @@ class Consumer(stock.Consumer):
     # acknowledged and committed
 
     def ack(self, message: Any) -> bool:
-        """Let go of a run: it makes room for others, and a rebalance waits for it no longer. Commits nothing.
+        """Let go of a haul, with all its runs that are left: a rebalance waits for it no longer. Commits nothing.
 
         For other topics: Faust may commit the record.
         """
@@ -427,13 +440,16 @@ class Consumer(stock.Consumer):
         message.acked = True
         self._unacked_messages.discard(message)
         notify(self._waiting_for_ack)
-        tp, run = message.tp, message.value
+        message.value.release_all()
+        return True
+
+    def _release(self, run: Fetched) -> None:
+        tp = TP(run.topic, run.partition)
         if run.generation == self.app.consumer_generation_id and tp in self._in_hand:
             before = self._in_hand[tp]
             self._in_hand[tp] = max(before - run.size, 0)
             if before >= self._share():
                 self._thread.wake()
-        return True
 
     def _new_offset(self, tp: TP) -> int | None:
         # Faust's own can pass over records that are not acked

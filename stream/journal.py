@@ -20,7 +20,7 @@ from .encode import JournalRecord
 
 log = logging.getLogger("headrace")
 
-LAG_CYCLES = 16  # written without transactions before their offsets are committed, at most
+LAG_CYCLES = 64  # written without transactions before their offsets are committed, at most
 LOOK_SECONDS = 0.05
 SAY_SECONDS = 1.0
 REMIND_SECONDS = 30.0

@@ -22,7 +22,7 @@ from ..connectors.groups import Member
 from ..connectors.leases import Slots
 from ..connectors.reading import read_range
 from ..connectors.record_writer import MAX_RECORD_BYTES, Rows
-from ..connectors.records import Fetched, Record
+from ..connectors.records import Fetched, Haul, Record
 from ..connectors.records import Partition as TopicPartition
 from ..connectors.store import SnapshotStore
 from ..connectors.topics import committed_by, remove_member
@@ -55,6 +55,7 @@ log = logging.getLogger("headrace")
 Answer = TypeVar("Answer")
 
 IDLE_SECONDS = 5.0  # a partition that gave nothing for so long holds the others back no longer
+COMMIT_SECONDS = 0.1  # between two commits of offsets without transactions, where the worker is not behind
 BEHIND_SECONDS = 0.1  # a cycle may take so long while more waits than it takes; the latency, if that is longer
 TAKE_SHARE = 0.2  # of the latency, between two takes of what was fetched while something of the last one waits
 TAKE_SECONDS = 0.02  # the same where the worker is behind; and at most
@@ -123,7 +124,7 @@ class Runner:
         self._owned: list[int] | None = None  # what we own since the last record of the journal, if it has changed
         self._adoption = Adoption(self._fetch_states, self._fresh.set)
         self._runs: dict[Partition, deque[Fetched]] = {}  # fetched, not decoded yet
-        self._unacked: defaultdict[Partition, deque[Any]] = defaultdict(deque)  # events of Faust, oldest first
+        self._unacked: defaultdict[Partition, deque[tuple[Fetched, Any]]] = defaultdict(deque)  # runs, events of Faust
         self._fetched: dict[Partition, int] = {}  # the offset up to which each partition has come to us
         self._heard: dict[Partition, float] = {}  # when a partition last gave something
         self._careful = _careful(os.environ.get(CAREFUL, ""))
@@ -131,6 +132,8 @@ class Runner:
         self._committing: asyncio.Task[None] | None = None
         self._sent: deque[Sent] = deque()  # cycles whose outputs are out and whose offsets are not committed yet
         self._settling: asyncio.Task[None] | None = None  # the commit of their offsets
+        self._settle_now = asyncio.Event()  # somebody waits for it, or enough cycles do
+        self._settled_at = 0.0
         self._behind = False  # more waited for the last cycle than it took
         self._latency_seconds = self._cycle_seconds = pipeline.latency_us / 1e6
         self._commit_began: float | None = None
@@ -234,16 +237,18 @@ class Runner:
         """What comes next is `assigned`."""
 
     def add(self, event: Any) -> None:
-        """Take one run of records from the agent."""
-        run: Fetched = event.value
-        if self._revoking or self._stopping or run.generation != self._member.generation:
+        """Take a haul of runs from the agent."""
+        haul: Haul = event.value
+        if self._revoking or self._stopping or haul.generation != self._member.generation:
             event.ack()  # not committed: whoever owns the partition next reads it again
             return
-        partition = (self.topics[run.topic], run.partition)
-        self._runs[partition].append(run)
-        self._unacked[partition].append(event)
-        self._fetched[partition] = run.next
-        self._heard[partition] = time.monotonic()
+        now = time.monotonic()
+        for run in haul.runs:
+            partition = (self.topics[run.topic], run.partition)
+            self._runs[partition].append(run)
+            self._unacked[partition].append((run, event))
+            self._fetched[partition] = run.next
+            self._heard[partition] = now
         self._fresh.set()
 
     # -- the life of a worker
@@ -268,7 +273,8 @@ class Runner:
                 else:
                     await self._unless_forgotten(self._take_in())
                     if not await self._cycle():
-                        await self._pause(LOOK_SECONDS if self.held or self._snapshot_wanted else 1.0)
+                        soon = self.held or self._snapshot_wanted
+                        await self._pause(LOOK_SECONDS if soon else FIGURES_SECONDS if self._figures_old else 1.0)
                 self._report()
             await self._finish()
         except asyncio.CancelledError:
@@ -571,7 +577,7 @@ class Runner:
         if not self._has_work():
             self._adapt(behind=False)
             await self._sent_out()
-            if self._figures_old:
+            if self._figures_old and time.monotonic() >= self._figures_due:
                 await self._in_compute(lambda: self._note_figures(self._engine()))
             if not self._sent:
                 await self._snapshot_if_due()
@@ -790,13 +796,22 @@ class Runner:
             self._settle(sent)
             return
         self._sent.append(sent)
+        if self._behind or len(self._sent) >= LAG_CYCLES // 2:
+            self._settle_now.set()
         if self._settling is None or self._settling.done():
             await self._settled()
             self._settling = asyncio.create_task(self._commit_sent())
 
     async def _commit_sent(self) -> None:
-        """Without transactions: commit the offsets of all that is out, and of what goes out meanwhile."""
+        """Without transactions: commit the offsets of all that is out, and of what goes out meanwhile, now and then."""
         while self._sent:
+            left = self._settled_at + COMMIT_SECONDS - time.monotonic()
+            if left > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await self._settle_now.wait()
+            self._settle_now.clear()
+            self._settled_at = time.monotonic()
             sent = list(self._sent)
             offsets = {partition: offset for cycle in sent for partition, offset in cycle.offsets.items()}
             await self._producer.commit_offsets(offsets, self.pipeline.group, self._member, str(self.slot))
@@ -816,9 +831,11 @@ class Runner:
         succeeded()
         self._careful = {p: until for p, until in self._careful.items() if position.offsets.get(p, until) < until}
         for (role, of), offset in cycle.offsets().items():
-            events = self._unacked[role, of]
-            while events and events[0].value.next <= offset:
-                events.popleft().ack()
+            unacked = self._unacked[role, of]
+            while unacked and unacked[0][0].next <= offset:
+                run, event = unacked.popleft()
+                if event.value.release(run):
+                    event.ack()
 
     async def _sent_out(self) -> None:
         """Wait until the outputs of the last cycle are out; raises what has gone wrong with them, or with a commit."""
@@ -832,6 +849,8 @@ class Runner:
         """Wait until the offsets of all that is out are committed."""
         if self._settling is not None:
             task, self._settling = self._settling, None
+            if not task.done():
+                self._settle_now.set()
             await task
 
     async def _committed(self) -> None:
@@ -893,8 +912,8 @@ class Runner:
         self.state = "waiting for partitions"
 
     def _let_go_of_runs(self) -> None:
-        for events in self._unacked.values():
-            for event in events:
+        for unacked in self._unacked.values():
+            for _, event in unacked:
                 event.ack()
         self._unacked.clear()
         self._runs = {}

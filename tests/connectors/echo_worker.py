@@ -117,16 +117,17 @@ class Echo:
         self.events = []
         outputs: dict[Partition, list[Output]] = {}
         offsets: dict[Partition, int] = {}
-        for run in (event.value for event in events):
+        runs = [run for event in events for run in event.value.runs]
+        for run in runs:
             lines = outputs.setdefault((OUTPUT, run.partition), [])
             for record in records_of([run.records]):
                 origin = f"{run.topic} {run.partition} {record.offset} {os.getpid()}"
                 lines.append((record.key, origin.encode(), record.headers, None))
             offsets[run.topic, run.partition] = run.next
         if events:
-            say("came as", *{type(event.value.records).__name__ for event in events})
+            say("came as", *{type(run.records).__name__ for run in runs})
             for partition in range(len(self.positions)):
-                say("cycle of", partition, *[e.value.size for e in events if e.value.partition == partition])
+                say("cycle of", partition, *[run.size for run in runs if run.partition == partition])
             await self.producer.commit_cycle(outputs, offsets, GROUP, self.member, str(SLOT))
             self.positions |= offsets
         for event in events:
