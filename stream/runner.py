@@ -1,7 +1,8 @@
 """The life of a worker: recover, then cycle after cycle until told to stop.
 
 All methods run in the event loop of the Faust app, except `_work`, which runs in the one compute thread; the engine,
-the aligner and the decoders are touched by it alone while it runs. While one cycle commits, the next is computed.
+the aligner and the decoders are touched by it alone while it runs. While one cycle commits, the next is computed. Where
+there is little to do, `_work` runs in the event loop too: each change of the thread takes as long as a hundred rows.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ COMMIT_SECONDS = 0.1  # between two commits of offsets without transactions, whe
 BEHIND_SECONDS = 0.1  # a cycle may take so long while more waits than it takes; the latency, if that is longer
 TAKE_SHARE = 0.2  # of the latency, between two takes of what was fetched while something of the last one waits
 TAKE_SECONDS = 0.02  # the same where the worker is behind; and at most
+LITTLE_ROWS = 500  # are a millisecond or two of work
 SLICE_RECORDS = 10_000  # runs are joined up to so many records before they are decoded: 6 ms of work at one go
 LOOK_SECONDS = 0.02  # how often to look whether what waits may go on
 REPORT_SECONDS = 5.0
@@ -578,14 +580,14 @@ class Runner:
             self._adapt(behind=False)
             await self._sent_out()
             if self._figures_old and time.monotonic() >= self._figures_due:
-                await self._in_compute(lambda: self._note_figures(self._engine()))
+                self._note_figures(self._engine())
             if not self._sent:
                 await self._snapshot_if_due()
             return False
         if not self._behind:
             await self._sent_out()  # what is little is computed when it can go out, with what has come meanwhile
         try:
-            cycle = await self._in_compute(self._work)
+            cycle = self._timed(self._work) if self._is_little() else await self._in_compute(self._work)
         except NotFinite as broken:
             await self._committed()
             await self._give_up(broken, self._computing.reached())
@@ -616,6 +618,18 @@ class Runner:
         queues = self.aligner.queues
         return any(self._runs.get(p) or queue.batches for p, queue in queues.items())
 
+    def _is_little(self) -> bool:
+        """Whether the next cycle is so short that the event loop can wait for it."""
+        if self._behind or self._careful:
+            return False
+        rows = sum(len(batch) for queue in self.aligner.queues.values() for batch in queue.batches)
+        for runs in self._runs.values():
+            for run in runs:
+                rows += len(run.records)
+                if rows > LITTLE_ROWS:
+                    return False
+        return rows <= LITTLE_ROWS
+
     async def _give_up(self, broken: HeadraceError, reached: Mapping[Partition, int]) -> NoReturn:
         """The model is not finite. Nothing of it goes out, but the journal says so, or a restart would end here too.
 
@@ -631,7 +645,7 @@ class Runner:
         )
 
     def _work(self) -> Cycle:
-        """In the compute thread: decode, align, process, until the cycle is full or nothing may go on."""
+        """Decode, align, process, until the cycle is full or nothing may go on."""
         engine, publisher = self._engine(), self._publisher()
         cycle = self._computing = Cycle()
         until = time.monotonic() + self._cycle_seconds
@@ -680,7 +694,7 @@ class Runner:
         self._cycle_seconds = min(2 * self._cycle_seconds, max(aim, BEHIND_SECONDS)) if behind else aim
 
     def _encode(self, cycle: Cycle) -> None:
-        """In the compute thread: the prediction records of a cycle."""
+        """The prediction records of a cycle."""
         self.stages.enter("encode")
         learned, topic = self._standing().last_learned, self.pipeline.events.topic
         served = Served(self.pipeline.name, self.version, None if learned is None else time.time() - learned)
@@ -691,7 +705,7 @@ class Runner:
                 cycle.outputs[number] = prediction_rows(predicted, topic, served)
 
     def _take_snapshot(self) -> bool:
-        """In the compute thread: copy the state as it is now."""
+        """Copy the state as it is now."""
         self.stages.enter("snapshot")
         began = time.perf_counter()
         taken = self._publisher().take(*pack(self._standing()), NAN_ALLOWED)
@@ -711,7 +725,7 @@ class Runner:
         return Slice(*partition, taken[0].start, taken[-1].next, record_batches.unpack([run.records for run in taken]))
 
     def _note_figures(self, engine: Engine) -> None:
-        """In the compute thread: what log and metrics show, for they must not look at an engine at work."""
+        """What log and metrics show, for they must not look at an engine at work."""
         self.figures = engine.results() | engine.counters()
         self._figures_due, self._figures_old = time.monotonic() + FIGURES_SECONDS, False
 
@@ -959,17 +973,17 @@ class Runner:
         return {(self.topics[topic], number): at for (topic, number), at in offsets.items() if topic in self.topics}
 
     async def _in_compute(self, work: Callable[[], Answer]) -> Answer:
-        def timed() -> Answer:
-            try:
-                return work()
-            finally:
-                self.stages.enter("wait")
-
         self._at_work = True
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._compute, timed)
+            return await asyncio.get_running_loop().run_in_executor(self._compute, self._timed, work)
         finally:
             self._at_work = False
+
+    def _timed(self, work: Callable[[], Answer]) -> Answer:
+        try:
+            return work()
+        finally:
+            self.stages.enter("wait")
 
     async def _pause(self, seconds: float) -> None:
         """Wait for something new, at most so long."""

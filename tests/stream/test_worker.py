@@ -233,6 +233,24 @@ def test_at_least_once_predicts_everything_also_after_sigkill(open_shop, visits_
     assert len(sources) >= figures["events"] == 6_000
 
 
+def test_at_least_once_commits_soon_what_is_out_and_all_of_it_at_the_end(open_shop, visits_and_sales):
+    shop = open_shop("soon", changes="delivery='at_least_once'")
+    rows = visits_and_sales(11, 3_000)
+    shop.produce(rows[:2_000])
+    worker = shop.start()
+    worker.until(events=sum(role == "events" for role, _ in rows[:2_000]))
+    while sum(shop.committed().values()) < 2_000:
+        worker.alive()
+    for row in rows[2_000:2_200]:
+        shop.produce([row])
+    assert worker.end() == 0
+    worker = shop.start()
+    shop.produce(rows[2_200:])
+    worker.until(events=sum(role == "events" for role, _ in rows))
+    assert worker.end() == 0
+    assert shop.sources() == shop.events(), "nothing was predicted twice"
+
+
 def test_workers_that_join_and_leave_share_the_work_and_none_is_done_twice(open_shop, visits_and_sales):
     """
     slot 0  -------------------|        |-------
