@@ -32,7 +32,8 @@ from headrace import Events, Labels, Pipeline, Predictions, category, count, mea
 from headrace.connectors import record_batches, record_writer, spans
 from headrace.connectors.record_batches import RecordBatches, scan, unpack
 from headrace.connectors.record_writer import write_batches
-from headrace.models import FTRL, LogisticRegression, StandardScaler
+from headrace.models import FTRL, AdaGrad, LogisticRegression, StandardScaler
+from headrace.models.optimizers import Optimizer
 from headrace.stream import fast_encode, fast_json
 from headrace.stream.align import Aligner
 from headrace.stream.cycle import Cycle, end_cycle, run_cycle
@@ -68,19 +69,20 @@ class Measured(NamedTuple):
         return statistics.median(self.rates)
 
 
-def make_pipeline(aggregates: Sequence[Feature]) -> Pipeline:
+def make_pipeline(optimizer: Optimizer, aggregates: Sequence[Feature]) -> Pipeline:
     return Pipeline(
         name="in-memory",
         events=Events("views", View, key="id", time="time", unit="s"),
         labels=Labels(value="clicked"),
         features=[*map(numeric, NUMBERS), *map(category, TEXTS), *aggregates],
-        model=StandardScaler() | LogisticRegression(FTRL()),
+        model=StandardScaler() | LogisticRegression(optimizer),
         predictions=Predictions("predictions"),
     )
 
 
-def headrace(name: str, views: Views, aggregates: Sequence[Feature]) -> Measured:
-    pipeline = make_pipeline(aggregates)
+def headrace(optimizer: Optimizer, views: Views, aggregates: Sequence[Feature] = ()) -> Measured:
+    pipeline, kind = make_pipeline(optimizer, aggregates), type(optimizer).__name__
+    name = f"headrace, {kind}" + (f", with {len(aggregates)} aggregates" if aggregates else "")
     fetched = [list(of_one) for of_one in zip(*_fetched(views), strict=True)]
     for part in (spans, record_batches, record_writer, fast_json, fast_encode, Engine(pipeline)):
         part.warm_up()
@@ -217,8 +219,9 @@ def main() -> int:
     unit = PARTITIONS * SLICE_RECORDS
     views = Views(-(-chosen.events // unit) * unit)
     measured = [
-        headrace("headrace", views, ()),
-        headrace("headrace with 2 aggregates", views, AGGREGATES),
+        headrace(FTRL(), views),
+        headrace(AdaGrad(), views),
+        headrace(FTRL(), views, AGGREGATES),
         *vowpal_wabbit(views),
     ]
     written = table(views, measured)
