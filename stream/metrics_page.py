@@ -62,7 +62,7 @@ class _Worker:
             lag.add_metric([runner.topic_of[role], str(partition)], records)
         yield lag
         stages = CounterMetricFamily(
-            "headrace_stage_seconds", "time of the compute thread, by what it did", labels=["stage"]
+            "headrace_stage_seconds", "time of the worker, by what it computed", labels=["stage"]
         )
         for stage, seconds in runner.stages.seconds().items():
             stages.add_metric([stage], seconds)

@@ -1,4 +1,4 @@
-"""Where the time of a worker goes: stages of the compute thread, and the processor time of the threads."""
+"""Where the time of a worker goes: the stages of its work, and the processor time of the threads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Stages:
-    """Seconds that the compute thread has spent in each stage; it calls `enter`, others may look at any time.
+    """Seconds that a worker has spent in each stage; who works calls `enter`, others may look at any time.
 
     A stage lasts until the next is entered, so nothing is counted twice and nothing is left out.
     """
@@ -75,7 +75,7 @@ class Profile:
         self._before = stages.seconds(), cpu_seconds()
 
     def line(self) -> str:
-        """Shares of the compute thread's time, and of a core for each thread."""
+        """Shares of the time in each stage, and of a core for each thread."""
         before, now = self._before, (self._stages.seconds(), cpu_seconds())
         self._before = now
         spent, used = (_since(was, new) for was, new in zip(before, now, strict=True))
@@ -83,7 +83,7 @@ class Profile:
         stages = [f"{stage} {seconds / wall:.0%}" for stage, seconds in spent.items() if seconds >= 0.005 * wall]
         threads = [f"{thread} {seconds / wall:.2f}" for thread, seconds in used.items()]
         cores = f"; cores: {', '.join(threads)}" if threads else ""
-        return f"time of the compute thread: {', '.join(stages)}{cores}"
+        return f"time: {', '.join(stages)}{cores}"
 
 
 def _since(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:

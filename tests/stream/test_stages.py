@@ -43,9 +43,9 @@ def test_a_profile_tells_of_the_time_since_its_last_line(clock):
     clock[0] += 3
     watch.enter("wait")
     clock[0] += 1
-    assert profile.line().startswith("time of the compute thread: wait 25%, decode 75%")
+    assert profile.line().startswith("time: wait 25%, decode 75%")
     clock[0] += 2
-    assert profile.line().startswith("time of the compute thread: wait 100%")
+    assert profile.line().startswith("time: wait 100%")
 
 
 def test_processor_time_is_told_by_thread_and_adds_up():
