@@ -177,18 +177,30 @@ class Columns:
         except pl.exceptions.PolarsError:
             if not rows:
                 raise
-        # an expression raised: find the rows on which it does, and give those nulls
         nulls = frame.clear().select_seq(self._outputs).clear(1)
-        done: list[pl.DataFrame] = []
-        poison: dict[int, str] = {}
-        for i in range(rows):
-            try:
-                done.append(frame[i : i + 1].select_seq(self._outputs))
-            except pl.exceptions.PolarsError as error:
-                poison[i] = f"an expression of the pipeline raised {type(error).__name__}: {error}"
-                done.append(nulls)
+        done, poison = self._one_by_one(frame, nulls)
         filled = (cs.boolean().fill_null(False), cs.integer().fill_null(0), cs.float().fill_null(np.nan))
         return pl.concat(done).with_columns(filled).get_columns(), poison
+
+    def _one_by_one(self, frame: pl.DataFrame, nulls: pl.DataFrame) -> tuple[list[pl.DataFrame], dict[int, str]]:
+        """The outputs of a frame with nulls in the rows on which an expression raises, and what it said of these.
+
+        Halves are tried, for a row alone costs as much as thousands: what is good in them needs no other look.
+        """
+        done: list[pl.DataFrame] = []
+        poison: dict[int, str] = {}
+        todo = [(0, len(frame))]
+        while todo:
+            a, b = todo.pop()
+            try:
+                done.append(frame[a:b].select_seq(self._outputs))
+            except pl.exceptions.PolarsError as error:
+                if b - a > 1:
+                    todo += [((a + b) // 2, b), (a, (a + b) // 2)]
+                    continue
+                poison[a] = f"an expression of the pipeline raised {type(error).__name__}: {error}"
+                done.append(nulls)
+        return done, poison
 
     def _labels(self, got: _Values) -> NDArray[np.float32]:
         if self._label_source.dtype == pl.String:
