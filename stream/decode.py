@@ -73,9 +73,9 @@ class Batch:
 
     def nbytes(self) -> int:
         """Bytes of its own rows, about; of a buffer that batches share, what lies between its first and last text."""
-        columns = (self.offset, self.time, self.clock, self.key_hash, self.numeric, self.categories, self.groups)
-        texts = max(self.keys.extent(), self.record_keys.extent()) + 48 * len(self)  # mostly in the same buffer
-        return sum([c.nbytes for c in columns]) + self.values.nbytes + self.y.nbytes + texts
+        texts = max(self.keys.extent(), self.record_keys.extent())  # mostly in the same buffer
+        wide = self.numeric.nbytes + self.categories.nbytes + self.groups.nbytes + self.values.nbytes
+        return texts + wide + (24 + 16 + 4 + 48) * len(self)  # offset, time, clock; key_hash; y; where the texts lie
 
 
 class Decoder:
@@ -230,7 +230,8 @@ class Decoder:
         record_keys = table.key
         if self.role == "labels":
             for i in np.flatnonzero(np.isnan(computed["y"])).tolist():
-                refused.setdefault(i, (self._columns.why_no_label(fields, i), ""))
+                if i not in refused:  # on others the label's expression may raise
+                    refused[i] = self._columns.why_no_label(fields, i), ""
             record_keys = Spans.none(rows)
         else:
             self._refuse_long_keys(record_keys, keys, refused)
