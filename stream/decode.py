@@ -95,6 +95,7 @@ class Decoder:
         self._decode: Callable[[Any], Any] = msgspec.json.Decoder(self.schema).decode
         self._columns = Columns(pipeline, role, self.schema)
         self._types, self._leaves = self._columns.types, leaves(side.schema)
+        self._texts = {name for name, dtype in self._types.items() if dtype == pl.String}
         self._ints = [leaf for leaf in self._leaves.values() if leaf.dtype == pl.Int64]
         self._key = side.key if role == "events" else None  # predictions carry it
         self._carries_headers = role == "events" and pipeline.predictions.headers
@@ -110,8 +111,8 @@ class Decoder:
     def decode_all(self, s: Slices) -> list[Batch]:
         """Decode slices of several partitions at one go; gives of each, in order, the batch that `decode` would give.
 
-        Columns and texts of the batches are parts of common arrays: a batch that is kept for long keeps those of all.
-        Whoever calls bounds what is decoded at one go; Runner does, to little more than one full slice of a partition.
+        Columns and texts of the batches are parts of common arrays: one that is kept for long keeps those of all. Whoever
+        calls bounds what is decoded at one go, as Runner does: to less than two full slices, for each partition it has.
         """
         go = _Go(s.pieces, s.records, s.begins)
         has_headers = go.table.headers.size.max(initial=-1) >= 0
@@ -147,19 +148,21 @@ class Decoder:
     def _of_flat(self, json: FlatJson, flat: FlatRows) -> _Decoded:
         fields = {}
         for name, dtype in self._types.items():
-            j = json.place[name]
-            if dtype == pl.String:
-                texts = Spans(flat.data, flat.start[json.text[name]], flat.size[json.text[name]])
-                fields[name] = Field.of_texts(texts)
+            if name in self._texts:
+                t = json.text[name]
+                fields[name] = Field.of_texts(Spans(flat.data, flat.start[t], flat.size[t]))
             else:
+                j = json.place[name]
                 fields[name] = Field.of_cells(dtype, flat.known[j], flat.cells[j])
-        keys = Spans.none(len(flat.flagged))
-        if self._key is not None:
-            t, quote = json.text[self._key], int(self._types[self._key] == pl.String)
-            known = flat.size[t] >= 0
-            keys = Spans(
-                flat.data, flat.start[t] - quote * known, np.where(known, flat.size[t] + 2 * quote, np.int64(-1))
-            )
+        if self._key is None:
+            keys = Spans.none(len(flat.flagged))
+        elif self._key in self._texts:  # their quotes belong to them
+            texts = fields[self._key].texts
+            quote = fields[self._key].known.view(np.int8)
+            keys = Spans(flat.data, texts.start - quote, texts.size + 2 * quote)
+        else:
+            t = json.text[self._key]
+            keys = Spans(flat.data, flat.start[t], flat.size[t])
         return _Decoded(np.arange(len(flat.flagged)), fields, keys)
 
     def _strictly(self, go: _Go, places: I64) -> _Decoded:

@@ -35,7 +35,7 @@ class Sale(msgspec.Struct):
     id: str
     time: float
     paid: float | None
-    rate: str | None = None
+    rate: str = "0"
 
 
 PIPELINE = Pipeline(
