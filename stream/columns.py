@@ -1,4 +1,4 @@
-"""From decoded rows to the columns the engine works on: one set of Polars expressions, run once for a slice."""
+"""From decoded rows to the columns the engine works on: one set of Polars expressions, run once for all at hand."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ class Columns:
 
 
 class _Values:
-    """The values of one slice: fields as they were decoded, and what the expressions gave."""
+    """The values of some rows: fields as they were decoded, and what the expressions gave."""
 
     def __init__(self, fields: Fields, outputs: list[pl.Series]) -> None:
         self.fields, self.outputs = fields, outputs

@@ -111,8 +111,8 @@ class Decoder:
     def decode_all(self, s: Slices) -> list[Batch]:
         """Decode slices of several partitions at one go; gives of each, in order, the batch that `decode` would give.
 
-        Columns and texts of the batches are parts of common arrays: one that is kept for long keeps those of all. Whoever
-        calls bounds what is decoded at one go, as Runner does: to less than two full slices, for each partition it has.
+        Columns and texts of the batches are parts of common arrays: one that is kept for long keeps those of all. So
+        whoever calls bounds a go. Runner does, to less than two full slices; of a partition one batch at most waits.
         """
         go = _Go(s.pieces, s.records, s.begins)
         has_headers = go.table.headers.size.max(initial=-1) >= 0
