@@ -15,8 +15,10 @@ A record, all numbers as varints:
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -123,41 +125,57 @@ def unpack(runs: Sequence[RecordBatches | list[Record]]) -> RecordTable:
 
     Thread-safe, and does almost all without the GIL. Raises DamagedRecords, and then nothing was read.
     """
+    return unpack_all([runs])[0]
+
+
+def unpack_all(parts: Sequence[Sequence[RecordBatches | list[Record]]]) -> tuple[RecordTable, list[int]]:
+    """As `unpack`, of the runs of several partitions: one table, and the rows at which each begins and the last ends.
+
+    Offsets ascend within a partition alone.
+    """
+    runs = [run for part in parts for run in part]
     raw = [run for run in runs if isinstance(run, RecordBatches)]
-    return _unpack(raw) if len(raw) == len(runs) else RecordTable.of(records_of(runs))
+    if len(raw) == len(runs):
+        table, run_ends = _unpack(raw)
+    else:
+        found = [records_of([run]) for run in runs]
+        table = RecordTable.of([record for records in found for record in records])
+        run_ends = list(accumulate(map(len, found)))
+    ends = [0, *run_ends]  # of so many runs
+    return table, [ends[of] for of in accumulate(map(len, parts), initial=0)]
 
 
-def _unpack(runs: Sequence[RecordBatches]) -> RecordTable:
-    batches = np.concatenate([np.empty((0, _WIDTH), np.int64), *[run.batches for run in runs]])
-    sizes = batches[:, END] - batches[:, START]
-    plain: dict[int, NDArray[np.uint8]] = {}  # what was compressed
-    row = 0
-    for run in runs:
-        check(run.topic, run.partition, run.raw, run.batches)
-        for i in np.flatnonzero(run.batches[:, ATTRIBUTES] & CODEC).tolist():
-            plain[row + i] = _decompress(run, i)
-            sizes[row + i] = len(plain[row + i])
-        row += len(run.batches)
-    too_many = np.flatnonzero(batches[:, COUNT] > sizes // _SMALLEST)
-    if len(too_many):
-        count, size = batches[too_many[0], COUNT], sizes[too_many[0]]
-        raise _damaged(runs, batches, too_many[0], f"{count:,} records cannot lie in {size:,} bytes")
-    starts = np.cumsum(sizes) - sizes
-    data = padded(int(sizes.sum()))
-    row = 0
-    for run in runs:
-        end = row + len(run.batches)
-        _copy(np.frombuffer(run.raw, np.uint8).ctypes.data, run.batches, data.ctypes.data, starts[row:end])
-        row = end
-    for i, records in plain.items():
-        data[starts[i] : starts[i] + len(records)] = records
-    columns = np.empty((8, int(batches[:, COUNT].sum())), np.int64)
-    found, wrong = _walk(data.ctypes.data, starts, sizes, batches, columns)
+def _unpack(runs: Sequence[RecordBatches]) -> tuple[RecordTable, list[int]]:
+    """The records of all runs, and the row behind those of each."""
+    batches = np.concatenate([run.batches for run in runs]) if runs else np.empty((0, _WIDTH), np.int64)
+    ends = list(accumulate([len(run.batches) for run in runs]))
+    raws = np.array([np.frombuffer(run.raw, np.uint8).ctypes.data for run in runs], np.int64)
+    behind = np.array(ends, np.int64)
+    sizes, starts, rows = np.empty((3, len(batches)), np.int64)
+    wrong, packed = _check(raws, behind, batches, sizes)
     if wrong >= 0:
-        raise _damaged(runs, batches, wrong, "its records do not lie in it as its sizes and counts say")
+        raise _damaged(runs, ends, batches, wrong, "its checksum is wrong")
+    plain: dict[int, NDArray[np.uint8]] = {}  # what was compressed
+    if packed:
+        for j in np.flatnonzero(batches[:, ATTRIBUTES] & CODEC).tolist():
+            r = bisect_right(ends, j)
+            plain[j] = _decompress(runs[r], j - (ends[r - 1] if r else 0))
+            sizes[j] = len(plain[j])
+    wrong, size, count = _lay_out(batches, sizes, starts)
+    if wrong >= 0:
+        said = f"{batches[wrong, COUNT]:,} records cannot lie in {sizes[wrong]:,} bytes"
+        raise _damaged(runs, ends, batches, wrong, said)
+    data = padded(size)
+    for j, records in plain.items():
+        data[starts[j] : starts[j] + len(records)] = records
+    columns = np.empty((8, count), np.int64)
+    found, wrong = _walk(raws, behind, data.ctypes.data, starts, sizes, batches, columns, rows)
+    if wrong >= 0:
+        raise _damaged(runs, ends, batches, wrong, "its records do not lie in it as its sizes and counts say")
     offset, timestamp, key, key_size, value, value_size, headers, headers_size = columns[:, :found]
     strings = (Spans(data, *of) for of in ((key, key_size), (value, value_size), (headers, headers_size)))
-    return RecordTable(offset, timestamp, *strings)
+    upto = [0, *rows.tolist()]
+    return RecordTable(offset, timestamp, *strings), [upto[end] for end in ends]
 
 
 def _decompress(run: RecordBatches, i: int) -> NDArray[np.uint8]:
@@ -168,8 +186,10 @@ def _decompress(run: RecordBatches, i: int) -> NDArray[np.uint8]:
         raise damaged(run.topic, run.partition, base, f"it cannot be decompressed: {error}") from None
 
 
-def _damaged(runs: Sequence[RecordBatches], batches: I64, row: int, why: str) -> DamagedRecords:
-    return damaged(runs[0].topic, runs[0].partition, int(batches[row, BASE]), why)
+def _damaged(runs: Sequence[RecordBatches], ends: Sequence[int], batches: I64, j: int, why: str) -> DamagedRecords:
+    """The error for a batch of all runs; ends: how many batches there are up to the end of each run."""
+    run = runs[bisect_right(ends, j)]
+    return damaged(run.topic, run.partition, int(batches[j, BASE]), why)
 
 
 _FINE, _OLD, _NEW, _SIZE, _COUNT, _ORDER = range(6)
@@ -227,11 +247,35 @@ def _first_wrong(address, batches):
 
 
 @njit(cache=True, nogil=True)
-def _copy(address, batches, out, starts):
-    """Copy the records of the batches that are not compressed to where they begin in a buffer."""
+def _check(raws, behind, batches, sizes):
+    """Fill in the sizes of the batches as they lie; (the first whose checksum is wrong or -1, is any compressed).
+
+    raws    int64 (R,)  the address of what was fetched of each run
+    behind  int64 (R,)  the batch behind the last of each run
+    """
+    packed, j = False, 0
+    for r in range(raws.shape[0]):
+        wrong = _first_wrong(raws[r], batches[j : behind[r]])
+        if wrong >= 0:
+            return j + wrong, packed
+        while j < behind[r]:
+            sizes[j] = batches[j, END] - batches[j, START]
+            packed |= batches[j, ATTRIBUTES] & CODEC != 0
+            j += 1
+    return -1, packed
+
+
+@njit(cache=True, nogil=True)
+def _lay_out(batches, sizes, starts):
+    """Fill in where the records of each batch begin in a buffer; (the first with too many or -1, bytes, records)."""
+    at = count = np.int64(0)
     for j in range(batches.shape[0]):
-        if not batches[j, ATTRIBUTES] & CODEC:
-            copy(out + starts[j], address + batches[j, START], batches[j, END] - batches[j, START])
+        if batches[j, COUNT] > sizes[j] // _SMALLEST:
+            return j, at, count
+        starts[j] = at
+        at += sizes[j]
+        count += batches[j, COUNT]
+    return -1, at, count
 
 
 @njit(cache=True, nogil=True)
@@ -267,14 +311,21 @@ def _are_headers(at, stop, count):
 
 
 @njit(cache=True, nogil=True)
-def _walk(address, starts, sizes, batches, columns):
+def _walk(raws, behind, address, starts, sizes, batches, columns, rows):
     """Fill in a column for each record that is wanted; (records, the first damaged batch or -1).
+
+    Batches that are not compressed are copied first to where they begin from `address` on; those that are must lie
+    there. `rows` gets the row behind the last of each batch. Of raws and behind see `_check`.
 
     Sizes are compared with the bytes that are left before they are used; varints alone are read before that, five of
     them and a byte: they may reach 51 bytes behind the buffer, into its padding.
     """
-    i = 0
+    i = r = 0
     for j in range(batches.shape[0]):
+        while behind[r] <= j:
+            r += 1
+        if not batches[j, ATTRIBUTES] & CODEC:
+            copy(address + starts[j], raws[r] + batches[j, START], sizes[j])
         at, base, first_time = address + starts[j], batches[j, BASE], batches[j, FIRST_TIME]
         end, span, before = at + sizes[j], batches[j, LAST] - base, np.int64(-1)
         skip = batches[j, WANTED] - base  # records before this one
@@ -322,11 +373,13 @@ def _walk(address, starts, sizes, batches, columns):
             at = stop
         if at != end:
             return i, j
+        rows[j] = i
     return i, -1
 
 
 def warm_up() -> None:
     """Compile the kernels."""
     batches = np.empty((0, _WIDTH), np.int64)
+    check("", 0, b"", batches)
     _unpack([RecordBatches("", 0, b"", batches)])
     scan(b"", 0, 0, 0)

@@ -1,4 +1,4 @@
-"""From decoded rows to the columns the engine works on: one set of Polars expressions, run once for a slice."""
+"""From decoded rows to the columns the engine works on: one set of Polars expressions, run once for all at hand."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ class _Source:
     field: str = ""
     output: int = -1
     known: int = -1  # of a hashed expression that is not text: the place of "is not missing"
+    is_text: bool = False  # for to compare types of Polars takes a microsecond
 
 
 class Columns:
@@ -99,6 +100,7 @@ class Columns:
         if labels is not None and (labels.topic is None) == events:
             self._label = labels.value_expr
             self._label_fields = sorted(fields_of(self._label))
+            self._label_floats = {name for name in self._label_fields if self.types[name] == pl.Float64}
             self._classes = {name: float(i) for i, name in enumerate(pipeline.classes)}
             is_text = self._dtype(self._label) == pl.String
             self._label_source = self._hashed(self._label) if is_text else self._number(self._label)
@@ -123,10 +125,10 @@ class Columns:
     def _hashed(self, expr: pl.Expr) -> _Source:
         name = plain_column(expr)
         if name is not None:
-            return _Source(self.types[name], field=name)
+            return _Source(self.types[name], field=name, is_text=self.types[name] == pl.String)
         dtype = self._dtype(expr)
         if dtype in (pl.String, pl.Categorical, pl.Enum):
-            return _Source(pl.String(), output=self._add(expr.cast(pl.String)))
+            return _Source(pl.String(), output=self._add(expr.cast(pl.String)), is_text=True)
         if dtype.is_float():
             value = expr.cast(pl.Float64)
             known = self._add(value.is_not_nan().fill_null(False))
@@ -177,21 +179,33 @@ class Columns:
         except pl.exceptions.PolarsError:
             if not rows:
                 raise
-        # an expression raised: find the rows on which it does, and give those nulls
         nulls = frame.clear().select_seq(self._outputs).clear(1)
-        done: list[pl.DataFrame] = []
-        poison: dict[int, str] = {}
-        for i in range(rows):
-            try:
-                done.append(frame[i : i + 1].select_seq(self._outputs))
-            except pl.exceptions.PolarsError as error:
-                poison[i] = f"an expression of the pipeline raised {type(error).__name__}: {error}"
-                done.append(nulls)
+        done, poison = self._one_by_one(frame, nulls)
         filled = (cs.boolean().fill_null(False), cs.integer().fill_null(0), cs.float().fill_null(np.nan))
         return pl.concat(done).with_columns(filled).get_columns(), poison
 
+    def _one_by_one(self, frame: pl.DataFrame, nulls: pl.DataFrame) -> tuple[list[pl.DataFrame], dict[int, str]]:
+        """The outputs of a frame with nulls in the rows on which an expression raises, and what it said of these.
+
+        Halves are tried, for a row alone costs as much as thousands: what is good in them needs no other look.
+        """
+        done: list[pl.DataFrame] = []
+        poison: dict[int, str] = {}
+        todo = [(0, len(frame))]
+        while todo:
+            a, b = todo.pop()
+            try:
+                done.append(frame[a:b].select_seq(self._outputs))
+            except pl.exceptions.PolarsError as error:
+                if b - a > 1:
+                    todo += [((a + b) // 2, b), (a, (a + b) // 2)]
+                    continue
+                poison[a] = f"an expression of the pipeline raised {type(error).__name__}: {error}"
+                done.append(nulls)
+        return done, poison
+
     def _labels(self, got: _Values) -> NDArray[np.float32]:
-        if self._label_source.dtype == pl.String:
+        if self._label_source.is_text:
             y = np.array([self._classes.get(v or "", np.nan) for v in got.texts(self._label_source)], np.float32)
         else:
             with np.errstate(over="ignore"):
@@ -199,7 +213,7 @@ class Columns:
         known = np.isfinite(y)
         for name in self._label_fields:
             known &= got.fields[name].known
-            if self.types[name] == pl.Float64:
+            if name in self._label_floats:
                 known &= ~np.isnan(got.fields[name].values)
         return np.where(known, y, np.float32(np.nan))
 
@@ -233,7 +247,7 @@ class Columns:
 
 
 class _Values:
-    """The values of one slice: fields as they were decoded, and what the expressions gave."""
+    """The values of some rows: fields as they were decoded, and what the expressions gave."""
 
     def __init__(self, fields: Fields, outputs: list[pl.Series]) -> None:
         self.fields, self.outputs = fields, outputs
@@ -258,7 +272,7 @@ class _Values:
 
     def hash(self, source: _Source, seeds: Sequence[int], out: U64, column: int) -> None:
         """Hash the values under each seed into the columns of out from `column` on; 0 where missing."""
-        if source.dtype == pl.String:
+        if source.is_text:
             hash_spans(self._spans(source), seeds, out, column)
         elif source.field:
             of = self.fields[source.field]

@@ -5,7 +5,8 @@ It is the reference: the fast decoder takes over only where it agrees to the bit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from .fast_json import FlatJson, FlatRows
 from .fields import Field, Fields, joined
 from .hashing import U64
 from .leaves import leaves
-from .slices import END_OF_STREAM, DeadLetter, Role, Slice
+from .slices import END_OF_STREAM, DeadLetter, Piece, Role, Slice, Slices
 
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 KEY_BYTES = 100_000  # of an event's key, and of its record's
@@ -71,10 +72,10 @@ class Batch:
         return len(self.offset)
 
     def nbytes(self) -> int:
-        """Bytes held by the columns, about."""
-        columns = (self.offset, self.time, self.clock, self.key_hash, self.numeric, self.categories, self.groups)
-        texts = self.keys.data.nbytes + 48 * len(self)  # mostly the same buffer as that of record_keys and headers
-        return sum(c.nbytes for c in columns) + self.values.nbytes + self.y.nbytes + texts
+        """Bytes of its own rows, about; of a buffer that batches share, what lies between its first and last text."""
+        texts = max(self.keys.extent(), self.record_keys.extent())  # mostly in the same buffer
+        wide = self.numeric.nbytes + self.categories.nbytes + self.groups.nbytes + self.values.nbytes
+        return texts + wide + (24 + 16 + 4 + 48) * len(self)  # offset, time, clock; key_hash; y; where the texts lie
 
 
 class Decoder:
@@ -94,6 +95,7 @@ class Decoder:
         self._decode: Callable[[Any], Any] = msgspec.json.Decoder(self.schema).decode
         self._columns = Columns(pipeline, role, self.schema)
         self._types, self._leaves = self._columns.types, leaves(side.schema)
+        self._texts = {name for name, dtype in self._types.items() if dtype == pl.String}
         self._ints = [leaf for leaf in self._leaves.values() if leaf.dtype == pl.Int64]
         self._key = side.key if role == "events" else None  # predictions carry it
         self._carries_headers = role == "events" and pipeline.predictions.headers
@@ -104,50 +106,68 @@ class Decoder:
 
     def decode(self, s: Slice) -> Batch:
         """Decode a whole slice. Never raises for what is in a record: a bad one is in `dead`, with its reason."""
-        table = s.records if isinstance(s.records, RecordTable) else RecordTable.of(s.records)
-        dead: list[DeadLetter] = []
-        is_mark = np.zeros(len(table), np.bool_)
-        for i in np.flatnonzero(table.headers.holding(END_OF_STREAM.encode())).tolist():
-            is_mark[i] = any(name == END_OF_STREAM for name, _ in table.record(i).headers)
-        marks = table.offset[is_mark].tolist()
-        if marks:
-            table = table.take(~is_mark)
+        return self.decode_all(_alone(s))[0]
+
+    def decode_all(self, s: Slices) -> list[Batch]:
+        """Decode slices of several partitions at one go; gives of each, in order, the batch that `decode` would give.
+
+        Columns and texts of the batches are parts of common arrays: one that is kept for long keeps those of all. So
+        whoever calls bounds a go. Runner does, to less than two full slices; of a partition one batch at most waits.
+        """
+        go = _Go(s.pieces, s.records, s.begins)
+        has_headers = go.table.headers.size.max(initial=-1) >= 0
+        marks = self._take_out_marks(go) if has_headers else [[] for _ in s.pieces]
         if self._flat is None:
-            return self._batch(s, table, self._strictly(s, table, np.arange(len(table)), dead), dead, marks)
-        flat = self._flat.decode(table.value)
+            return self._batches(go, self._strictly(go, np.arange(len(go.table))), marks)
+        flat = self._flat.decode(go.table.value)
         decoded = self._of_flat(self._flat, flat)
-        doubtful = np.flatnonzero(flat.flagged)
-        if len(doubtful):
-            sure = np.flatnonzero(~flat.flagged)
-            decoded = _merged(decoded.take(sure), self._strictly(s, table, doubtful, dead))
-        return self._batch(s, table, decoded, dead, marks)
+        if flat.flagged.any():
+            sure, doubtful = np.flatnonzero(~flat.flagged), np.flatnonzero(flat.flagged)
+            decoded = _merged(decoded.take(sure), self._strictly(go, doubtful))
+        return self._batches(go, decoded, marks)
 
     def columns(self, s: Slice, rows: list[Any], dead: list[DeadLetter]) -> Batch:
         """Turn rows that are decoded already (Structs of the schema, one for each record) into a batch."""
-        table = s.records if isinstance(s.records, RecordTable) else RecordTable.of(s.records)
-        return self._batch(s, table, self._of_rows(s, table, np.arange(len(rows)), rows, dead), dead, [])
+        alone = _alone(s)
+        go = _Go(alone.pieces, alone.records, alone.begins)
+        go.dead[0].extend(dead)
+        return self._batches(go, self._of_rows(go, np.arange(len(rows)), rows), [[]])[0]
+
+    def _take_out_marks(self, go: _Go) -> list[list[int]]:
+        """Of each slice the offsets of its end-of-stream marks, which are no records any more."""
+        marks: list[list[int]] = [[] for _ in go.pieces]
+        keep = np.ones(len(go.table), np.bool_)
+        for i in np.flatnonzero(go.table.headers.holding(END_OF_STREAM.encode())).tolist():
+            if any(name == END_OF_STREAM for name, _ in go.table.record(i).headers):
+                keep[i] = False
+                marks[go.slice_of(i)].append(int(go.table.offset[i]))
+        if not keep.all():
+            go.keep(np.flatnonzero(keep))
+        return marks
 
     def _of_flat(self, json: FlatJson, flat: FlatRows) -> _Decoded:
         fields = {}
         for name, dtype in self._types.items():
-            j = json.place[name]
-            if dtype == pl.String:
-                texts = Spans(flat.data, flat.start[json.text[name]], flat.size[json.text[name]])
-                fields[name] = Field.of_texts(texts)
+            if name in self._texts:
+                t = json.text[name]
+                fields[name] = Field.of_texts(Spans(flat.data, flat.start[t], flat.size[t]))
             else:
+                j = json.place[name]
                 fields[name] = Field.of_cells(dtype, flat.known[j], flat.cells[j])
-        keys = Spans.none(len(flat.flagged))
-        if self._key is not None:
-            t, quote = json.text[self._key], int(self._types[self._key] == pl.String)
-            known = flat.size[t] >= 0
-            keys = Spans(
-                flat.data, flat.start[t] - quote * known, np.where(known, flat.size[t] + 2 * quote, np.int64(-1))
-            )
+        if self._key is None:
+            keys = Spans.none(len(flat.flagged))
+        elif self._key in self._texts:  # their quotes belong to them
+            texts = fields[self._key].texts
+            quote = fields[self._key].known.view(np.int8)
+            keys = Spans(flat.data, texts.start - quote, texts.size + 2 * quote)
+        else:
+            t = json.text[self._key]
+            keys = Spans(flat.data, flat.start[t], flat.size[t])
         return _Decoded(np.arange(len(flat.flagged)), fields, keys)
 
-    def _strictly(self, s: Slice, table: RecordTable, places: I64, dead: list[DeadLetter]) -> _Decoded:
+    def _strictly(self, go: _Go, places: I64) -> _Decoded:
         """The records at these places of the table, decoded by msgspec; those that are not valid are dead letters."""
-        values = list(table.value.take(places))
+        values = list(go.table.value.take(places))
         try:
             rows = list(map(self._decode, values))
         except (msgspec.DecodeError, TypeError, ValueError, RecursionError):
@@ -157,9 +177,9 @@ class Decoder:
                 if why is None:
                     good.append(i)
                 else:
-                    dead.append(DeadLetter(self.role, s.partition, table.record(i), *why))
+                    go.refuse(i, *why)
             places = np.array(good, np.int64)
-        return self._of_rows(s, table, places, rows, dead)
+        return self._of_rows(go, places, rows)
 
     def _refusal(self, value: bytes | None, rows: list[Any]) -> tuple[str, str] | None:
         """Append the decoded value to rows, or say why it cannot be, and where in it."""
@@ -177,13 +197,14 @@ class Decoder:
             return "nested too deep", ""
         return None
 
-    def _of_rows(self, s: Slice, table: RecordTable, places: I64, rows: list[Any], dead: list[DeadLetter]) -> _Decoded:
+    def _of_rows(self, go: _Go, places: I64, rows: list[Any]) -> _Decoded:
         """Decoded rows, from the records at these places."""
         try:
             fields = self._columns.fields(rows)
         except OverflowError:  # JSON integers have no bound, columns have 64 bits
             huge = {i: why for i, row in enumerate(rows) if (why := self._huge(row)) is not None}
-            dead += [DeadLetter(self.role, s.partition, table.record(int(places[i])), *huge[i]) for i in huge]
+            for i, why in huge.items():
+                go.refuse(int(places[i]), *why)
             rows = [row for i, row in enumerate(rows) if i not in huge]
             places = np.delete(places, list(huge))
             fields = self._columns.fields(rows)
@@ -200,12 +221,10 @@ class Decoder:
                 return f"expected `int` of 64 bits, got one of {value.bit_length()} bits", leaf.path
         return None
 
-    def _batch(
-        self, s: Slice, table: RecordTable, decoded: _Decoded, dead: list[DeadLetter], marks: list[int]
-    ) -> Batch:
-        if len(decoded.places) < len(table):
-            table = table.take(decoded.places)
-        fields, keys, rows = decoded.fields, decoded.keys, len(table)
+    def _batches(self, go: _Go, decoded: _Decoded, marks: list[list[int]]) -> list[Batch]:
+        if len(decoded.places) < len(go.table):
+            go.keep(decoded.places)
+        table, fields, keys, rows = go.table, decoded.fields, decoded.keys, len(go.table)
         refused: dict[int, tuple[str, str]] = {}  # row -> reason, path
         timestamp = table.timestamp * 1000
         time = self._times(fields, timestamp, refused) if self.side.time is not None else timestamp
@@ -214,44 +233,54 @@ class Decoder:
         record_keys = table.key
         if self.role == "labels":
             for i in np.flatnonzero(np.isnan(computed["y"])).tolist():
-                refused.setdefault(i, (self._columns.why_no_label(fields, i), ""))
+                if i not in refused:  # on others the label's expression may raise
+                    refused[i] = self._columns.why_no_label(fields, i), ""
             record_keys = Spans.none(rows)
         else:
             self._refuse_long_keys(record_keys, keys, refused)
         headers = table.headers if self._carries_headers else None
-        if headers is not None:
+        if headers is not None and headers.size.max(initial=-1) > HEADERS_BYTES:
             for i in np.flatnonzero(headers.size > HEADERS_BYTES).tolist():
                 reason = f"the headers have {headers.size[i]:,} bytes, predictions carry at most {HEADERS_BYTES:,}"
                 refused.setdefault(i, (reason, ""))
-        offset = table.offset
+        offset, begins = table.offset, go.begins
         if refused:
-            dead += [DeadLetter(self.role, s.partition, table.record(i), *why) for i, why in refused.items()]
-            keep = np.ones(rows, np.bool_)
-            keep[list(refused)] = False
+            for i, why in refused.items():
+                go.refuse(i, *why)
+            keep = np.delete(np.arange(rows), list(refused))
             keys, record_keys, offset, time = keys.take(keep), record_keys.take(keep), offset[keep], time[keep]
             computed = {name: column[keep] for name, column in computed.items()}
             headers = None if headers is None else headers.take(keep)
-        dead.sort(key=lambda letter: letter.record.offset)
-        return Batch(
-            role=self.role,
-            partition=s.partition,
-            start=s.start,
-            next=s.next,
-            offset=offset,
-            time=time,
-            clock=np.maximum.accumulate(time) if len(time) else time,
-            keys=keys,
-            record_keys=record_keys,
-            dead=dead,
-            marks=marks,
-            headers=headers,
-            **computed,
-        )
+            begins = np.searchsorted(keep, begins).tolist()
+        batches = []
+        for p, piece in enumerate(go.pieces):
+            part = slice(begins[p], begins[p + 1])
+            of = time[part]
+            go.dead[p].sort(key=lambda letter: letter.record.offset)
+            batch = Batch(
+                role=self.role,
+                partition=piece.partition,
+                start=piece.start,
+                next=piece.next,
+                offset=offset[part],
+                time=of,
+                clock=np.maximum.accumulate(of),
+                keys=keys.take(part),
+                record_keys=record_keys.take(part),
+                dead=go.dead[p],
+                marks=marks[p],
+                headers=None if headers is None else headers.take(part),
+                **{name: column[part] for name, column in computed.items()},
+            )
+            batches.append(batch)
+        return batches
 
     def _refuse_long_keys(self, record_keys: Spans, keys: Spans, refused: dict[int, tuple[str, str]]) -> None:
         """A prediction carries its event's key and record key, and has to fit into a record."""
         path_of_key = self._leaves[str(self.side.key)].path
         for spans, what, path in ((record_keys, "record key", ""), (keys, "JSON of the key", path_of_key)):
+            if spans.size.max(initial=-1) <= KEY_BYTES:
+                continue
             for i in np.flatnonzero(spans.size > KEY_BYTES).tolist():
                 reason = f"the {what} has {spans.size[i]:,} bytes, predictions carry at most {KEY_BYTES:,}"
                 refused.setdefault(i, (reason, path))
@@ -276,6 +305,33 @@ class Decoder:
                 reason = f"time is {ahead[i] / 3.6e9:.1f} h ahead of the record's timestamp"
             refused[i] = reason, self._leaves[name].path
         return time
+
+
+class _Go:
+    """What is decoded at one go: the records of some slices in one table, and of each slice the dead letters so far."""
+
+    def __init__(self, pieces: Sequence[Piece], table: RecordTable, begins: Sequence[int]) -> None:
+        self.pieces, self.table, self.begins = pieces, table, begins
+        self.dead: list[list[DeadLetter]] = [[] for _ in pieces]
+
+    def slice_of(self, row: int) -> int:
+        """Which slice a row of the table belongs to."""
+        return bisect_right(self.begins, row) - 1
+
+    def keep(self, rows: I64) -> None:
+        """Keep these rows of the table, in ascending order, and no other."""
+        self.table, self.begins = self.table.take(rows), np.searchsorted(rows, self.begins).tolist()
+
+    def refuse(self, row: int, reason: str, path: str) -> None:
+        """The record in this row of the table is a dead letter."""
+        p = self.slice_of(row)
+        piece = self.pieces[p]
+        self.dead[p].append(DeadLetter(piece.role, piece.partition, self.table.record(row), reason, path))
+
+
+def _alone(s: Slice) -> Slices:
+    table = s.records if isinstance(s.records, RecordTable) else RecordTable.of(s.records)
+    return Slices([Piece(s.role, s.partition, s.start, s.next)], table, [0, len(table)])
 
 
 @dataclass(slots=True)

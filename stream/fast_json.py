@@ -59,6 +59,7 @@ class _Plan:
     words: U64
     become: I64
     absent: I64
+    follower: I64
     nested: list[tuple[int, _Plan]] = field(default_factory=list)
     literals: list[tuple[int, int, tuple[str | int, ...]]] = field(default_factory=list)
 
@@ -106,6 +107,7 @@ class FlatJson:
             np.concatenate(words),
             np.zeros(len(fields), np.int64),
             np.zeros((len(fields), 3), np.int64),
+            np.append(np.arange(1, len(fields)), (0, 0)),
         )
         self._plans.append(made)
         place = 0
@@ -161,9 +163,8 @@ class FlatJson:
             decode_lists(data.ctypes.data, *at, plan.plan, *columns, flagged)
             from_tail = False
         else:
-            follower = np.append(np.arange(1, len(plan.become)), (0, 0))
             marks = np.zeros(len(plan.become), np.int64)
-            given = plan.plan, plan.words, plan.become, plan.absent, follower, marks
+            given = plan.plan, plan.words, plan.become, plan.absent, plan.follower.copy(), marks
             from_tail = decode_objects(data.ctypes.data, len(data), *at, *given, *columns, flagged)
         for text, nested in plan.nested:
             within = Spans(data, out.start[text], out.size[text])

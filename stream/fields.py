@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,17 +48,17 @@ class Field:
             values = [None if v is None else microseconds(v) for v in values]
         if not known.all():
             values = [0 if v is None else v for v in values]
-        return cls(dtype, known, np.array(values, _NUMBERS[dtype.base_type()]), _NO_TEXTS)
+        return cls(dtype, known, np.array(values, _number(dtype)), _NO_TEXTS)
 
     @classmethod
     def of_texts(cls, texts: Spans) -> Field:
         """Of texts in UTF-8."""
-        return cls(pl.String(), texts.size >= 0, _NOTHING, texts)
+        return cls(_STRING, texts.size >= 0, _NOTHING, texts)
 
     @classmethod
     def of_cells(cls, dtype: pl.DataType, known: NDArray[np.bool_], cells: NDArray[np.uint64]) -> Field:
         """Of the bits of float64 and int64; of a bool 1 or 0."""
-        number = _NUMBERS[dtype.base_type()]
+        number = _number(dtype)
         return cls(dtype, known, cells != 0 if number is np.bool_ else cells.view(number), _NO_TEXTS)
 
     def __len__(self) -> int:
@@ -78,11 +79,10 @@ class Field:
         return Field(self.dtype, self.known[rows], self.values[rows], self.texts)
 
     def floats(self) -> NDArray[np.float64]:
-        """float64 (B,), NaN where null."""
-        values = self.values.astype(np.float64)
-        if not self.known.all():
-            values[~self.known] = np.nan
-        return values
+        """float64 (B,), NaN where null; not to be changed."""
+        if self.known.all():
+            return self.values.astype(np.float64, copy=False)
+        return np.where(self.known, self.values, np.nan)
 
     def series(self, name: str) -> pl.Series:
         """The values for Polars."""
@@ -94,9 +94,16 @@ class Field:
         return series.cast(self.dtype)
 
 
+_STRING = pl.String()
 _NOTHING = np.empty(0)
 _NO_TEXTS = Spans.none(0)
 _NUMBERS: dict[Any, Any] = {pl.Float64: np.float64, pl.Int64: np.int64, pl.Boolean: np.bool_, pl.Datetime: np.int64}
+
+
+@lru_cache(maxsize=64)
+def _number(dtype: pl.DataType) -> Any:
+    """What values of a type are in an array."""
+    return _NUMBERS[dtype.base_type()]
 
 
 def joined(parts: Sequence[Field]) -> Field:

@@ -8,6 +8,7 @@ hold them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import cast
 
 import numpy as np
@@ -154,7 +155,12 @@ def hash_texts(values: Sequence[str | None], seeds: Sequence[int], out: U64, col
 def hash_spans(texts: Spans, seeds: Sequence[int], out: U64, column: int) -> None:
     """As hash_texts, of B texts in UTF-8 where they lie; 0 where there is none."""
     start, size = np.ascontiguousarray(texts.start), np.ascontiguousarray(texts.size)
-    _hash_spans(texts.data.ctypes.data, start, size, np.array(seeds, np.uint64), out, column)
+    _hash_spans(texts.data.ctypes.data, start, size, _array_of(tuple(seeds)), out, column)
+
+
+@lru_cache(maxsize=4096)
+def _array_of(seeds: tuple[int, ...]) -> U64:
+    return np.array(seeds, np.uint64)
 
 
 def hash_words(values: NDArray, known: NDArray[np.bool_], seeds: Sequence[int], out: U64, column: int) -> None:

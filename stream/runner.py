@@ -22,6 +22,7 @@ from ..connectors import record_batches, record_writer, spans
 from ..connectors.groups import Member
 from ..connectors.leases import Slots
 from ..connectors.reading import read_range
+from ..connectors.record_batches import RecordBatches
 from ..connectors.record_writer import MAX_RECORD_BYTES, Rows
 from ..connectors.records import Fetched, Haul, Record
 from ..connectors.records import Partition as TopicPartition
@@ -45,7 +46,7 @@ from .process import settle
 from .publisher import SnapshotPublisher, Table
 from .recovery import adopt, check_journal, replay, restore
 from .settings import Settings
-from .slices import Role, Slice
+from .slices import Piece, Role, Slices
 from .snapshot import NAN_ALLOWED, nested, pack, place
 from .stages import COMPUTE_THREAD, Profile, Stages
 from .standing import Left, Position, Standing
@@ -663,10 +664,13 @@ class Runner:
             hungry = [
                 p for p, runs in fetched.items() if runs and p in self.aligner.queues and self.aligner.is_empty(p)
             ]
-            for partition in hungry:
-                taken = self._take(partition)
-                self.stages.enter("decode")
-                self.aligner.add(self.decoders[partition[0]].decode(taken))
+            for role, decoder in self.decoders.items():
+                waiting = [partition for partition in hungry if partition[0] == role]
+                while waiting:
+                    taken = self._take(waiting)
+                    self.stages.enter("decode")
+                    for batch in decoder.decode_all(taken):
+                        self.aligner.add(batch)
             pieces = len(cycle.pieces)
             run_cycle(engine, self.aligner, self._at_end(), is_full, cycle, careful)
             if is_full(cycle) or engine.stop_reason is not None or (not hungry and pieces == len(cycle.pieces)):
@@ -713,16 +717,28 @@ class Runner:
         self._snapshot_wanted = self._snapshot_wanted and not taken
         return taken
 
-    def _take(self, partition: Partition) -> Slice:
-        """What was fetched of a partition, one run or some up to SLICE_RECORDS, as one slice: each has its price."""
+    def _take(self, waiting: list[Partition]) -> Slices:
+        """What was fetched of the first of these partitions, which leave the list, to be decoded at one go.
+
+        Of each one run or some up to SLICE_RECORDS, and no further partition once there are so many of all: each go has
+        its price, but its rows stay in memory until the last partition of it is let on.
+        """
         self.stages.enter("unpack")
-        runs = self._runs[partition]
-        taken = [runs.popleft()]
-        count = len(taken[0].records)
-        while runs and count < SLICE_RECORDS:
-            taken.append(runs.popleft())
-            count += len(taken[-1].records)
-        return Slice(*partition, taken[0].start, taken[-1].next, record_batches.unpack([run.records for run in taken]))
+        pieces: list[Piece] = []
+        parts: list[list[RecordBatches | list[Record]]] = []
+        records = 0
+        while waiting and records < SLICE_RECORDS:
+            partition = waiting.pop(0)
+            runs = self._runs[partition]
+            taken = [runs.popleft()]
+            count = len(taken[0].records)
+            while runs and count < SLICE_RECORDS:
+                taken.append(runs.popleft())
+                count += len(taken[-1].records)
+            pieces.append(Piece(*partition, taken[0].start, taken[-1].next))
+            parts.append([run.records for run in taken])
+            records += count
+        return Slices(pieces, *record_batches.unpack_all(parts))
 
     def _note_figures(self, engine: Engine) -> None:
         """What log and metrics show, for they must not look at an engine at work."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -31,6 +32,19 @@ class Piece(NamedTuple):
     partition: int
     start: int
     next: int
+
+
+class Slices(NamedTuple):
+    """Slices of some partitions of one topic whose records are in one table, to be decoded at one go.
+
+    pieces   their places; no partition twice
+    records  of all of them: those of piece i are the rows from begins[i] up to begins[i + 1]
+    begins   P + 1 rows, as `record_batches.unpack_all` gives them
+    """
+
+    pieces: Sequence[Piece]
+    records: RecordTable
+    begins: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)

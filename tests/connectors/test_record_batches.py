@@ -1,5 +1,6 @@
 """Record batches taken apart by us and by aiokafka: the same records, or an error that says where."""
 
+import re
 import zlib
 
 import numpy as np
@@ -19,6 +20,7 @@ from headrace.connectors.record_batches import (
     records_of,
     scan,
     unpack,
+    unpack_all,
 )
 from headrace.connectors.record_table import RecordTable, headers_of
 from headrace.connectors.records import Record
@@ -379,3 +381,35 @@ def test_records_out_of_order_are_an_error(offsets: tuple[int, ...]) -> None:
     raw = put(batch_of([Record(offset, 0, None, None) for offset in offsets]), 23, 5, 4)
     with pytest.raises(DamagedRecords, match="its records do not lie in it"):
         read(raw)
+
+
+DAMAGES = {
+    "checksum": (lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), "its checksum is wrong"),
+    "count": (lambda raw: put(put(raw, 57, 1000, 4), 23, 2000, 4), "records cannot lie in"),
+    "sizes": (lambda raw: seal(raw[:HEAD] + b"\x7e" + raw[HEAD + 1 :]), "do not lie in it"),
+    "codec": (lambda raw: put(raw, 21, 1, 2), "cannot be decompressed"),
+}
+
+
+@pytest.mark.parametrize(("damage", "why"), DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("wrong", range(6))
+def test_damage_among_several_partitions_is_reported_where_it_is(damage, why: str, wrong: int) -> None:
+    """Six batches: of partition 0 two in a run and one in the next, of 1 none, of 2 and of 3 the rest."""
+    firsts = [100, 200, 300, 50, 7, 8000]
+    raws = [
+        batch_of([record._replace(offset=first + i) for i, record in enumerate(FEW)], codec=4 * (first == 200))
+        for first in firsts
+    ]
+    raws[wrong] = damage(raws[wrong])
+
+    def run(partition: int, *of: int) -> RecordBatches:
+        raw = b"".join([raws[i] for i in of])
+        return RecordBatches(f"topic-{partition}", partition, raw, scan(raw, 0, 0, 1 << 30).batches)
+
+    parts = [[run(0, 0, 1), run(0, 2)], [run(1)], [run(2, 3)], [run(3, 4), run(3), run(3, 5)]]
+    where = (
+        f"topic-{[0, 0, 0, 2, 3, 3][wrong]}[{[0, 0, 0, 2, 3, 3][wrong]}]: the record batch at offset {firsts[wrong]:,} "
+    )
+    with pytest.raises(DamagedRecords, match=re.escape(where)) as raised:
+        unpack_all(parts)
+    assert why in str(raised.value) or (wrong == 1 and "decompressed" in str(raised.value))
