@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import CoordinationType
@@ -31,6 +31,7 @@ from .records import Headers, Partition
 
 Output = tuple[bytes | None, bytes | None, Headers, int | None]  # key, value, headers, timestamp in ms or None for now
 Batch: TypeAlias = BatchBuilder | SealedBatch
+Records: TypeAlias = Sequence[Output] | Sequence[SealedBatch]  # of one partition; batches are what `write` gave
 Done = TypeVar("Done")
 
 COMMIT_SECONDS = 30.0
@@ -139,9 +140,24 @@ class CycleProducer:
         except Exception as error:
             raise self._in_words(error) from error
 
+    def write(self, rows: Rows, ends: Mapping[Partition, int]) -> dict[Partition, list[SealedBatch]]:
+        """Many records, without an object for each, as outputs of one cycle; all have the time of now.
+
+        ends  of each partition, in the order of the rows, the row behind its last
+
+        In any thread, before the producer is started, too. Raises InputError when a record is above MAX_RECORD_BYTES.
+        """
+        return write_batches(
+            rows,
+            int(time.time() * 1000),
+            to=ends,
+            transactional=self.transactional_id is not None,
+            compression=self._settings["compression_type"],
+        )
+
     async def commit_cycle(
         self,
-        outputs: Mapping[Partition, Sequence[Output] | Rows],
+        outputs: Mapping[Partition, Records],
         offsets: Mapping[Partition, int],
         group: str,
         member: Member,
@@ -149,7 +165,6 @@ class CycleProducer:
     ) -> dict[Partition, int]:
         """Write outputs, then commit offsets (the next to read) to the group; return each partition's first new offset.
 
-        Rows are for many records: all with the time of now, and written without an object for each.
         metadata is kept by the group beside each of the offsets.
 
         Raises InputError when a record is above MAX_RECORD_BYTES (nothing was sent then, and the producer is as
@@ -168,7 +183,7 @@ class CycleProducer:
         await self.commit_offsets(offsets, group, member, metadata)
         return first
 
-    async def send_outputs(self, outputs: Mapping[Partition, Sequence[Output] | Rows]) -> dict[Partition, int]:
+    async def send_outputs(self, outputs: Mapping[Partition, Records]) -> dict[Partition, int]:
         """The first half of `commit_cycle` without transactions; what is sent can be read at once. Raises as that."""
         producer = self._usable()
         return await self._end(self._send(producer, self._encode_all(producer, outputs)))
@@ -209,20 +224,14 @@ class CycleProducer:
                 self._spent = "its last commit did not end"
 
     def _encode_all(
-        self, producer: AIOKafkaProducer, outputs: Mapping[Partition, Sequence[Output] | Rows]
+        self, producer: AIOKafkaProducer, outputs: Mapping[Partition, Records]
     ) -> dict[Partition, Sequence[Batch]]:
         return {to: self._encode(producer, to, records) for to, records in outputs.items() if records}
 
-    def _encode(self, producer: AIOKafkaProducer, to: Partition, records: Sequence[Output] | Rows) -> Sequence[Batch]:
-        if not isinstance(records, Rows):
-            return encode(producer, to, records)
-        return write_batches(
-            records,
-            int(time.time() * 1000),
-            to=to,
-            transactional=self.transactional_id is not None,
-            compression=self._settings["compression_type"],
-        )
+    def _encode(self, producer: AIOKafkaProducer, to: Partition, records: Records) -> Sequence[Batch]:
+        if isinstance(records[0], SealedBatch):
+            return cast(Sequence[SealedBatch], records)
+        return encode(producer, to, cast(Sequence[Output], records))
 
     async def _send(
         self, producer: AIOKafkaProducer, batches: Mapping[Partition, Sequence[Batch]]

@@ -327,7 +327,7 @@ def test_a_batch_is_filled_past_its_own_append() -> None:
 
 def sealed() -> SealedBatch:
     values = Spans.of([b"v"] * 3)
-    (batch,) = write_batches(Rows(Spans.none(3), values), 5, to=("t", 0), transactional=True)
+    (batch,) = write_batches(Rows(Spans.none(3), values), 5, to={("t", 0): 3}, transactional=True)["t", 0]
     return batch
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from typing import Any
 
@@ -21,7 +21,15 @@ from headrace.connectors.record_writer import MAX_RECORD_BYTES, Rows, write_batc
 from headrace.connectors.records import Record
 from headrace.connectors.spans import Spans
 from headrace.connectors.topics import committed_by, committed_offsets, create_topics, end_offsets
-from headrace.connectors.transactions import CycleProducer, Output, _GroupOffsets, encode, send_all, send_offsets
+from headrace.connectors.transactions import (
+    CycleProducer,
+    Output,
+    Records,
+    _GroupOffsets,
+    encode,
+    send_all,
+    send_offsets,
+)
 from headrace.errors import InputError, Refused, Unreachable
 
 Topic = Callable[..., str]
@@ -180,14 +188,15 @@ def test_rows_are_read_back_as_they_were_written(
 
     async def cycles() -> list[dict[tuple[str, int], int]]:
         async with producing(kafka, unique if transactional else None, compression) as p:
-            given = Rows(Spans.of(keys), Spans.of(rows))
+            B, given = len(rows), Rows(Spans.of(keys), Spans.of(rows))
             few = Rows(given.keys.take(slice(0, 3)), given.values.take(slice(0, 3)))
+            both = Rows(*(Spans.of([*column, *column[:3]]) for column in (keys, rows)))
             return [
                 await p.commit_cycle(outputs, {}, unique, Member(-1, ""))
                 for outputs in (
-                    {(output, 0): given, (output, 1): few, (journal, 0): [line(b"1")]},
-                    {(output, 0): few, (output, 1): [line(b"in between")], (journal, 0): [line(b"2")]},
-                    {(output, 0): Rows(Spans.none(0), Spans.none(0)), (output, 1): few},
+                    p.write(both, {(output, 0): B, (output, 1): B + 3}) | {(journal, 0): [line(b"1")]},
+                    p.write(few, {(output, 0): 3}) | {(output, 1): [line(b"in between")], (journal, 0): [line(b"2")]},
+                    p.write(few, {(output, 0): 0, (output, 1): 3}) | {(output, 0): []},
                 )
             ]
 
@@ -215,15 +224,15 @@ def test_rows_of_a_refused_cycle_are_never_seen(kafka: str, unique: str, create_
     async def cycles() -> None:
         async with member_of(kafka, unique, source) as (_, member):
             async with producing(kafka, unique) as p:
-                await p.commit_cycle({(output, 0): rows_of(b"good")}, {(source, 0): 1}, unique, member)
+                await p.commit_cycle(written(p, b"good"), {(source, 0): 1}, unique, member)
                 with pytest.raises(CommitRefused):
                     old = member._replace(generation=member.generation - 1)
-                    await p.commit_cycle({(output, 0): rows_of(b"bad")}, {(source, 0): 2}, unique, old)
+                    await p.commit_cycle(written(p, b"bad"), {(source, 0): 2}, unique, old)
             async with producing(kafka, unique) as p:
-                await p.commit_cycle({(output, 0): rows_of(b"better")}, {(source, 0): 2}, unique, member)
+                await p.commit_cycle(written(p, b"better"), {(source, 0): 2}, unique, member)
 
-    def rows_of(value: bytes) -> Rows:
-        return Rows(Spans.none(1000), Spans.of([value] * 1000))
+    def written(p: CycleProducer, value: bytes) -> Mapping[tuple[str, int], Records]:
+        return p.write(Rows(Spans.none(1000), Spans.of([value] * 1000)), {(output, 0): 1000})
 
     asyncio.run(cycles())
     assert values(kafka, output) == [b"good"] * 1000 + [b"better"] * 1000
@@ -236,9 +245,12 @@ def test_a_row_above_the_limit_is_refused_before_anything_is_sent(kafka: str, un
 
     async def cycles() -> None:
         async with producing(kafka, unique) as p:
-            large = Rows(Spans.none(3), Spans.of([b"a", b"x" * MAX_RECORD_BYTES, b"b"]))
+            large = Rows(Spans.none(4), Spans.of([b"a", b"x" * MAX_RECORD_BYTES, b"b", b"c"]))
             with pytest.raises(InputError, match=rf"for {output}\[1\] is above the limit of 1,000,000 bytes"):
-                await p.commit_cycle({(output, 0): [line(b"x")], (output, 1): large}, {}, unique, nobody)
+                p.write(large, {(output, 0): 1, (output, 1): 3, (output, 2): 4})
+            with pytest.raises(InputError, match=rf"for {output}\[1\] is above the limit of 1,000,000 bytes"):
+                outputs = {(output, 0): [line(b"x")], (output, 1): [line(b"x" * MAX_RECORD_BYTES)]}
+                await p.commit_cycle(outputs, {}, unique, nobody)
             await p.commit_cycle({(output, 0): [line(b"a")]}, {}, unique, nobody)
 
     asyncio.run(cycles())
@@ -258,9 +270,10 @@ def test_sealed_batches_are_taken_from_any_producer(
         await producer.start()
         try:
             for _ in range(2):
-                batches = write_batches(Rows(Spans.of(keys), Spans.of(rows)), 5, to=(output, 0), transactional=False)
-                assert len(batches) > 1
-                await send_all(producer, {(output, 0): batches})
+                to = {(output, 0): len(rows)}
+                batches = write_batches(Rows(Spans.of(keys), Spans.of(rows)), 5, to=to, transactional=False)
+                assert len(batches[output, 0]) > 1
+                await send_all(producer, batches)
         finally:
             await producer.stop()
 
