@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.client import ConnectionGroup, CoordinationType
+from aiokafka.errors import IllegalOperation
 from aiokafka.structs import OffsetAndMetadata
 
 from headrace.connectors import embedded
@@ -353,6 +354,90 @@ def test_what_a_fenced_producer_had_under_way_is_not_reported_once_more_by_async
     asyncio.run(fence())
     gc.collect()
     assert "never retrieved" not in caplog.text
+
+
+def test_refusals_of_several_partitions_are_told_once(
+    kafka: str, unique: str, create_topic: Topic, caplog: pytest.LogCaptureFixture
+) -> None:
+    narrow = create_topic("narrow", 3, max_message_bytes=1000)
+    large = line(b"y" * 700)
+
+    async def refuse() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=kafka, max_batch_size=1_000_000, enable_idempotence=True)
+        await producer.start()
+        try:
+            outputs = {(narrow, number): [large] * 2 for number in range(3)}
+            with pytest.raises(Refused, match=rf"{narrow}\[\d\] did not take 2 records: MessageSizeTooLarge"):
+                await send_all(producer, {to: encode(producer, to, records) for to, records in outputs.items()})
+        finally:
+            await producer.stop()
+
+    asyncio.run(refuse())
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+def test_what_is_sent_to_one_partition_stays_in_order(kafka: str, unique: str, create_topic: Topic) -> None:
+    output = create_topic("out", 2)
+    wanted = [b"%d" % number for number in range(20)]
+
+    async def send() -> list[dict[tuple[str, int], int]]:
+        async with producing(kafka, None) as p:
+            assert p._producer is not None
+            batches = [
+                {to: encode(p._producer, to, [line(value)]) for to in ((output, 0), (output, 1))} for value in wanted
+            ]
+            return await asyncio.gather(*(send_all(p._producer, some) for some in batches))
+
+    offsets = asyncio.run(send())
+    assert sorted(some[output, 0] for some in offsets) == sorted(some[output, 1] for some in offsets) == [*range(20)]
+    for partition in range(2):
+        assert values(kafka, output, partition) == [
+            value for _, value in sorted((some[output, partition], value) for some, value in zip(offsets, wanted))
+        ]
+
+
+def test_what_aiokafka_does_not_take_is_refused_as_it_says(kafka: str, unique: str, create_topic: Topic) -> None:
+    output = create_topic("out")
+
+    async def send() -> None:
+        async with producing(kafka, unique) as p:
+            assert p._producer is not None
+            batches = encode(p._producer, (output, 0), [line(b"x")])
+            with pytest.raises(IllegalOperation, match="not in transaction"):
+                await send_all(p._producer, {(output, 0): batches})
+            with pytest.raises(Refused, match="Unrecognized partition"):
+                await p.commit_cycle({(output, 7): [line(b"x")], (output, 0): [line(b"y")]}, {}, unique, Member(-1, ""))
+        async with producing(kafka, None) as p:
+            assert p._producer is not None
+            await p.send_outputs({(output, 0): [line(b"z")]})
+            batches = encode(p._producer, (output, 0), [line(b"x")])
+            await p._producer.stop()
+            with pytest.raises(Refused, match=rf"{output}\[0\] did not take 1 records: ProducerClosed"):
+                await send_all(p._producer, {(output, 0): batches})
+
+    asyncio.run(send())
+    assert values(kafka, output) == [b"z"]
+
+
+def test_a_batch_under_way_is_not_cancelled_with_who_waits_for_it(kafka: str, unique: str, create_topic: Topic) -> None:
+    output = create_topic("out", 3)
+
+    async def send() -> None:
+        async with producing(kafka, None) as p:
+            assert p._producer is not None
+            to = [(output, number) for number in range(3)]
+            await send_all(p._producer, {to: encode(p._producer, to, [line(b"w")]) for to in to})
+            some = {to: encode(p._producer, to, [line(b"x")]) for to in to}
+            sending = asyncio.create_task(send_all(p._producer, some))
+            await asyncio.sleep(0)
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            await p._producer.flush()
+
+    asyncio.run(send())
+    assert [values(kafka, output, number) for number in range(3)] == [[b"w", b"x"]] * 3
 
 
 def test_offsets_are_not_committed_when_an_output_is_refused(kafka: str, unique: str, create_topic: Topic) -> None:
