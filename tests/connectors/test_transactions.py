@@ -366,6 +366,7 @@ def test_refusals_of_several_partitions_are_told_once(
         producer = AIOKafkaProducer(bootstrap_servers=kafka, max_batch_size=1_000_000, enable_idempotence=True)
         await producer.start()
         try:
+            await producer.partitions_for(narrow)
             outputs = {(narrow, number): [large] * 2 for number in range(3)}
             with pytest.raises(Refused, match=rf"{narrow}\[\d\] did not take 2 records: MessageSizeTooLarge"):
                 await send_all(producer, {to: encode(producer, to, records) for to, records in outputs.items()})
@@ -384,6 +385,7 @@ def test_what_is_sent_to_one_partition_stays_in_order(kafka: str, unique: str, c
     async def send() -> list[dict[tuple[str, int], int]]:
         async with producing(kafka, None) as p:
             assert p._producer is not None
+            await p._producer.partitions_for(output)
             batches = [
                 {to: encode(p._producer, to, [line(value)]) for to in ((output, 0), (output, 1))} for value in wanted
             ]
@@ -431,10 +433,16 @@ def test_a_batch_under_way_is_not_cancelled_with_who_waits_for_it(kafka: str, un
             some = {to: encode(p._producer, to, [line(b"x")]) for to in to}
             sending = asyncio.create_task(send_all(p._producer, some))
             await asyncio.sleep(0)
+            accumulator = p._producer._message_accumulator
+            batches = [batch for queue in accumulator._batches.values() for batch in queue]
+            assert len(batches) == 3
             sending.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await sending
             await p._producer.flush()
+            assert all(batch.future.done() and not batch.future.cancelled() for batch in batches), (
+                "an abort waits for them"
+            )
 
     asyncio.run(send())
     assert [values(kafka, output, number) for number in range(3)] == [[b"w", b"x"]] * 3
