@@ -142,10 +142,10 @@ def work(
         if cycle.rows >= cycle_rows or of_all is fetched[-1]:
             end_cycle(engine, cycle)
             stages.enter("encode")
-            for partition, predicted in cycle.predicted.items():
-                rows = prediction_rows(predicted, pipeline.events.topic, served)
-                to = "predictions", partition
-                for batch in write_batches(rows, 0, to=to, transactional=True):
+            rows, ends = prediction_rows(cycle.predicted, pipeline.events.topic, served)
+            to = {("predictions", partition): end for partition, end in ends.items()}
+            for batches in write_batches(rows, 0, to=to, transactional=True).values():
+                for batch in batches:
                     batch._set_producer_state(1, 0, 0)
             cycle = Cycle()
     stages.enter("wait")

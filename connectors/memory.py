@@ -178,3 +178,9 @@ def padded(size: int) -> np.ndarray:
     data = np.empty(size + PADDING, np.uint8)
     data[size:] = 0
     return data
+
+
+@njit(cache=True, nogil=True)
+def address_of(data):
+    """Where the first byte of an array lies: as `data.ctypes.data`, which takes five times as long."""
+    return np.int64(data.ctypes.data)

@@ -6,9 +6,9 @@ and which batch this is, and seals what follows the CRC with it. All records of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from aiokafka import codec
@@ -17,7 +17,19 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .crc import crc32c
-from .memory import leading_zeros, padded, put_bytes, store8, store16, store32, store64, swap16, swap32, swap64
+from .memory import (
+    address_of,
+    leading_zeros,
+    padded,
+    put_bytes,
+    store8,
+    store16,
+    store32,
+    store64,
+    swap16,
+    swap32,
+    swap64,
+)
 from .records import Partition
 from .spans import Spans
 
@@ -29,8 +41,11 @@ TRANSACTIONAL = 0x10
 MAGIC = 2
 
 NO_HEADERS = Spans.none(0)
+_INT64 = np.dtype(np.int64)
 
 Bytes = NDArray[np.uint8]
+I64 = NDArray[np.int64]
+Columns: TypeAlias = tuple[int, I64, I64, int, I64, I64, int, I64, I64]  # of keys, values and headers
 _CODECS: dict[str | None, tuple[int, Callable[[Any], bytes]]] = {
     "gzip": (1, codec.gzip_encode),
     "snappy": (2, codec.snappy_encode),
@@ -41,7 +56,7 @@ _CODECS: dict[str | None, tuple[int, Callable[[Any], bytes]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """B records for one partition; one without key or value has none, which is not the same as an empty one.
+    """B records; one without key or value has none, which is not the same as an empty one.
 
     headers  of each as they lie on the wire, their number first; without, or where there are none, it has none
     """
@@ -61,8 +76,11 @@ class SealedBatch:
     sealed then; a plain producer does not, and it is sealed when it goes out. Sent again, it is the same bytes.
     """
 
-    def __init__(self, raw: Bytes, count: int) -> None:
+    __slots__ = ("_address", "_count", "_raw", "_sealed")
+
+    def __init__(self, raw: Bytes, address: int, count: int) -> None:
         self._raw = raw
+        self._address = address  # of raw
         self._count = count
         self._sealed = False
 
@@ -82,7 +100,7 @@ class SealedBatch:
         return self._count
 
     def _set_producer_state(self, producer_id: int, producer_epoch: int, base_sequence: int) -> None:
-        _seal(self._raw.ctypes.data, len(self._raw), producer_id, producer_epoch, base_sequence)
+        _seal(self._address, len(self._raw), producer_id, producer_epoch, base_sequence)
         self._sealed = True
 
     def _build(self) -> memoryview:
@@ -95,14 +113,17 @@ def write_batches(
     rows: Rows,
     timestamp_ms: int,
     *,
-    to: Partition,
+    to: Mapping[Partition, int],
     transactional: bool,
     compression: str | None = None,  # gzip, snappy, lz4, zstd
     max_bytes: int = BATCH_BYTES,
-) -> list[SealedBatch]:
-    """B records as batches of at most max_bytes before compression; a larger record is alone in its batch.
+) -> dict[Partition, list[SealedBatch]]:
+    """The records of some partitions, one partition after another, as batches of at most max_bytes before compression.
 
-    Raises InputError for a record above MAX_RECORD_BYTES; `to` is for its message alone.
+    to  of each partition, in the order of the rows, the row behind its last
+
+    A larger record is alone in its batch. A partition without records is left away. Raises InputError for a record
+    above MAX_RECORD_BYTES.
     """
     keys, values = rows.keys, rows.values
     headers = NO_HEADERS if rows.headers is None else rows.headers
@@ -110,31 +131,80 @@ def write_batches(
         raise InputError(f"{len(keys)} keys for {len(values)} values; each record has one of both, which may be none")
     if len(headers) not in (0, len(values)):
         raise InputError(f"headers of {len(headers)} records for {len(values)}; each has some, which may be none")
+    ends = list(to.values())
+    if [0, *ends, len(values)] != sorted([0, *ends, len(values)]) or max(ends, default=0) < len(values):
+        raise InputError(f"partitions that end at rows {ends}, of {len(values)}; they follow one another to the last")
     columns = (*_columns(keys), *_columns(values), *_columns(headers))
-    sizes = columns[2], columns[5], columns[8]
+    attributes = TRANSACTIONAL if transactional else 0
+    written = None if compression else _one_each(columns, to, attributes, timestamp_ms, max_bytes)
+    if written is not None:
+        return written
+    written, first = {}, 0
+    for partition, end in to.items():
+        if first < end:
+            written[partition] = _some(columns, partition, first, end, attributes, timestamp_ms, compression, max_bytes)
+        first = end
+    return written
+
+
+def _one_each(
+    columns: Columns, to: Mapping[Partition, int], attributes: int, timestamp_ms: int, max_bytes: int
+) -> dict[Partition, list[SealedBatch]] | None:
+    """One batch for each partition, all in one buffer, as it is while records are few; None where one is too large."""
+    bounds = np.array([0, *to.values()], np.int64)
+    starts = np.zeros(len(bounds), np.int64)
+    if not _place(columns[2], columns[5], columns[8], bounds, min(max_bytes, MAX_RECORD_BYTES) - HEAD, starts):
+        return None
+    places = starts.tolist()
+    raw = padded(places[-1])
+    address = address_of(raw)
+    _write_each(*columns, bounds, starts, address, attributes, timestamp_ms)
+    batches, first = {}, 0
+    for (partition, end), at, after in zip(to.items(), places, places[1:], strict=False):
+        if first < end:
+            batches[partition] = [SealedBatch(raw[at:after], address + at, end - first)]
+        first = end
+    return batches
+
+
+def _some(
+    columns: Columns,
+    to: Partition,
+    first: int,
+    end: int,
+    attributes: int,
+    timestamp_ms: int,
+    compression: str | None,
+    max_bytes: int,
+) -> list[SealedBatch]:
+    """The rows from first to end as batches for one partition."""
     batches = []
-    first = 0
-    while first < len(values):
-        after, size = _fit(*sizes, first, max_bytes - HEAD)
+    while first < end:
+        after, size = _fit(columns[2], columns[5], columns[8], first, end, max_bytes - HEAD)
         if after == first + 1 and HEAD + size > MAX_RECORD_BYTES:
             raise InputError(
                 f"a record of {HEAD + size:,} bytes for {to[0]}[{to[1]}] is above the limit of {MAX_RECORD_BYTES:,} "
                 "bytes; cut it before it is sent"
             )
         raw = padded(HEAD + size)
-        _write_records(*columns, first, after, raw.ctypes.data + HEAD)
-        raw, attributes = _compressed(raw[: HEAD + size], compression)
-        attributes |= TRANSACTIONAL if transactional else 0
-        _write_head(raw.ctypes.data, len(raw), attributes, after - first, timestamp_ms)
-        batches.append(SealedBatch(raw, after - first))
+        address = address_of(raw)
+        _write_records(*columns, first, after, address + HEAD)
+        raw, compressed = _compressed(raw[: HEAD + size], compression)
+        _write_head(address, len(raw), attributes | compressed, after - first, timestamp_ms)
+        batches.append(SealedBatch(raw, address, after - first))
         first = after
     return batches
 
 
-def _columns(strings: Spans) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+def _columns(strings: Spans) -> tuple[int, I64, I64]:
     """Address, starts and sizes as the kernels take them: whatever else they are, it would be compiled anew for it."""
-    start, size = (np.require(column, np.int64, ("C", "W")) for column in (strings.start, strings.size))
-    return strings.data.ctypes.data, start, size
+    return address_of(strings.data), _plain(strings.start), _plain(strings.size)
+
+
+def _plain(column: I64) -> I64:
+    if column.flags.carray and column.dtype == _INT64:
+        return column  # np.require would take six times as long to see it
+    return np.require(column, np.int64, ("C", "W"))
 
 
 def _compressed(raw: Bytes, compression: str | None) -> tuple[Bytes, int]:
@@ -182,16 +252,33 @@ def _size_of(headers_size, i):
 
 
 @njit(cache=True, nogil=True)
-def _fit(key_size, value_size, headers_size, first, room):
-    """How far the records from `first` fit into so many bytes, at least one: -> the next row, bytes."""
+def _fit(key_size, value_size, headers_size, first, end, room):
+    """How far the records from `first` to `end` fit into so many bytes, at least one: -> the next row, bytes."""
     used = 0
-    for i in range(first, key_size.shape[0]):
+    for i in range(first, end):
         body = _body_size(i - first, key_size[i], value_size[i], _size_of(headers_size, i))
         size = body + _varint_size(body)
         if i > first and used + size > room:
             return i, used
         used += size
-    return key_size.shape[0], used
+    return end, used
+
+
+@njit(cache=True, nogil=True)
+def _place(key_size, value_size, headers_size, bounds, room, starts):
+    """Whether the records of each partition fit into a batch with room for so many bytes of them.
+
+    bounds  int64 (P + 1,)  the rows of each partition
+    starts  int64 (P + 1,)  changed in place: where the batches begin, one after another; one without records is empty
+    """
+    for p in range(bounds.shape[0] - 1):
+        starts[p + 1] = starts[p]
+        if bounds[p] < bounds[p + 1]:
+            after, used = _fit(key_size, value_size, headers_size, bounds[p], bounds[p + 1], room)
+            if after < bounds[p + 1] or used > room:
+                return False
+            starts[p + 1] += HEAD + used
+    return True
 
 
 @njit(cache=True, nogil=True)
@@ -235,6 +322,22 @@ def _write_head(address, size, attributes, count, timestamp_ms):
 
 
 @njit(cache=True, nogil=True)
+def _write_each(
+    key_data, key_start, key_size, value_data, value_start, value_size, headers_data, headers_start, headers_size,
+    bounds, starts, address, attributes, timestamp_ms,
+):  # fmt: skip
+    """The batches that _place has found places for; in order, for each may write PADDING bytes into the next."""
+    for p in range(bounds.shape[0] - 1):
+        if bounds[p] < bounds[p + 1]:
+            at = address + starts[p]
+            _write_records(
+                key_data, key_start, key_size, value_data, value_start, value_size,
+                headers_data, headers_start, headers_size, bounds[p], bounds[p + 1], at + HEAD,
+            )  # fmt: skip
+            _write_head(at, starts[p + 1] - starts[p], attributes, bounds[p + 1] - bounds[p], timestamp_ms)
+
+
+@njit(cache=True, nogil=True)
 def _seal(address, size, producer_id, producer_epoch, base_sequence):
     """Write who sends a batch, and the CRC of all that follows it."""
     store64(address + 43, swap64(producer_id))
@@ -245,5 +348,8 @@ def _seal(address, size, producer_id, producer_epoch, base_sequence):
 
 def warm_up() -> None:
     """Compile the kernels of this file."""
-    for batch in write_batches(Rows(Spans.of([b"k"]), Spans.of([b"v"])), 0, to=("", 0), transactional=False):
-        batch._build()
+    address_of(np.frombuffer(bytes(1), np.uint8))  # of what must not be written to
+    rows, to = Rows(Spans.of([b"k"]), Spans.of([b"v"])), ("", 0)
+    for max_bytes in (BATCH_BYTES, 0):
+        for batch in write_batches(rows, 0, to={to: 1}, transactional=False, max_bytes=max_bytes)[to]:
+            batch._build()

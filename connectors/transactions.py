@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import CoordinationType
@@ -31,6 +31,7 @@ from .records import Headers, Partition
 
 Output = tuple[bytes | None, bytes | None, Headers, int | None]  # key, value, headers, timestamp in ms or None for now
 Batch: TypeAlias = BatchBuilder | SealedBatch
+Records: TypeAlias = Sequence[Output] | Sequence[SealedBatch]  # of one partition; batches are what `write` gave
 Done = TypeVar("Done")
 
 COMMIT_SECONDS = 30.0
@@ -139,9 +140,24 @@ class CycleProducer:
         except Exception as error:
             raise self._in_words(error) from error
 
+    def write(self, rows: Rows, ends: Mapping[Partition, int]) -> dict[Partition, list[SealedBatch]]:
+        """Many records, without an object for each, as outputs of one cycle; all have the time of now.
+
+        ends  of each partition, in the order of the rows, the row behind its last
+
+        In any thread, before the producer is started, too. Raises InputError when a record is above MAX_RECORD_BYTES.
+        """
+        return write_batches(
+            rows,
+            int(time.time() * 1000),
+            to=ends,
+            transactional=self.transactional_id is not None,
+            compression=self._settings["compression_type"],
+        )
+
     async def commit_cycle(
         self,
-        outputs: Mapping[Partition, Sequence[Output] | Rows],
+        outputs: Mapping[Partition, Records],
         offsets: Mapping[Partition, int],
         group: str,
         member: Member,
@@ -149,7 +165,6 @@ class CycleProducer:
     ) -> dict[Partition, int]:
         """Write outputs, then commit offsets (the next to read) to the group; return each partition's first new offset.
 
-        Rows are for many records: all with the time of now, and written without an object for each.
         metadata is kept by the group beside each of the offsets.
 
         Raises InputError when a record is above MAX_RECORD_BYTES (nothing was sent then, and the producer is as
@@ -168,7 +183,7 @@ class CycleProducer:
         await self.commit_offsets(offsets, group, member, metadata)
         return first
 
-    async def send_outputs(self, outputs: Mapping[Partition, Sequence[Output] | Rows]) -> dict[Partition, int]:
+    async def send_outputs(self, outputs: Mapping[Partition, Records]) -> dict[Partition, int]:
         """The first half of `commit_cycle` without transactions; what is sent can be read at once. Raises as that."""
         producer = self._usable()
         return await self._end(self._send(producer, self._encode_all(producer, outputs)))
@@ -209,20 +224,14 @@ class CycleProducer:
                 self._spent = "its last commit did not end"
 
     def _encode_all(
-        self, producer: AIOKafkaProducer, outputs: Mapping[Partition, Sequence[Output] | Rows]
+        self, producer: AIOKafkaProducer, outputs: Mapping[Partition, Records]
     ) -> dict[Partition, Sequence[Batch]]:
         return {to: self._encode(producer, to, records) for to, records in outputs.items() if records}
 
-    def _encode(self, producer: AIOKafkaProducer, to: Partition, records: Sequence[Output] | Rows) -> Sequence[Batch]:
-        if not isinstance(records, Rows):
-            return encode(producer, to, records)
-        return write_batches(
-            records,
-            int(time.time() * 1000),
-            to=to,
-            transactional=self.transactional_id is not None,
-            compression=self._settings["compression_type"],
-        )
+    def _encode(self, producer: AIOKafkaProducer, to: Partition, records: Records) -> Sequence[Batch]:
+        if isinstance(records[0], SealedBatch):
+            return cast(Sequence[SealedBatch], records)
+        return encode(producer, to, cast(Sequence[Output], records))
 
     async def _send(
         self, producer: AIOKafkaProducer, batches: Mapping[Partition, Sequence[Batch]]
@@ -413,30 +422,77 @@ async def send_all(producer: AIOKafkaProducer, batches: Mapping[Partition, Seque
 
     Within a partition one after the other: a batch that waits for another in an outage would time out.
     """
-
-    async def send(to: Partition, batches: Sequence[Batch]) -> int:
-        topic, number = to
-        first = None
-        for batch in batches:
-            try:
-                answer = await producer.send_batch(batch, topic, partition=number)
-                answer.add_done_callback(_retrieve)
-                acknowledged = await answer
-            except _FENCED:
-                raise
-            except KafkaError as error:
-                kind = Unreachable if error.retriable else Refused
-                raise kind(f"{topic}[{number}] did not take {batch.record_count()} records: {error!r}") from error
-            first = acknowledged.offset if first is None else first
-        return int(first or 0)
-
-    tasks = {to: asyncio.ensure_future(send(to, rows)) for to, rows in batches.items()}
+    if not batches:
+        return {}
+    queued: dict[Partition, asyncio.Future[Any]] = {}
+    tasks: dict[Partition, asyncio.Task[int]] = {}
+    for to, some in batches.items():
+        acknowledged = _queue(producer, to, some[0]) if len(some) == 1 else None
+        if acknowledged is not None:
+            queued[to] = acknowledged
+        else:
+            tasks[to] = asyncio.create_task(_send_in_turn(producer, to, some))
+    waiting = [*queued.values(), *tasks.values()]
     try:
-        await asyncio.gather(*tasks.values())
-    finally:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_EXCEPTION)  # which cancels nothing
+        for to, answer in queued.items():
+            if answer in done and answer.exception() is not None:
+                with _refused_in_words(to, batches[to][0]):
+                    answer.result()
+        for task in tasks.values():
+            if task in done:
+                task.result()
+    except BaseException:
         for task in tasks.values():
             task.cancel()
-    return {to: task.result() for to, task in tasks.items()}
+        for left in waiting:
+            left.add_done_callback(_retrieve)
+        raise
+    first = {to: int(answer.result().offset) for to, answer in queued.items()}
+    return first | {to: task.result() for to, task in tasks.items()}
+
+
+def _queue(producer: AIOKafkaProducer, to: Partition, batch: Batch) -> asyncio.Future[Any] | None:
+    """What producer.send_batch does where it need not wait nor raise, without its tasks; None: it is for send_batch.
+
+    The future is the batch's own, which must not be cancelled.
+    """
+    accumulator, transactions = producer._message_accumulator, producer._txn_manager
+    at = TopicPartition(*to)
+    if (
+        at.partition not in (producer.client.cluster.partitions_for_topic(at.topic) or ())
+        or (transactions and transactions.transactional_id is not None and not transactions.is_in_transaction())
+        or accumulator._closed
+        or accumulator._exception is not None
+        or accumulator._batches.get(at)
+    ):
+        return None
+    future: asyncio.Future[Any] = accumulator._append_batch(batch, at).future
+    return future
+
+
+async def _send_in_turn(producer: AIOKafkaProducer, to: Partition, batches: Sequence[Batch]) -> int:
+    """Send batches of one partition, each when the last is acknowledged; return the offset of the first."""
+    first = None
+    for batch in batches:
+        with _refused_in_words(to, batch):
+            answer = await producer.send_batch(batch, to[0], partition=to[1])
+            answer.add_done_callback(_retrieve)
+            acknowledged = await answer
+        first = acknowledged.offset if first is None else first
+    return int(first or 0)
+
+
+@contextlib.contextmanager
+def _refused_in_words(to: Partition, batch: Batch) -> Iterator[None]:
+    """Say which partition did not take how much."""
+    try:
+        yield
+    except _FENCED:
+        raise
+    except KafkaError as error:
+        kind = Unreachable if error.retriable else Refused
+        raise kind(f"{to[0]}[{to[1]}] did not take {batch.record_count()} records: {error!r}") from error
 
 
 async def send_offsets(

@@ -6,8 +6,7 @@ from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..connectors.record_writer import Rows
-from ..connectors.transactions import Output
+from ..connectors.transactions import Records
 from ..errors import HeadraceError
 from .align import Aligner, Next, Partition
 from .engine import Engine, Predicted
@@ -26,7 +25,7 @@ class Cycle:
     rows: int = 0
     hand: Piece | None = None  # what is being processed
     taken: bool = False  # a snapshot was taken at its end
-    outputs: dict[int, Rows | list[Output]] = field(default_factory=dict)  # the records of `predicted`
+    outputs: dict[tuple[str, int], Records] = field(default_factory=dict)  # of `predicted`, by topic and partition
 
     def reached(self) -> dict[Partition, int]:
         """The offsets up to which records were touched, also those of a piece that did not come to its end."""

@@ -37,7 +37,7 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
     batch, lo, hi = predicted.batch, predicted.lo, predicted.hi
     if lo == hi:
         return []
-    middle, source = sayings(served, topic, batch.partition)
+    middle, source = say_model(served), say_source(topic, batch.partition)
     values = zip(
         batch.record_keys.take(slice(lo, hi)),
         [()] * (hi - lo) if batch.headers is None else list(map(headers_of, batch.headers.take(slice(lo, hi)))),
@@ -58,11 +58,15 @@ def _numbers(values: list[Any]) -> list[bytes]:
     return _json(values)[1:-1].split(b",")
 
 
-def sayings(served: Served, topic: str, partition: int) -> tuple[bytes, bytes]:
-    """What all prediction records of a partition say: between prediction and time, and between time and offset."""
+def say_model(served: Served) -> bytes:
+    """What all prediction records of a cycle say between prediction and time."""
     age = "null" if served.age_seconds is None else f"{served.age_seconds:.3f}"
-    middle = b',"model":%b,"version":%d,"age_seconds":%b,"time":' % (_json(served.model), served.version, age.encode())
-    return middle, f',"source":"{topic}-{partition}-'.encode()
+    return b',"model":%b,"version":%d,"age_seconds":%b,"time":' % (_json(served.model), served.version, age.encode())
+
+
+def say_source(topic: str, partition: int) -> bytes:
+    """What all prediction records of a partition say between time and offset."""
+    return f',"source":"{topic}-{partition}-'.encode()
 
 
 def encode_dead_letter(letter: DeadLetter, topic: str, max_bytes: int) -> Output:

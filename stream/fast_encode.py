@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby, pairwise
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from ..connectors.memory import load8, padded, put_bytes, store8, store32
+from ..connectors.memory import PADDING, address_of, load8, padded, put_bytes, store8, store32
 from ..connectors.record_writer import Rows
-from ..connectors.spans import Spans, join
+from ..connectors.spans import Spans
 from .decode import Batch
-from .encode import Served, sayings
+from .encode import Served, say_model, say_source
 from .engine import Predicted
 from .number_text import LONGEST, put_float32, put_float64, put_int64
 
@@ -21,90 +20,141 @@ I64 = NDArray[np.int64]
 
 _PLAIN_MICROSECONDS = 2**33 * 1_000_000  # float64 seconds lie less than a microsecond apart up to it, year 2242
 _NULL = int.from_bytes(b"null", "little")
+_OPEN, _THEN, _CLOSE = b'{"key":', b',"prediction":', b'"}'
+_OPEN_SIZE, _THEN_SIZE, _CLOSE_SIZE = len(_OPEN), len(_THEN), len(_CLOSE)
+
+# What the kernel is told of each row, a column after another; the last two only where a batch has headers.
+_KEY_SIZE, _KEY, _RECORD_KEY_SIZE, _RECORD_KEY, _TIME, _OFFSET, _HEADERS_SIZE, _HEADERS = range(8)
+# And of each part, some rows of one batch: the row behind its last, where its buffers lie, and what its source is.
+_END, _KEY_DATA, _RECORD_KEY_DATA, _HEADERS_DATA, _SOURCE, _SOURCE_SIZE = range(6)
 
 
-def prediction_rows(predicted: Sequence[Predicted], topic: str, served: Served) -> Rows:
-    """The prediction records of some pieces of one partition, in order: what `encode_predictions` gives of each."""
-    keys, values, headers = [], [], []
-    for batch, lo, hi, out in _runs(predicted):
-        rows = slice(lo, hi)
-        keys.append(batch.record_keys.take(rows))
-        if batch.headers is not None:
-            headers.append(batch.headers.take(rows))
-        values.append(
-            encode_rows(
-                batch.keys.take(rows), out, batch.time[rows], batch.offset[rows], topic, batch.partition, served
-            )
-        )
-    return Rows(join(keys), join(values), join(headers) if headers else None)
+def prediction_rows(
+    predicted: Mapping[int, Sequence[Predicted]], topic: str, served: Served
+) -> tuple[Rows, dict[int, int]]:
+    """The prediction records of a cycle, of all partitions at one go: what `encode_predictions` gives of each piece.
 
+    predicted  the pieces of each partition, in order
 
-def _runs(predicted: Sequence[Predicted]) -> Iterator[tuple[Batch, int, int, NDArray[np.float32]]]:
-    """Pieces that follow one another in a batch, joined: a call has its price, and a piece may be a few rows."""
-    for _, pieces in groupby(predicted, key=lambda piece: id(piece.batch)):
-        run = list(pieces)
-        if all(a.hi == b.lo for a, b in pairwise(run)):
-            yield run[0].batch, run[0].lo, run[-1].hi, np.concatenate([piece.out[:, 0] for piece in run])
-        else:
-            yield from ((piece.batch, piece.lo, piece.hi, piece.out[:, 0]) for piece in run)
-
-
-def encode_rows(
-    keys: Spans, prediction: NDArray[np.float32], time: I64, offset: I64, topic: str, partition: int, served: Served
-) -> Spans:
-    """The values of B prediction records of one partition, in the order of the rows.
-
-    keys        the JSON text of each event's key; null where there is none
-    prediction  (B,)
-    time        (B,)  of the events, microseconds since the epoch
-    offset      (B,)  of the events in their topic
-
-    {"key": K, "prediction": P, "model", "version", "age_seconds", "time": seconds, "source": "topic-partition-offset"}
-    Numbers are the shortest that read back as the same float32 and float64. ValueError when lengths differ.
+    Returns the records, one partition after another, and for each partition the row behind its last. They are copies:
+    the batches may go. Numbers are the shortest that read back as the same float32 and float64. Raises ValueError when
+    a piece has not as much of one thing as of another.
     """
-    rows = len(keys)
-    if not rows == len(prediction) == len(time) == len(offset):
-        raise ValueError(f"{rows} keys, {len(prediction)} predictions, {len(time)} times, {len(offset)} offsets")
-    middle, source = sayings(served, topic, partition)
-    said = Spans.of([b'{"key":', b',"prediction":', middle, source, b'"}'])
-    most = int(np.maximum(keys.size, 4).sum()) + rows * (int(said.size.sum()) + 3 * LONGEST)
-    data, start, size = padded(most), np.empty(rows, np.int64), np.empty(rows, np.int64)
-    _write(
-        keys.data.ctypes.data,
-        np.require(keys.start, np.int64, ("C", "W")),
-        np.require(keys.size, np.int64, ("C", "W")),
-        np.require(prediction, np.float32, ("C", "W")),
-        np.require(time, np.int64, ("C", "W")),
-        np.require(offset, np.int64, ("C", "W")),
-        said.data.ctypes.data + said.start,
-        said.size,
-        data.ctypes.data,
-        start,
-        size,
+    told = []  # the columns of each part
+    parts, row, ends = [], 0, {}
+    said = [_OPEN, _THEN, say_model(served), _CLOSE]
+    size = sum(map(len, said))
+    with_headers = any(piece.batch.headers is not None for pieces in predicted.values() for piece in pieces)
+    for partition, pieces in predicted.items():
+        source = say_source(topic, partition)
+        for batch, lo, hi in _runs(pieces):
+            row += hi - lo
+            strings = [batch.keys, batch.record_keys]
+            if with_headers:
+                strings.append(Spans.none(len(batch)) if batch.headers is None else batch.headers)
+            told.append(_columns(batch, strings, lo, hi))
+            buffers = [address_of(of.data) for of in strings]
+            parts += [row, *buffers, *[0] * (3 - len(buffers)), size, len(source)]
+        said.append(source)
+        size += len(source)
+        ends[partition] = row
+    if not row:
+        return Rows(Spans.none(0), Spans.none(0)), ends
+    return _written(told, parts, [piece.out for pieces in predicted.values() for piece in pieces], said, row), ends
+
+
+def _runs(predicted: Sequence[Predicted]) -> Iterator[tuple[Batch, int, int]]:
+    """Pieces that follow one another in a batch, joined: a part has its price, and a piece may be a few rows."""
+    if not predicted:
+        return
+    batch, lo, hi = predicted[0].batch, predicted[0].lo, predicted[0].lo
+    for piece in predicted:
+        if piece.batch is not batch or piece.lo != hi:
+            yield batch, lo, hi
+            batch, lo = piece.batch, piece.lo
+        hi = piece.hi
+    yield batch, lo, hi
+
+
+def _columns(batch: Batch, strings: Sequence[Spans], lo: int, hi: int) -> list[I64]:
+    """The columns of some rows, in the order that the kernel knows."""
+    keys, record_keys, *headers = strings
+    columns = [keys.size, keys.start, record_keys.size, record_keys.start, batch.time, batch.offset]
+    for of in headers:
+        columns += [of.size, of.start]
+    return columns if hi - lo == len(batch) else [column[lo:hi] for column in columns]
+
+
+def _written(
+    told: Sequence[Sequence[I64]], parts: list[int], outs: Sequence[NDArray[np.float32]], said: list[bytes], rows: int
+) -> Rows:
+    """The rows of all parts, in a buffer of their own."""
+    out = np.concatenate(outs, dtype=np.float32)
+    columns = np.concatenate([part for column in zip(*told, strict=True) for part in column], dtype=np.int64)
+    if len(out) != rows or len(columns) != rows * len(told[0]):
+        raise ValueError(f"{rows} rows with {len(out)} predictions, and {len(columns)} of {len(told[0])} things each")
+    columns = columns.reshape(len(told[0]), rows)
+    texts = np.frombuffer(bytearray(b"".join([*said, bytes(PADDING)])), np.uint8)
+    most = sum(map(len, said[:4])) + max(map(len, said[4:])) + 3 * LONGEST
+    data = padded(_room(columns, most))
+    places = np.empty((4, rows), np.int64)
+    _write(columns, out, np.array(parts, np.int64), address_of(texts), len(said[2]), address_of(data), places)
+    return Rows(
+        keys=Spans(data, places[2], columns[_RECORD_KEY_SIZE]),
+        values=Spans(data, places[0], places[1]),
+        headers=Spans(data, places[3], columns[_HEADERS_SIZE]) if len(columns) > _HEADERS else None,
     )
-    return Spans(data, start, size)
 
 
 @njit(cache=True, nogil=True)
-def _write(key_data, key_start, key_size, prediction, time, offset, said, said_size, data, start, size):
-    """Values one after another at the address `data`; said, said_size: addresses and sizes of what all rows say."""
-    at = data
-    for i in range(prediction.shape[0]):
-        start[i] = at - data
-        at = put_bytes(at, said[0], said_size[0])
-        if key_size[i] >= 0:
-            at = put_bytes(at, key_data + key_start[i], key_size[i])
-        else:
-            store32(at, _NULL)
-            at += 4
-        at = put_bytes(at, said[1], said_size[1])
-        at = put_float32(at, prediction[i])
-        at = put_bytes(at, said[2], said_size[2])
-        at = _put_seconds(at, time[i])
-        at = put_bytes(at, said[3], said_size[3])
-        at = put_int64(at, offset[i])
-        at = put_bytes(at, said[4], said_size[4])
-        size[i] = at - data - start[i]
+def _room(columns, most):
+    """Bytes that suffice for all rows, each with so many beside its strings."""
+    size = 0
+    for i in range(columns.shape[1]):
+        size += most + max(columns[_KEY_SIZE, i], 4) + max(columns[_RECORD_KEY_SIZE, i], 0)
+        if columns.shape[0] > _HEADERS:
+            size += max(columns[_HEADERS_SIZE, i], 0)
+    return size
+
+
+@njit(cache=True, nogil=True)
+def _write(columns, out, parts, said, model_size, data, places):
+    """Of each row its value, its record key and its headers, one after another at the address `data`.
+
+    parts   int64 (6 * parts,)
+    said    address of what rows say: _OPEN, _THEN, of the model, _CLOSE, of the sources
+    places  int64 (4, B)   changed in place: where in data value, its size, record key and headers are
+    """
+    then = said + _OPEN_SIZE
+    model = then + _THEN_SIZE
+    close = model + model_size
+    at, first = data, 0
+    for part in range(0, parts.shape[0], 6):
+        key_data, record_key_data = parts[part + _KEY_DATA], parts[part + _RECORD_KEY_DATA]
+        headers_data = parts[part + _HEADERS_DATA]
+        source, source_size = said + parts[part + _SOURCE], parts[part + _SOURCE_SIZE]
+        for i in range(first, parts[part + _END]):
+            places[0, i] = at - data
+            at = put_bytes(at, said, _OPEN_SIZE)
+            if columns[_KEY_SIZE, i] >= 0:
+                at = put_bytes(at, key_data + columns[_KEY, i], columns[_KEY_SIZE, i])
+            else:
+                store32(at, _NULL)
+                at += 4
+            at = put_bytes(at, then, _THEN_SIZE)
+            at = put_float32(at, out[i, 0])
+            at = put_bytes(at, model, model_size)
+            at = _put_seconds(at, columns[_TIME, i])
+            at = put_bytes(at, source, source_size)
+            at = put_int64(at, columns[_OFFSET, i])
+            at = put_bytes(at, close, _CLOSE_SIZE)
+            places[1, i] = at - data - places[0, i]
+            places[2, i] = at - data
+            at = put_bytes(at, record_key_data + columns[_RECORD_KEY, i], max(columns[_RECORD_KEY_SIZE, i], 0))
+            places[3, i] = at - data
+            if columns.shape[0] > _HEADERS:
+                at = put_bytes(at, headers_data + columns[_HEADERS, i], max(columns[_HEADERS_SIZE, i], 0))
+        first = parts[part + _END]
 
 
 @njit(cache=True, nogil=True)
@@ -127,5 +177,6 @@ def _put_seconds(address, microseconds):
 
 def warm_up() -> None:
     """Compile the kernels of this file."""
-    zero = np.zeros(1, np.int64)
-    encode_rows(Spans.of([b"0"]), np.zeros(1, np.float32), zero, zero, "", 0, Served("", 0, None))
+    columns, places = np.zeros((6, 1), np.int64), np.zeros((4, 1), np.int64)
+    data, parts = padded(_room(columns, 200)), np.array([1, 0, 0, 0, 0, 0])
+    _write(columns, np.zeros((1, 1), np.float32), parts, address_of(data), 0, address_of(data), places)

@@ -23,14 +23,14 @@ from ..connectors.groups import Member
 from ..connectors.leases import Slots
 from ..connectors.reading import read_range
 from ..connectors.record_batches import RecordBatches
-from ..connectors.record_writer import MAX_RECORD_BYTES, Rows
+from ..connectors.record_writer import MAX_RECORD_BYTES
 from ..connectors.records import Fetched, Haul, Record
 from ..connectors.records import Partition as TopicPartition
 from ..connectors.store import SnapshotStore
 from ..connectors.topics import committed_by, remove_member
-from ..connectors.transactions import CycleProducer, Output
+from ..connectors.transactions import CycleProducer, Output, Records
 from ..connectors.transport import Assigned
-from ..errors import HeadraceError, SnapshotError, StreamStopped
+from ..errors import HeadraceError, InputError, SnapshotError, StreamStopped
 from . import arrow_text, fast_encode, fast_json, publisher
 from .adoption import Adoption
 from .align import BEFORE_ALL, Aligner, Next, Partition
@@ -589,6 +589,9 @@ class Runner:
             await self._sent_out()  # what is little is computed when it can go out, with what has come meanwhile
         try:
             cycle = self._timed(self._work) if self._is_little() else await self._in_compute(self._work)
+        except InputError:  # a record is too large
+            await self._committed()
+            raise
         except NotFinite as broken:
             await self._committed()
             await self._give_up(broken, self._computing.reached())
@@ -698,15 +701,19 @@ class Runner:
         self._cycle_seconds = min(2 * self._cycle_seconds, max(aim, BEHIND_SECONDS)) if behind else aim
 
     def _encode(self, cycle: Cycle) -> None:
-        """The prediction records of a cycle."""
+        """The prediction records of a cycle, as they go out."""
         self.stages.enter("encode")
         learned, topic = self._standing().last_learned, self.pipeline.events.topic
         served = Served(self.pipeline.name, self.version, None if learned is None else time.time() - learned)
-        for number, predicted in cycle.predicted.items():
-            if self.settings.plain:
-                cycle.outputs[number] = [out for piece in predicted for out in encode_predictions(piece, topic, served)]
-            else:
-                cycle.outputs[number] = prediction_rows(predicted, topic, served)
+        to = self.pipeline.predictions.topic
+        if self.settings.plain:
+            for number, predicted in cycle.predicted.items():
+                cycle.outputs[to, number] = [
+                    out for piece in predicted for out in encode_predictions(piece, topic, served)
+                ]
+            return
+        rows, ends = prediction_rows(cycle.predicted, topic, served)
+        cycle.outputs |= self._producer.write(rows, {(to, number): end for number, end in ends.items()})
 
     def _take_snapshot(self) -> bool:
         """Copy the state as it is now."""
@@ -785,9 +792,7 @@ class Runner:
     ) -> None:
         """As `_commit`. Without transactions it ends when the outputs are out; the offsets follow by themselves."""
         pipeline, standing = self.pipeline, self._standing()
-        outputs: dict[TopicPartition, list[Output] | Rows] = {}
-        for number, predictions in cycle.outputs.items():
-            outputs[pipeline.predictions.topic, number] = predictions
+        outputs: dict[TopicPartition, Records] = dict(cycle.outputs)
         dead = cycle.dead
         if cycle.poison:
             dead = await asyncio.to_thread(as_they_came, dead, set(cycle.poison), self._read_again)

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import re
 import sys
+import textwrap
 import weakref
 from io import BytesIO
 from pathlib import Path
@@ -327,7 +328,7 @@ def test_a_batch_is_filled_past_its_own_append() -> None:
 
 def sealed() -> SealedBatch:
     values = Spans.of([b"v"] * 3)
-    (batch,) = write_batches(Rows(Spans.none(3), values), 5, to=("t", 0), transactional=True)
+    (batch,) = write_batches(Rows(Spans.none(3), values), 5, to={("t", 0): 3}, transactional=True)["t", 0]
     return batch
 
 
@@ -352,6 +353,41 @@ def test_a_batch_that_is_appended_has_two_futures() -> None:
     failing = source(MessageBatch.failure)
     assert "self.future.set_exception(exception)" in failing
     assert "self._drain_waiter.set_exception(exception)" in failing
+
+
+def test_a_batch_may_be_queued_at_once_where_send_batch_would_not_wait() -> None:
+    """What send_batch and add_batch do before they append, step by step: it is asked in advance."""
+
+    def steps(function: Any) -> list[str]:
+        tree = ast.parse(textwrap.dedent(source(function))).body[0]
+        assert isinstance(tree, ast.AsyncFunctionDef)
+        return [" ".join(ast.unparse(step).split()) for step in tree.body if not isinstance(step, ast.Expr)]
+
+    checked, appended = steps(AIOKafkaProducer.send_batch), steps(MessageAccumulator.add_batch)
+    assert "await self.client._wait_on_metadata(topic)" in source(AIOKafkaProducer.send_batch)
+    assert "self.cluster.partitions_for_topic(topic)" in source(AIOKafkaClient._wait_on_metadata)
+    assert "partition in self._metadata.partitions_for_topic(topic)" in source(AIOKafkaProducer._partition)
+    assert "self._metadata = self.client.cluster" in source(AIOKafkaProducer.__init__)
+    assert checked == [
+        "partition = self._partition(topic, partition, None, None, None, None)",
+        "if self._txn_manager is not None: txn_manager = self._txn_manager if txn_manager.transactional_id is not None "
+        "and (not self._txn_manager.is_in_transaction()): "
+        'raise IllegalOperation("Can\'t send messages while not in transaction")',
+        "tp = TopicPartition(topic, partition)",
+        "future = await self._message_accumulator.add_batch(batch, tp, self._request_timeout_ms / 1000)",
+        "return future",
+    ]
+    assert appended == [
+        "if self._closed: raise ProducerClosed()",
+        "if self._exception is not None: raise copy.copy(self._exception)",
+        "start = time.monotonic()",
+        "while timeout > 0: pending = self._batches.get(tp) if pending: await pending[-1].wait_drain(timeout=timeout) "
+        "timeout -= time.monotonic() - start else: batch = self._append_batch(builder, tp) "
+        "return asyncio.shield(batch.future)",
+        "raise KafkaTimeoutError()",
+    ]
+    assert "self.future = create_future()" in source(MessageBatch.__init__)
+    assert "return batch" in source(MessageAccumulator._append_batch)
 
 
 def test_a_batch_is_sent_as_it_is() -> None:

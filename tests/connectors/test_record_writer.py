@@ -39,9 +39,13 @@ def built(rows, transactional, compression, max_bytes, state=(-1, -1, -1), heade
 
 def written(rows, transactional=False, compression=None, max_bytes=900_000):
     keys, values = (Spans.of(column) for column in zip(*rows)) if rows else (Spans.of([]), Spans.of([]))
-    return write_batches(
-        Rows(keys, values), NOW, to=("t", 3), transactional=transactional, compression=compression, max_bytes=max_bytes
-    )
+    return write(Rows(keys, values), transactional, compression, max_bytes)
+
+
+def write(rows, transactional=False, compression=None, max_bytes=900_000):
+    to = {("t", 3): len(rows)}
+    batches = write_batches(rows, NOW, to=to, transactional=transactional, compression=compression, max_bytes=max_bytes)
+    return batches.get(("t", 3), [])
 
 
 def some_rows(B, seed=1):
@@ -123,15 +127,15 @@ def test_no_records_are_no_batches():
 
 def test_keys_and_values_must_be_as_many():
     with pytest.raises(InputError, match="2 keys for 1 values"):
-        write_batches(Rows(Spans.none(2), Spans.of([b"v"])), NOW, to=("t", 0), transactional=False)
+        write(Rows(Spans.none(2), Spans.of([b"v"])))
     with pytest.raises(InputError, match="headers of 2 records for 1"):
-        write_batches(Rows(Spans.none(1), Spans.of([b"v"]), Spans.none(2)), NOW, to=("t", 0), transactional=False)
+        write(Rows(Spans.none(1), Spans.of([b"v"]), Spans.none(2)))
 
 
 def test_views_are_written_as_what_they_show():
     rows = some_rows(100, 3)
     keys, values = (Spans.of(column).take(slice(10, 90, 3)) for column in zip(*rows))
-    (batch,) = write_batches(Rows(keys, values), NOW, to=("t", 0), transactional=False)
+    (batch,) = write(Rows(keys, values))
     assert [bytes(batch._build())] == built(rows[10:90:3], False, None, 900_000)
 
 
@@ -143,7 +147,7 @@ def test_headers_are_written_as_aiokafka_writes_them(compression):
     headers = [[some[j] for j in rng.integers(0, 5, count)] for count in rng.integers(-2, 4, 2000).clip(0)]
     wire = RecordTable.of([Record(0, 0, None, None, tuple(h)) for h in headers]).headers
     strings = Rows(*(Spans.of(column) for column in zip(*rows)), wire)
-    batches = write_batches(strings, NOW, to=("t", 0), transactional=True, compression=compression, max_bytes=50_000)
+    batches = write(strings, True, compression, 50_000)
     assert len(batches) > 5
     told = [bytes(batch._build()) for batch in batches]
     assert told == built(rows, True, compression, 50_000, headers=headers)
@@ -162,3 +166,81 @@ def test_a_batch_is_sealed_with_who_sends_it_however_often():
         assert len(told) == batch.size()
     assert isinstance(batch, SealedBatch)
     assert batch.closed() and batch.append(key=b"k", value=b"v", timestamp=1, headers=[]) is None
+
+
+def shares(counts, seed=7, large=()):
+    """Rows of several partitions, with headers, so many of each; and which they are."""
+    B = sum(counts)
+    rows = some_rows(B, seed)
+    for i in large:
+        rows[i] = (b"k", b"v" * 5000)
+    headers = [[("n", b"%d" % i)] * (i % 3) for i in range(B)]
+    ends = np.cumsum(counts).tolist()
+    return rows, headers, {("t", p): end for p, end in enumerate(ends)}
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
+@pytest.mark.parametrize("transactional", [False, True])
+@pytest.mark.parametrize("with_headers", [False, True])
+@pytest.mark.parametrize("counts", [[3], [10, 10], [1, 0, 7, 2], [0, 0, 5], [4, 0], [2, 300, 1, 90], [1] * 40, [0, 0]])
+def test_batches_of_several_partitions_are_those_of_each(counts, with_headers, transactional, compression):
+    rows, headers, to = shares(counts, large=[1] if sum(counts) > 30 else [])
+    keys, values = (Spans.of([row[i] for row in rows]) for i in (0, 1))
+    wire = RecordTable.of([Record(0, 0, None, None, tuple(h)) for h in headers]).headers if with_headers else None
+    told = write_batches(
+        Rows(keys, values, wire), NOW, to=to, transactional=transactional, compression=compression, max_bytes=6000
+    )
+    assert list(told) == [partition for partition, count in zip(to, counts) if count]
+    first = 0
+    for partition, end in to.items():
+        some = slice(first, end)
+        alone = Rows(keys.take(some), values.take(some), None if wire is None else wire.take(some))
+        wanted, batches = write(alone, transactional, compression, 6000), told.get(partition, [])
+        assert [bytes(batch._build()) for batch in batches] == [bytes(batch._build()) for batch in wanted]
+        assert [batch.record_count() for batch in batches] == [batch.record_count() for batch in wanted]
+        first = end
+    if compression is None and sum(counts) < 30:
+        some = [headers[end - count : end] if with_headers else None for count, end in zip(counts, to.values())]
+        parts = [rows[end - count : end] for count, end in zip(counts, to.values())]
+        wanted = [built(part, transactional, None, 6000, headers=own) for part, own in zip(parts, some) if part]
+        assert [[bytes(batch._build()) for batch in batches] for batches in told.values()] == wanted
+
+
+@pytest.mark.parametrize("extra", [-1, 0])
+def test_batches_of_several_partitions_are_filled_to_the_last_byte(extra):
+    rows = [(b"k", b"v" * 50)] * 70
+    (whole,) = written(rows)
+    keys, values = (Spans.of(column) for column in zip(*rows * 2))
+    to = {("t", 0): 70, ("t", 1): 140}
+    told = write_batches(Rows(keys, values), NOW, to=to, transactional=False, max_bytes=whole.size() + extra)
+    counts = [[batch.record_count() for batch in batches] for batches in told.values()]
+    assert counts == ([[70], [70]] if extra == 0 else [[69, 1], [69, 1]])
+
+
+def test_sealing_a_batch_leaves_those_beside_it_as_they_are():
+    rows, _, to = shares([5, 6, 7])
+    keys, values = (Spans.of([row[i] for row in rows]) for i in (0, 1))
+    batches = [batch for (batch,) in write_batches(Rows(keys, values), NOW, to=to, transactional=True).values()]
+    for number in (1, 0, 2, 1):
+        batches[number]._set_producer_state(number, 1, 10 + number)
+    bounds = [0, *to.values()]
+    for number, batch in enumerate(batches):
+        some = rows[bounds[number] : bounds[number + 1]]
+        assert [bytes(batch._build())] == built(some, True, None, 900_000, (number, 1, 10 + number))
+
+
+def test_a_record_above_the_limit_is_refused_with_its_partition():
+    rows = [(b"k", b"v")] * 6
+    rows[4] = (b"k", b"x" * MAX_RECORD_BYTES)
+    keys, values = (Spans.of(column) for column in zip(*rows))
+    for max_bytes in (900_000, 2_000_000):
+        with pytest.raises(InputError, match=r"a record of 1,000,0\d\d bytes for t\[1\] is above the limit"):
+            to = {("t", 0): 4, ("t", 1): 5, ("t", 2): 6}
+            write_batches(Rows(keys, values), NOW, to=to, transactional=False, max_bytes=max_bytes)
+
+
+@pytest.mark.parametrize("ends", [[], [2], [4], [2, 1, 3], [2, 4], [-1, 3]])
+def test_partitions_must_share_all_rows_in_order(ends):
+    with pytest.raises(InputError, match="partitions that end at rows"):
+        to = {("t", number): end for number, end in enumerate(ends)}
+        write_batches(Rows(Spans.none(3), Spans.of([b"v"] * 3)), NOW, to=to, transactional=False)

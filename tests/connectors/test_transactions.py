@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.client import ConnectionGroup, CoordinationType
+from aiokafka.errors import IllegalOperation
 from aiokafka.structs import OffsetAndMetadata
 
 from headrace.connectors import embedded
@@ -21,7 +22,15 @@ from headrace.connectors.record_writer import MAX_RECORD_BYTES, Rows, write_batc
 from headrace.connectors.records import Record
 from headrace.connectors.spans import Spans
 from headrace.connectors.topics import committed_by, committed_offsets, create_topics, end_offsets
-from headrace.connectors.transactions import CycleProducer, Output, _GroupOffsets, encode, send_all, send_offsets
+from headrace.connectors.transactions import (
+    CycleProducer,
+    Output,
+    Records,
+    _GroupOffsets,
+    encode,
+    send_all,
+    send_offsets,
+)
 from headrace.errors import InputError, Refused, Unreachable
 
 Topic = Callable[..., str]
@@ -180,14 +189,15 @@ def test_rows_are_read_back_as_they_were_written(
 
     async def cycles() -> list[dict[tuple[str, int], int]]:
         async with producing(kafka, unique if transactional else None, compression) as p:
-            given = Rows(Spans.of(keys), Spans.of(rows))
+            B, given = len(rows), Rows(Spans.of(keys), Spans.of(rows))
             few = Rows(given.keys.take(slice(0, 3)), given.values.take(slice(0, 3)))
+            both = Rows(*(Spans.of([*column, *column[:3]]) for column in (keys, rows)))
             return [
                 await p.commit_cycle(outputs, {}, unique, Member(-1, ""))
                 for outputs in (
-                    {(output, 0): given, (output, 1): few, (journal, 0): [line(b"1")]},
-                    {(output, 0): few, (output, 1): [line(b"in between")], (journal, 0): [line(b"2")]},
-                    {(output, 0): Rows(Spans.none(0), Spans.none(0)), (output, 1): few},
+                    p.write(both, {(output, 0): B, (output, 1): B + 3}) | {(journal, 0): [line(b"1")]},
+                    p.write(few, {(output, 0): 3}) | {(output, 1): [line(b"in between")], (journal, 0): [line(b"2")]},
+                    p.write(few, {(output, 0): 0, (output, 1): 3}) | {(output, 0): []},
                 )
             ]
 
@@ -215,15 +225,15 @@ def test_rows_of_a_refused_cycle_are_never_seen(kafka: str, unique: str, create_
     async def cycles() -> None:
         async with member_of(kafka, unique, source) as (_, member):
             async with producing(kafka, unique) as p:
-                await p.commit_cycle({(output, 0): rows_of(b"good")}, {(source, 0): 1}, unique, member)
+                await p.commit_cycle(written(p, b"good"), {(source, 0): 1}, unique, member)
                 with pytest.raises(CommitRefused):
                     old = member._replace(generation=member.generation - 1)
-                    await p.commit_cycle({(output, 0): rows_of(b"bad")}, {(source, 0): 2}, unique, old)
+                    await p.commit_cycle(written(p, b"bad"), {(source, 0): 2}, unique, old)
             async with producing(kafka, unique) as p:
-                await p.commit_cycle({(output, 0): rows_of(b"better")}, {(source, 0): 2}, unique, member)
+                await p.commit_cycle(written(p, b"better"), {(source, 0): 2}, unique, member)
 
-    def rows_of(value: bytes) -> Rows:
-        return Rows(Spans.none(1000), Spans.of([value] * 1000))
+    def written(p: CycleProducer, value: bytes) -> Mapping[tuple[str, int], Records]:
+        return p.write(Rows(Spans.none(1000), Spans.of([value] * 1000)), {(output, 0): 1000})
 
     asyncio.run(cycles())
     assert values(kafka, output) == [b"good"] * 1000 + [b"better"] * 1000
@@ -236,9 +246,12 @@ def test_a_row_above_the_limit_is_refused_before_anything_is_sent(kafka: str, un
 
     async def cycles() -> None:
         async with producing(kafka, unique) as p:
-            large = Rows(Spans.none(3), Spans.of([b"a", b"x" * MAX_RECORD_BYTES, b"b"]))
+            large = Rows(Spans.none(4), Spans.of([b"a", b"x" * MAX_RECORD_BYTES, b"b", b"c"]))
             with pytest.raises(InputError, match=rf"for {output}\[1\] is above the limit of 1,000,000 bytes"):
-                await p.commit_cycle({(output, 0): [line(b"x")], (output, 1): large}, {}, unique, nobody)
+                p.write(large, {(output, 0): 1, (output, 1): 3, (output, 2): 4})
+            with pytest.raises(InputError, match=rf"for {output}\[1\] is above the limit of 1,000,000 bytes"):
+                outputs = {(output, 0): [line(b"x")], (output, 1): [line(b"x" * MAX_RECORD_BYTES)]}
+                await p.commit_cycle(outputs, {}, unique, nobody)
             await p.commit_cycle({(output, 0): [line(b"a")]}, {}, unique, nobody)
 
     asyncio.run(cycles())
@@ -258,9 +271,10 @@ def test_sealed_batches_are_taken_from_any_producer(
         await producer.start()
         try:
             for _ in range(2):
-                batches = write_batches(Rows(Spans.of(keys), Spans.of(rows)), 5, to=(output, 0), transactional=False)
-                assert len(batches) > 1
-                await send_all(producer, {(output, 0): batches})
+                to = {(output, 0): len(rows)}
+                batches = write_batches(Rows(Spans.of(keys), Spans.of(rows)), 5, to=to, transactional=False)
+                assert len(batches[output, 0]) > 1
+                await send_all(producer, batches)
         finally:
             await producer.stop()
 
@@ -340,6 +354,98 @@ def test_what_a_fenced_producer_had_under_way_is_not_reported_once_more_by_async
     asyncio.run(fence())
     gc.collect()
     assert "never retrieved" not in caplog.text
+
+
+def test_refusals_of_several_partitions_are_told_once(
+    kafka: str, unique: str, create_topic: Topic, caplog: pytest.LogCaptureFixture
+) -> None:
+    narrow = create_topic("narrow", 3, max_message_bytes=1000)
+    large = line(b"y" * 700)
+
+    async def refuse() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=kafka, max_batch_size=1_000_000, enable_idempotence=True)
+        await producer.start()
+        try:
+            await producer.partitions_for(narrow)
+            outputs = {(narrow, number): [large] * 2 for number in range(3)}
+            with pytest.raises(Refused, match=rf"{narrow}\[\d\] did not take 2 records: MessageSizeTooLarge"):
+                await send_all(producer, {to: encode(producer, to, records) for to, records in outputs.items()})
+        finally:
+            await producer.stop()
+
+    asyncio.run(refuse())
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+def test_what_is_sent_to_one_partition_stays_in_order(kafka: str, unique: str, create_topic: Topic) -> None:
+    output = create_topic("out", 2)
+    wanted = [b"%d" % number for number in range(20)]
+
+    async def send() -> list[dict[tuple[str, int], int]]:
+        async with producing(kafka, None) as p:
+            assert p._producer is not None
+            await p._producer.partitions_for(output)
+            batches = [
+                {to: encode(p._producer, to, [line(value)]) for to in ((output, 0), (output, 1))} for value in wanted
+            ]
+            return await asyncio.gather(*(send_all(p._producer, some) for some in batches))
+
+    offsets = asyncio.run(send())
+    assert sorted(some[output, 0] for some in offsets) == sorted(some[output, 1] for some in offsets) == [*range(20)]
+    for partition in range(2):
+        assert values(kafka, output, partition) == [
+            value for _, value in sorted((some[output, partition], value) for some, value in zip(offsets, wanted))
+        ]
+
+
+def test_what_aiokafka_does_not_take_is_refused_as_it_says(kafka: str, unique: str, create_topic: Topic) -> None:
+    output = create_topic("out")
+
+    async def send() -> None:
+        async with producing(kafka, unique) as p:
+            assert p._producer is not None
+            batches = encode(p._producer, (output, 0), [line(b"x")])
+            with pytest.raises(IllegalOperation, match="not in transaction"):
+                await send_all(p._producer, {(output, 0): batches})
+            with pytest.raises(Refused, match="Unrecognized partition"):
+                await p.commit_cycle({(output, 7): [line(b"x")], (output, 0): [line(b"y")]}, {}, unique, Member(-1, ""))
+        async with producing(kafka, None) as p:
+            assert p._producer is not None
+            await p.send_outputs({(output, 0): [line(b"z")]})
+            batches = encode(p._producer, (output, 0), [line(b"x")])
+            await p._producer.stop()
+            with pytest.raises(Refused, match=rf"{output}\[0\] did not take 1 records: ProducerClosed"):
+                await send_all(p._producer, {(output, 0): batches})
+
+    asyncio.run(send())
+    assert values(kafka, output) == [b"z"]
+
+
+def test_a_batch_under_way_is_not_cancelled_with_who_waits_for_it(kafka: str, unique: str, create_topic: Topic) -> None:
+    output = create_topic("out", 3)
+
+    async def send() -> None:
+        async with producing(kafka, None) as p:
+            assert p._producer is not None
+            to = [(output, number) for number in range(3)]
+            await send_all(p._producer, {to: encode(p._producer, to, [line(b"w")]) for to in to})
+            some = {to: encode(p._producer, to, [line(b"x")]) for to in to}
+            sending = asyncio.create_task(send_all(p._producer, some))
+            await asyncio.sleep(0)
+            accumulator = p._producer._message_accumulator
+            batches = [batch for queue in accumulator._batches.values() for batch in queue]
+            assert len(batches) == 3
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            await p._producer.flush()
+            assert all(batch.future.done() and not batch.future.cancelled() for batch in batches), (
+                "an abort waits for them"
+            )
+
+    asyncio.run(send())
+    assert [values(kafka, output, number) for number in range(3)] == [[b"w", b"x"]] * 3
 
 
 def test_offsets_are_not_committed_when_an_output_is_refused(kafka: str, unique: str, create_topic: Topic) -> None:

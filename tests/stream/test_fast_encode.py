@@ -1,14 +1,20 @@
 """Prediction records written by the kernel are those of the encoder that goes row by row."""
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 
 import msgspec
 import numpy as np
 import pytest
 
+from headrace.connectors.record_table import RecordTable, headers_of
+from headrace.connectors.records import Record
 from headrace.connectors.spans import Spans
-from headrace.stream.encode import Served
-from headrace.stream.fast_encode import encode_rows
+from headrace.stream.decode import Batch
+from headrace.stream.encode import Served, encode_predictions
+from headrace.stream.engine import Predicted
+from headrace.stream.fast_encode import prediction_rows
 
 SERVED = Served("ctr", 12, 0.5)
 
@@ -22,6 +28,26 @@ def reference(keys, prediction, time, offset, topic, partition, served):
         % (key, text(float(str(p))), text(served.model), served.version, age.encode(), text(t / 1e6), topic.encode(), partition, o)
         for key, p, t, o in zip(keys, prediction, time.tolist(), offset.tolist())
     ]  # fmt: skip
+
+
+def batch_of(keys, time, offset, record_keys=None, headers=None):
+    """What a batch knows of its events that their predictions say."""
+    B = len(keys)
+    record_keys = Spans.none(B) if record_keys is None else record_keys
+    empty = np.zeros((B, 0), np.float32)
+    hashes = empty.astype(np.uint64)
+    return Batch(
+        "events", 0, 0, B, offset, time, time, keys, record_keys, hashes, empty, hashes, hashes, empty, empty,
+        headers=headers,
+    )  # fmt: skip
+
+
+def encode_rows(keys, prediction, time, offset, topic, partition, served):
+    piece = Predicted(batch_of(keys, time, offset), 0, len(keys), prediction[:, None])
+    rows, ends = prediction_rows({partition: [piece]}, topic, served)
+    assert ends == {partition: len(keys)}
+    assert list(rows.keys) == [None] * len(keys)
+    return rows.values
 
 
 def check(keys, prediction, time, offset, served=SERVED, topic="clicks", partition=3):
@@ -86,5 +112,91 @@ def test_columns_may_be_views():
 
 
 def test_columns_of_unequal_length_are_refused():
-    with pytest.raises(ValueError, match="2 keys, 1 predictions, 2 times, 2 offsets"):
+    with pytest.raises(ValueError, match="2 rows with 1 predictions"):
         encode_rows(Spans.of([b"1", b"2"]), np.zeros(1, np.float32), np.zeros(2, np.int64), np.zeros(2, np.int64), "t", 0, SERVED)  # fmt: skip
+
+
+def some_batch(B, seed, record_keys=True, headers=False):
+    rng = np.random.default_rng(seed)
+    texts = [None if i % 5 == 2 else b'"%d-%d"' % (seed, i) * (i % 7 + 1) for i in range(B)]
+    records = [None if i % 3 == 1 else b"r%d" % i * (i % 20) for i in range(B)] if record_keys else [None] * B
+    wire = [None if i % 4 == 3 else wire_of((("n", b"%d" % i),)) for i in range(B)] if headers else None
+    time = rng.integers(1_600_000_000_000_000, 1_800_000_000_000_000, B)
+    batch = batch_of(
+        Spans.of(texts), time, rng.integers(0, 2**40, B), Spans.of(records), None if wire is None else Spans.of(wire)
+    )
+    return batch, rng.random((B, 1), np.float32)
+
+
+def wire_of(headers):
+    (wire,) = RecordTable.of([Record(0, 0, None, None, headers)]).headers
+    return wire
+
+
+def pieces_of(batch, out, *bounds):
+    """One piece from each bound to the next."""
+    return [Predicted(batch, a, b, out[a:b]) for a, b in pairwise(bounds)]
+
+
+def assert_as_one_by_one(predicted, served=SERVED, topic="clicks"):
+    rows, ends = prediction_rows(predicted, topic, served)
+    assert list(ends) == list(predicted)
+    keys, values, first = list(rows.keys), list(rows.values), 0
+    headers = [None] * len(rows) if rows.headers is None else list(rows.headers)
+    for partition, end in ends.items():
+        wanted = []
+        for piece in predicted[partition]:
+            piece = Predicted(replace(piece.batch, partition=partition), piece.lo, piece.hi, piece.out)
+            wanted += encode_predictions(piece, topic, served)
+        assert keys[first:end] == [key for key, _, _, _ in wanted]
+        assert values[first:end] == [value for _, value, _, _ in wanted]
+        assert [() if h is None else headers_of(h) for h in headers[first:end]] == [h for _, _, h, _ in wanted]
+        first = end
+    assert first == len(rows) == len(keys)
+
+
+@pytest.mark.parametrize("headers", [False, True])
+@pytest.mark.parametrize("record_keys", [False, True])
+@pytest.mark.parametrize("partitions", [1, 2, 4, 33])
+def test_partitions_at_one_go_are_those_of_each(partitions, record_keys, headers):
+    predicted = {}
+    for partition in range(partitions):
+        B = 1 + partition * 7 % 40
+        predicted[partition * 3] = pieces_of(*some_batch(B, partition, record_keys, headers), 0, B)
+    assert_as_one_by_one(predicted)
+
+
+@pytest.mark.parametrize("headers", [False, True])
+def test_pieces_of_several_batches_may_take_turns(headers):
+    a, b, c = (some_batch(30, seed, headers=headers) for seed in (1, 2, 3))
+    turns = [*pieces_of(*a, 0, 5, 9), *pieces_of(*b, 3, 4), *pieces_of(*a, 9, 12), *pieces_of(*b, 4, 30)]
+    turns += [*pieces_of(*a, 20, 20), *pieces_of(*a, 25, 30)]
+    assert_as_one_by_one({4: turns, 0: pieces_of(*c, 10, 20), 7: [*pieces_of(*b, 0, 3), *pieces_of(*c, 0, 30)]})
+
+
+def test_headers_may_be_known_of_some_batches_alone():
+    assert_as_one_by_one({0: pieces_of(*some_batch(9, 1), 0, 9), 1: pieces_of(*some_batch(9, 2, headers=True), 2, 9)})
+
+
+def test_a_partition_may_have_no_rows():
+    some, none = some_batch(5, 1), some_batch(0, 2)
+    assert_as_one_by_one({0: pieces_of(*none, 0, 0), 1: pieces_of(*some, 0, 5), 2: pieces_of(*some, 2, 2), 3: []})
+    assert_as_one_by_one({0: [], 5: pieces_of(*none, 0, 0)})
+    assert_as_one_by_one({})
+
+
+def test_of_several_outputs_the_first_is_told():
+    batch, _ = some_batch(6, 1)
+    out = np.random.default_rng(1).random((6, 3), np.float32)
+    assert_as_one_by_one({0: pieces_of(batch, out, 0, 2, 6), 1: pieces_of(batch, out, 1, 3)})
+
+
+def test_rows_stay_when_their_batches_go():
+    batch, out = some_batch(20, 1, headers=True)
+    rows, _ = prediction_rows({0: pieces_of(batch, out, 0, 20)}, "clicks", SERVED)
+    before = [list(rows.keys), list(rows.values), list(rows.headers)]
+    for spans in (batch.keys, batch.record_keys, batch.headers):
+        spans.data[:] = 0
+        spans.start[:] = 0
+        spans.size[:] = 0
+    assert [list(rows.keys), list(rows.values), list(rows.headers)] == before

@@ -173,7 +173,8 @@ def test_prediction_records_are_equal_to_the_byte_however_the_pieces_are_cut():
 
 def assert_same_records(batch, pieces, served):
     for given in (pieces, pieces[:3] + pieces[5:], pieces[:1]):  # some rows were never predicted
-        rows = prediction_rows(given, "visits", served)
+        rows, ends = prediction_rows({batch.partition: given}, "visits", served)
+        assert ends == {batch.partition: len(rows)}
         expected = [record for piece in given for record in encode_predictions(piece, "visits", served)]
         assert list(rows.keys) == [key for key, _, _, _ in expected]
         assert list(rows.values) == [value for _, value, _, _ in expected]

@@ -6,6 +6,7 @@ from collections import deque
 import pytest
 
 from headrace.connectors.store import SnapshotStore
+from headrace.errors import InputError
 from headrace.stream.engine import Engine
 from headrace.stream.publisher import SnapshotPublisher, Table
 from headrace.stream.runner import Runner
@@ -63,3 +64,25 @@ def test_what_is_fetched_waits_only_while_there_is_something_else_to_do(runner):
     little = runner.patience()
     runner._adapt(behind=True)
     assert 0 < little < runner.patience()
+
+
+def test_a_record_that_is_too_large_is_told_when_what_was_computed_before_it_is_out(runner, monkeypatch):
+    out = []
+
+    def write_too_much():
+        raise InputError("a record is above the limit")
+
+    async def commit():
+        await asyncio.sleep(0.05)
+        out.append("the cycle before")
+
+    async def cycle():
+        runner._behind = True
+        runner._committing = asyncio.create_task(commit())
+        with pytest.raises(InputError, match="above the limit"):
+            await runner._cycle()
+
+    monkeypatch.setattr(runner, "_has_work", lambda: True)
+    monkeypatch.setattr(runner, "_work", write_too_much)
+    asyncio.run(cycle())
+    assert out == ["the cycle before"]
