@@ -33,6 +33,7 @@ from .records import Fetched, Haul, Partition
 FETCH_THREAD = "headrace-fetch"
 LOOK_SECONDS = 0.001  # how often to ask whether the owner waits for what is here
 DRAIN_RECORDS = 50_000  # taken at one go, so that the heartbeats of the consumer's thread are not late
+COLLECT_BYTES = 1 << 18  # a fetch that collects comes back at once when there is so much
 QUIET_SECONDS = 1.0  # without a record; from then on nobody is held up by a fetch that waits longer
 QUIET_MAX_WAIT_MS = 500
 CONNECT_SECONDS = 0.5  # between two attempts
@@ -83,6 +84,7 @@ class Settings:
     starts: Mapping[str, Literal["earliest", "latest"]] = field(default_factory=dict)  # without a committed offset
     lost: Literal["stop", "earliest"] = "stop"  # where the record at the committed offset exists no more
     max_wait_ms: int = 50  # a fetch waits so long for a first record; a broker answers one at a time. Longer in silence
+    collect_ms: int = 3  # and so long for more, while fetches follow one another: each has its cost
     max_bytes_in_hand: int = 32 << 20  # fetched and not yet acked; shared out evenly to the partitions
     max_run_records: int = 20_000
     raw: bool = True  # record batches are handed on as they were fetched; else aiokafka reads them into Records
@@ -107,6 +109,7 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
     seek_epoch = 0  # counts the seeks; a run taken before the last one is void
     _waiter: asyncio.Future[None] | None = None
     _drained = 0.0  # when runs were taken last, or sought
+    _busy = False  # fetches follow one another
     _listens_since = 0.0  # when there was room for a fetch; wall time, as aiokafka's
 
     async def on_start(self) -> None:
@@ -243,18 +246,30 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
                 flows = self.consumer.flow_active and not subscriptions.reassignment_in_progress
                 runs = list(self._drain(consumer)) if flows else []
                 left = deadline - loop.time()
-                silent = not runs and not fetcher._records and loop.time() > self._drained + QUIET_SECONDS
-                fetcher._fetch_max_wait_ms = QUIET_MAX_WAIT_MS if silent else self.consumer.settings.max_wait_ms
+                soon = self._set_waits(fetcher, bool(runs))
                 if runs:
                     self._drained, self._listens_since = loop.time(), time.time()
                 if runs or left <= 0 or not self.consumer.flow_active:
                     waiter.cancel()
                     return runs
-                await asyncio.wait([waiter], timeout=left if flows else min(left, 0.05))
+                await asyncio.wait([waiter], timeout=min(left, soon) if flows else min(left, 0.05))
                 if not waiter.done():
                     waiter.cancel()
                 elif not waiter.cancelled():
                     waiter.result()  # raises what the coordinator cannot get over, an authorization for one
+
+    def _set_waits(self, fetcher: Fetcher, came: bool) -> float:
+        """Say how long the next fetch waits, and for how much; seconds after which it is to be said again."""
+        settings = self.consumer.settings
+        collect = settings.collect_ms / 1000
+        since = asyncio.get_running_loop().time() - self._drained
+        self._busy = since < 2 * collect if came else self._busy and since < 3 * collect
+        silent = not came and not fetcher._records and since > QUIET_SECONDS
+        fetcher._fetch_min_bytes = COLLECT_BYTES if self._busy else 1
+        fetcher._fetch_max_wait_ms = (
+            settings.collect_ms if self._busy else QUIET_MAX_WAIT_MS if silent else settings.max_wait_ms
+        )
+        return 3 * collect if self._busy else QUIET_SECONDS
 
     def _drain(self, consumer: AIOKafkaConsumer) -> Iterator[tuple[int, Fetched]]:
         fetcher: Fetcher = consumer._fetcher

@@ -59,8 +59,7 @@ Answer = TypeVar("Answer")
 IDLE_SECONDS = 5.0  # a partition that gave nothing for so long holds the others back no longer
 COMMIT_SECONDS = 0.1  # between two commits of offsets without transactions, where the worker is not behind
 BEHIND_SECONDS = 0.1  # a cycle may take so long while more waits than it takes; the latency, if that is longer
-TAKE_SHARE = 0.2  # of the latency, between two takes of what was fetched while something of the last one waits
-TAKE_SECONDS = 0.02  # the same where the worker is behind; and at most
+TAKE_SECONDS = 0.02  # between two takes of what was fetched, where the worker is behind
 LITTLE_ROWS = 500  # are a millisecond or two of work
 SLICE_RECORDS = 10_000  # runs are joined up to so many records before they are decoded: 6 ms of work at one go
 LOOK_SECONDS = 0.02  # how often to look whether what waits may go on
@@ -214,9 +213,7 @@ class Runner:
 
     def patience(self) -> float:
         """In the consumer's thread: nothing waits while there is nothing else to do."""
-        if self._behind:
-            return TAKE_SECONDS
-        return min(TAKE_SHARE * self._latency_seconds, TAKE_SECONDS) if any(self._runs.values()) else 0.0
+        return TAKE_SECONDS if self._behind else 0.0
 
     def assigned(self, assigned: Assigned) -> None:
         """Partitions are ours from now on. Nothing of an earlier assignment is in hand any more."""

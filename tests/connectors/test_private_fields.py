@@ -238,7 +238,9 @@ def test_a_consumer_takes_its_settings_when_it_starts() -> None:
 
 
 def test_a_fetch_asks_for_the_wait_that_the_fetcher_has_then() -> None:
-    assert "self._fetch_max_wait_ms," in source(Fetcher._get_actions_per_node)
+    asked = source(Fetcher._get_actions_per_node)
+    assert "self._fetch_max_wait_ms," in asked
+    assert "self._fetch_min_bytes," in asked
 
 
 # groups
