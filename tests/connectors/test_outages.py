@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from kafka.admin import KafkaAdminClient
@@ -20,9 +20,10 @@ from headrace.connectors import embedded, transactions
 from headrace.connectors.groups import CommitRefused, Member
 from headrace.connectors.reading import RangeReader, read_range
 from headrace.connectors.record_writer import Rows
+from headrace.connectors.records import Partition
 from headrace.connectors.spans import Spans
 from headrace.connectors.topics import committed_by, committed_offsets, create_topics, end_offsets
-from headrace.connectors.transactions import CycleProducer, Output
+from headrace.connectors.transactions import CycleProducer, Output, Records
 from headrace.errors import Refused, Unreachable
 
 # keys of requests in Kafka's protocol
@@ -206,10 +207,11 @@ class Commits:
 
     async def cycle(self, number: int) -> None:
         line: Output = (None, b"%d" % number, (), None)
-        lines = Rows(Spans.none(1), Spans.of([line[1]])) if self.rows else [line]
-        await self.producer.commit_cycle(
-            {(self.output, 0): lines}, {(self.source, 0): number}, self.name, NOBODY, f"cycle {number}"
-        )
+        to = (self.output, 0)
+        outputs: Mapping[Partition, Records] = {to: [line]}
+        if self.rows:
+            outputs = self.producer.write(Rows(Spans.none(1), Spans.of([line[1]])), {to: 1})
+        await self.producer.commit_cycle(outputs, {(self.source, 0): number}, self.name, NOBODY, f"cycle {number}")
 
     async def over(self) -> None:
         """As the next worker does: end what was left open, so that all that is to be seen can be seen."""

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -20,6 +22,7 @@ from headrace.connectors import embedded
 from headrace.connectors.reading import read_range
 from headrace.connectors.records import Record
 from headrace.connectors.topics import ask, committed_offsets, create_topics, end_offsets, remove_member
+from headrace.connectors.transport import COLLECT_BYTES, QUIET_MAX_WAIT_MS, ConsumerThread, Settings
 
 ECHO = Path(__file__).parent / "echo_worker.py"
 PATIENCE_SECONDS = 45.0
@@ -435,3 +438,26 @@ def test_each_record_is_echoed_once_though_a_worker_freezes_beyond_its_session(
     freezes.wait_for("assigned 2", "crash", times=2)  # the latter when it was caught in a commit
     producing.join()
     assert wait_for_echoes(frail.address, output, 4, 4 * count) == [list(range(count))] * 4
+
+
+def test_fetches_collect_while_they_follow_one_another_and_wait_for_the_first_record_otherwise() -> None:
+    thread: Any = SimpleNamespace(_busy=False, consumer=SimpleNamespace(settings=Settings(frozenset(), collect_ms=4)))
+    fetcher: Any = SimpleNamespace(_records={})
+
+    async def asked(came: bool, seconds: float) -> tuple[int, int]:
+        """What the next fetch asks for, so long after the last take: milliseconds, bytes."""
+        thread._drained = asyncio.get_running_loop().time() - seconds
+        ConsumerThread._set_waits(thread, fetcher, came)
+        return fetcher._fetch_max_wait_ms, fetcher._fetch_min_bytes
+
+    async def ask() -> None:
+        assert await asked(True, 0.5) == (50, 1)
+        assert await asked(True, 0.005) == (4, COLLECT_BYTES)
+        assert await asked(False, 0.007) == (4, COLLECT_BYTES), "the next may be under way"
+        assert await asked(False, 0.1) == (50, 1)
+        assert await asked(False, 0.007) == (50, 1), "who waits for a first record goes on to do so"
+        assert await asked(False, 2.0) == (QUIET_MAX_WAIT_MS, 1)
+        fetcher._records = {"t": "not taken yet"}
+        assert await asked(False, 2.0) == (50, 1)
+
+    asyncio.run(ask())
