@@ -71,13 +71,6 @@ class Spans:
         """Some of them, over the same buffer; rows: a slice, places or a mask."""
         return Spans(self.data, self.start[rows], self.size[rows])
 
-    def extent(self) -> int:
-        """Bytes of the buffer from the first string to the last, if they lie in order; about, where some are none."""
-        if not len(self):
-            return 0
-        stop = int(self.start[-1]) + max(int(self.size[-1]), 0)
-        return max(0, stop - int(self.start[0]))
-
     def holding(self, text: bytes) -> NDArray[np.bool_]:
         """bool (B,): the strings in which this text is somewhere."""
         sought, found = Spans.of([text]), np.zeros(len(self), np.bool_)

@@ -65,6 +65,14 @@ class Chain(Configured):
         return {"name": "Chain", "parts": [part.config() for part in self.parts]}
 
     @property
+    def quick(self) -> bool:
+        """Whether a few hundred rows take a millisecond or two, so that an event loop can wait for them.
+
+        Each class says so for itself (`quick = True`) and for no other: a subclass of a user may do anything.
+        """
+        return all(vars(type(part)).get("quick", False) for part in self.parts)
+
+    @property
     def updates(self) -> Literal["sequential", "micro_batch"]:
         return self.learner.updates
 

@@ -146,6 +146,7 @@ class LogisticRegression(LinearModel):
     With base_rate=False, intercept_lr=0.01 and no half-life it equals River's LogisticRegression.
     """
 
+    quick: ClassVar[bool] = True
     task: ClassVar[str] = "binary"
     instead: ClassVar[str] = "use LinearRegression for a regression task"
 
@@ -177,6 +178,7 @@ class LinearRegression(LinearModel):
     LinearRegression with optim.losses.Squared, Absolute, Quantile or Poisson.
     """
 
+    quick: ClassVar[bool] = True
     task: ClassVar[str] = "regression"
     instead: ClassVar[str] = "use LogisticRegression for a binary task"
 

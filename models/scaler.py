@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numba import njit
@@ -79,6 +80,8 @@ class StandardScaler(Configured, Transform):
     A missing value stays missing and is not observed. A column that never varied gives 0. Categories are left as they
     are. With half_life=None equal to River's StandardScaler.
     """
+
+    quick: ClassVar[bool] = True
 
     half_life: str | None = "30d"
     clip: float | None = None

@@ -42,7 +42,6 @@ class _Queue:
     start: int = 0  # the first offset not handed out yet, of the first batch
     row: int = 0  # the first row not handed out yet, of the first batch
     head: int = BEFORE_ALL  # the clock that the next row would set
-    nbytes: int = 0
 
     def look(self) -> None:
         """Set head, after the first row not handed out has changed."""
@@ -74,17 +73,11 @@ class Aligner:
         if len(queue.batches) == 1:
             queue.start, queue.row = batch.start, 0
             queue.look()
-        queue.nbytes += batch.nbytes()
 
     def is_empty(self, partition: Partition) -> bool:
         """Whether nothing of a partition waits here."""
         queue = self.queues.get(partition)
         return not (queue and queue.batches)
-
-    def nbytes(self, partition: Partition) -> int:
-        """Bytes of decoded rows that wait here."""
-        queue = self.queues.get(partition)
-        return queue.nbytes if queue else 0
 
     def next(self, at_end: Container[Partition]) -> Next | None:
         """The piece to process next; None: nothing is here, or what is here must wait for partitions not `at_end`.
@@ -134,7 +127,6 @@ class Aligner:
             if len(batch):
                 queue.clock = max(queue.clock, int(batch.clock[-1]))
             queue.batches.popleft()
-            queue.nbytes -= batch.nbytes()
             queue.row = 0
             if queue.batches:
                 queue.start = queue.batches[0].start

@@ -71,12 +71,6 @@ class Batch:
     def __len__(self) -> int:
         return len(self.offset)
 
-    def nbytes(self) -> int:
-        """Bytes of its own rows, about; of a buffer that batches share, what lies between its first and last text."""
-        texts = max(self.keys.extent(), self.record_keys.extent())  # mostly in the same buffer
-        wide = self.numeric.nbytes + self.categories.nbytes + self.groups.nbytes + self.values.nbytes
-        return texts + wide + (24 + 16 + 4 + 48) * len(self)  # offset, time, clock; key_hash; y; where the texts lie
-
 
 class Decoder:
     """Decodes the slices of one topic of a pipeline. Holds no state of the stream: equal slices give equal batches.

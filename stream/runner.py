@@ -621,7 +621,7 @@ class Runner:
 
     def _is_little(self) -> bool:
         """Whether the next cycle is so short that the event loop can wait for it."""
-        if self._behind or self._careful:
+        if self._behind or self._careful or not self._engine().model.quick:
             return False
         rows = sum(len(batch) for queue in self.aligner.queues.values() for batch in queue.batches)
         for runs in self._runs.values():

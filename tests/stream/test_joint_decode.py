@@ -214,20 +214,6 @@ def test_a_record_on_which_an_expression_raises_costs_few_selects(monkeypatch):
     assert len(selects) < 40
 
 
-def test_a_batch_counts_its_own_rows_alone():
-    decoder = Decoder(PIPELINE, "events")
-    rng = np.random.default_rng(7)
-    parts = [rows(rng, size, (), headers=False) for size in (300, 100, 300)]
-    for given in ([runs_of(part, p) for p, part in enumerate(parts)], [[part] for part in parts]):
-        pieces = [Piece("events", p, 0, 1000) for p in range(3)]
-        together = decoder.decode_all(Slices(pieces, *unpack_all(given)))
-        sizes = [batch.nbytes() for batch in together]
-        assert sizes[0] == pytest.approx(3 * sizes[1], rel=0.1) and sizes[2] == pytest.approx(sizes[0], rel=0.1)
-        texts = sum(len(record.value or b"") for record in parts[1])
-        assert 100 * 150 < sizes[1] < texts + 100 * 400
-        assert sizes[1] == pytest.approx(decoder.decode(Slice("events", 1, 0, 1, unpack(given[1]))).nbytes(), rel=0.1)
-
-
 def test_runner_takes_all_partitions_at_one_go_up_to_a_bound(monkeypatch):
     monkeypatch.setattr("headrace.stream.runner.SLICE_RECORDS", 10)
     runner = Runner.__new__(Runner)

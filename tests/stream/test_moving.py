@@ -107,8 +107,9 @@ def test_partition_takes_its_waiting_predictions_to_a_worker_that_joins_and_back
     assert zero.end() == 0
     one.says("goes on with partitions 0, 1")
     shop.produce(third)
-    one_alone = count(rows, "events") - zero_events(shop)
-    one.until(events=one_alone)
+    one.until(
+        events=count(rows, "events") - zeros(shop, "events"), labels=count(rows, "labels") - zeros(shop, "labels")
+    )
     assert one.end() == 0
 
     figures = {}
@@ -120,8 +121,8 @@ def test_partition_takes_its_waiting_predictions_to_a_worker_that_joins_and_back
     assert adopted == [(1, [2, 3]), (1, [0, 1])]
 
 
-def zero_events(shop):
-    return shop.snapshot(0).meta["metrics"]["events"]
+def zeros(shop, name):
+    return shop.snapshot(0).meta["metrics"][name]
 
 
 def test_state_of_a_killed_worker_comes_from_its_snapshot_and_its_journal(open_shop, visits_and_sales):

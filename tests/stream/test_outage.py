@@ -186,20 +186,25 @@ def test_worker_that_is_told_to_stop_while_redis_is_away_leaves_the_group(shop, 
 
 STUCK = """
 import time
+from dataclasses import dataclass, replace
 import headrace.stream.health as health
 import headrace.stream.worker as worker
-from headrace.models import Chain
+from headrace.models import LogisticRegression
+from headrace.models.base import register
 
 health.STUCK_SECONDS, worker.STOP_SECONDS = 3.0, 3.0
 
 
-def hang(self, x, out):
-    out.fill(0.5)
-    if (x.numeric[:, 0] == 1e3).any():
-        time.sleep(1_000)
+@register
+@dataclass
+class Hanging(LogisticRegression):
+    def predict(self, x, out):
+        out.fill(0.5)
+        if (x.numeric[:, 0] == 1e3).any():
+            time.sleep(1_000)
 
 
-Chain.predict_then_observe = hang
+pipeline = replace(pipeline, model=Hanging())
 """
 
 
