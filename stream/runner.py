@@ -42,7 +42,7 @@ from .engine import Engine, NotFinite
 from .fast_encode import prediction_rows
 from .journal import LAG_CYCLES, committed_as_told
 from .poison import Poisoned, as_they_came
-from .process import settle
+from .process import settle, undisturbed
 from .publisher import SnapshotPublisher, Table
 from .recovery import adopt, check_journal, replay, restore
 from .settings import Settings
@@ -716,7 +716,8 @@ class Runner:
         """Copy the state as it is now."""
         self.stages.enter("snapshot")
         began = time.perf_counter()
-        taken = self._publisher().take(*pack(self._standing()), NAN_ALLOWED)
+        with undisturbed():
+            taken = self._publisher().take(*pack(self._standing()), NAN_ALLOWED)
         self.stall_seconds = time.perf_counter() - began
         self._snapshot_wanted = self._snapshot_wanted and not taken
         return taken
