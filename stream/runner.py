@@ -47,7 +47,7 @@ from .publisher import SnapshotPublisher, Table
 from .recovery import adopt, check_journal, replay, restore
 from .settings import Settings
 from .slices import Piece, Role, Slices
-from .snapshot import NAN_ALLOWED, nested, pack, place
+from .snapshot import NAN_ALLOWED, libraries, nested, pack, place
 from .stages import COMPUTE_THREAD, Profile, Stages
 from .standing import Left, Position, Standing
 from .start_over import StartOver, Starts, succeeded
@@ -373,6 +373,7 @@ class Runner:
         began = time.perf_counter()
         for part in (spans, record_batches, record_writer, fast_json, arrow_text, fast_encode, engine, publisher):
             part.warm_up()
+        libraries()  # or the first snapshot would wait for their files
         if (seconds := time.perf_counter() - began) > 2:
             log.info("compiled the kernels in %.1f s; from now on they are in the cache", seconds)
         return engine
