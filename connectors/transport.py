@@ -85,7 +85,7 @@ class Settings:
     lost: Literal["stop", "earliest"] = "stop"  # where the record at the committed offset exists no more
     max_wait_ms: int = 50  # a fetch waits so long for a first record; a broker answers one at a time. Longer in silence
     collect_ms: int = 3  # and so long for more, while fetches follow one another: each has its cost
-    max_bytes_in_hand: int = 32 << 20  # fetched and not yet acked; shared out evenly to the partitions
+    max_bytes_in_hand: int = 64 << 20  # fetched and not yet acked; shared out evenly: with half, 8 partitions starve
     max_run_records: int = 20_000
     raw: bool = True  # record batches are handed on as they were fetched; else aiokafka reads them into Records
 
