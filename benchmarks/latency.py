@@ -1,6 +1,7 @@
 """Milliseconds from an event sent until its prediction is readable: `python -m benchmarks.latency`.
 
-The broker alone, headrace in both deliveries and its peers, one after another. Each first gets nothing, then single
+The broker alone, headrace in both deliveries and its peers, one after another, on a broker that has warmed up: for its
+first minute it takes most of a core for compiling itself. Each first gets nothing, then single
 events at 100 a second, then a steady load in batches of 2 ms. The load notes when it sent each batch, a read_committed
 reader when each prediction came; both are processes of their own that touch no record while they measure. Linux only.
 """
@@ -52,6 +53,7 @@ QUIET_RATE = 100  # events a second, each in a batch of its own
 KNOCK_SECONDS = 0.5  # between two events for a worker that starts
 START_SECONDS = 60.0  # until it predicts the first of them
 LAST_SECONDS = 10.0  # until the last prediction has come
+WARM_UP_SECONDS = 60.0  # of steady load before the first of them
 WANTED = (50, 90, 99, 100)  # percentiles
 
 
@@ -267,6 +269,18 @@ def ground() -> Iterator[tuple[str, str, Path]]:
         yield broker.address, redis.url, Path(folder)
 
 
+async def warm_up(broker: str) -> None:
+    """Have the broker compile what it runs often."""
+    say(f"the broker warms up: {WARM_UP_SECONDS:g} s")
+    reader = Reader(broker, TOPIC)
+    await reader.start()
+    try:
+        rate = 10_000
+        await measure(broker, reader, os.getpid(), rate, round(rate * TICK_SECONDS), 0.0, WARM_UP_SECONDS)
+    finally:
+        await reader.stop()
+
+
 def empty(broker: str) -> None:
     """Delete what others have left in the topic, for who comes next begins at its beginning."""
     ends = end_offsets(broker, [(TOPIC, number) for number in range(PARTITIONS)])
@@ -284,6 +298,7 @@ def compare(parts: list[Part], chosen: argparse.Namespace) -> list[Result]:
             make_environment(part.contestant.script)
     results = []
     with ground() as (broker, redis, folder):
+        asyncio.run(warm_up(broker))
         for part in parts:
             create_topics(broker, {part.output: PARTITIONS})
             empty(broker)
@@ -313,8 +328,8 @@ def table(results: list[Result], chosen: argparse.Namespace) -> str:
     lines += [
         "",
         f"{today()}, {machine()}. {chosen.seconds:g} s of each load, the steady one after {chosen.warm:g} s; "
-        f"{PARTITIONS} partitions; Apache Kafka 4.1.1, Redis, load and reader on the same machine. CPU: of one core."
-        + (f" {peers}." if peers else ""),
+        f"{PARTITIONS} partitions; Apache Kafka 4.1.1, warmed up for {WARM_UP_SECONDS:g} s, "
+        f"Redis, load and reader on the same machine. CPU: of one core." + (f" {peers}." if peers else ""),
     ]
     return "\n".join(lines)
 

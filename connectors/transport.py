@@ -12,6 +12,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -31,9 +32,9 @@ from .record_batches import records_of
 from .records import Fetched, Haul, Partition
 
 FETCH_THREAD = "headrace-fetch"
-LOOK_SECONDS = 0.001  # how often to ask whether the owner waits for what is here
+LOOK_SECONDS = 0.001  # how often to ask whether what is here may be taken
+FLOW_SECONDS = 0.02  # how often to ask whether the flow has resumed
 DRAIN_RECORDS = 50_000  # taken at one go, so that the heartbeats of the consumer's thread are not late
-COLLECT_BYTES = 1 << 18  # a fetch that collects comes back at once when there is so much
 QUIET_SECONDS = 1.0  # without a record; from then on nobody is held up by a fetch that waits longer
 QUIET_MAX_WAIT_MS = 500
 CONNECT_SECONDS = 0.5  # between two attempts
@@ -59,7 +60,7 @@ class Owner(Protocol):
     def patience(self) -> float:
         """Seconds from one take of runs to the next; 0: all that there is was taken, and more is waited for.
 
-        Each take has its cost: while there is other work, small fetches had better come in fewer, larger ones. Called
+        Each take has its cost: while there is other work, what comes had better be taken seldom, and more of it. Called
         in the consumer's thread.
         """
 
@@ -84,7 +85,7 @@ class Settings:
     starts: Mapping[str, Literal["earliest", "latest"]] = field(default_factory=dict)  # without a committed offset
     lost: Literal["stop", "earliest"] = "stop"  # where the record at the committed offset exists no more
     max_wait_ms: int = 50  # a fetch waits so long for a first record; a broker answers one at a time. Longer in silence
-    collect_ms: int = 3  # and so long for more, while fetches follow one another: each has its cost
+    collect_seconds: float = 0.0025  # from a take to the next fetch, which finds more then: each has its cost
     max_bytes_in_hand: int = 64 << 20  # fetched and not yet acked; shared out evenly: with half, 8 partitions starve
     max_run_records: int = 20_000
     raw: bool = True  # record batches are handed on as they were fetched; else aiokafka reads them into Records
@@ -108,8 +109,8 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
     consumer: Consumer
     seek_epoch = 0  # counts the seeks; a run taken before the last one is void
     _waiter: asyncio.Future[None] | None = None
+    _pushing: asyncio.Task[None] | None = None
     _drained = 0.0  # when runs were taken last, or sought
-    _busy = False  # fetches follow one another
     _listens_since = 0.0  # when there was room for a fetch; wall time, as aiokafka's
 
     async def on_start(self) -> None:
@@ -125,6 +126,7 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         consumer = self._ensure_consumer()
         if self.consumer.settings.raw:
             keep_bytes(consumer._fetcher)
+        self._fetch_later(consumer._fetcher)
         coordinator, hand_over = consumer._coordinator, consumer._coordinator._push_error_to_user
 
         def push(error: Exception) -> Any:
@@ -138,6 +140,8 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         coordinator._push_error_to_user = push
         for task in (coordinator._coordination_task, consumer._fetcher._fetch_task):
             task.add_done_callback(ended)
+        self._pushing = asyncio.create_task(self._push(consumer))
+        self._pushing.add_done_callback(ended)
 
     async def on_thread_stop(self) -> None:
         """Disconnect, also while the broker is away or a rebalance is under way.
@@ -146,6 +150,8 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         ever.
         """
         consumer = self._consumer
+        if self._pushing is not None:
+            self._pushing.cancel()
         parts = [super().on_thread_stop, *([consumer.stop, consumer._client.close] if consumer else [])]
         for part in parts:
             try:
@@ -228,48 +234,66 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
             )
         return starts | {partition: first[partition] for partition in gone}, gone
 
-    async def _fetch_records(  # runs, tagged with the epoch of their seek
-        self, consumer: AIOKafkaConsumer, active: Any, timeout: float | None = None, max_records: int | None = None
-    ) -> list[tuple[int, Fetched]]:
+    async def _push(self, consumer: AIOKafkaConsumer) -> None:
+        """Hand runs to the app's loop as they come. A request of the app's for each would cost a change of threads."""
+        while True:
+            if not self.consumer.flow_active:
+                await asyncio.sleep(FLOW_SECONDS)
+            elif runs := await self._next_runs(consumer):
+                self.consumer.hand_over(runs, self.parent_loop)
+
+    async def _next_runs(self, consumer: AIOKafkaConsumer) -> list[tuple[int, Fetched]]:
+        """Wait for runs, tagged with the epoch of their seek; none when the flow has stopped.
+
+        Raises what the coordinator cannot get over, an authorization for one.
+        """
         fetcher, subscriptions = consumer._fetcher, consumer._subscription
         loop, owner = asyncio.get_running_loop(), self.consumer.transport.owner
-        deadline = loop.time() + (timeout or 0)
-        with subscriptions.fetch_context():
-            while True:
-                if consumer._closed or fetcher._closed:
-                    raise ConsumerStoppedError
-                while self.consumer.flow_active and loop.time() < self._drained + owner.patience():
-                    await asyncio.sleep(LOOK_SECONDS)
-                self._waiter = waiter = fetcher._create_fetch_waiter()  # before looking: no wake-up is missed
-                # A call from before a rebalance must not take what was fetched after the new seek: while the flow
-                # stands still nobody would deliver it, and no other seek would follow
-                flows = self.consumer.flow_active and not subscriptions.reassignment_in_progress
-                runs = list(self._drain(consumer)) if flows else []
-                left = deadline - loop.time()
-                soon = self._set_waits(fetcher, bool(runs))
-                if runs:
-                    self._drained, self._listens_since = loop.time(), time.time()
-                if runs or left <= 0 or not self.consumer.flow_active:
-                    waiter.cancel()
-                    return runs
-                await asyncio.wait([waiter], timeout=min(left, soon) if flows else min(left, 0.05))
-                if not waiter.done():
-                    waiter.cancel()
-                elif not waiter.cancelled():
-                    waiter.result()  # raises what the coordinator cannot get over, an authorization for one
+        while self.consumer.flow_active:
+            if consumer._closed or fetcher._closed:
+                raise ConsumerStoppedError
+            self._waiter = waiter = fetcher._create_fetch_waiter()  # before looking: no wake-up is missed
+            # What was taken before a rebalance must not be handed over after the new seek, nor what was fetched
+            # after it be taken before: while the flow stands still nobody would deliver it
+            flows = not subscriptions.reassignment_in_progress
+            may = not self.consumer.delivering and loop.time() >= self._drained + owner.patience()
+            runs = list(self._drain(consumer)) if flows and may else []
+            if runs:
+                self._drained, self._listens_since = loop.time(), time.time()
+            self._set_wait(fetcher)
+            if runs:
+                waiter.cancel()
+                return runs
+            soon = LOOK_SECONDS if fetcher._records and not may else QUIET_SECONDS
+            # aiokafka has a member leave the group that does not fetch for long: one whose app hangs
+            with nullcontext() if self.consumer.delivering else subscriptions.fetch_context():
+                await asyncio.wait([waiter], timeout=soon if flows else FLOW_SECONDS)
+            if not waiter.done():
+                waiter.cancel()
+            elif not waiter.cancelled():
+                waiter.result()
+        return []
 
-    def _set_waits(self, fetcher: Fetcher, came: bool) -> float:
-        """Say how long the next fetch waits, and for how much; seconds after which it is to be said again."""
-        settings = self.consumer.settings
-        collect = settings.collect_ms / 1000
-        since = asyncio.get_running_loop().time() - self._drained
-        self._busy = since < 2 * collect if came else self._busy and since < 3 * collect
-        silent = not came and not fetcher._records and since > QUIET_SECONDS
-        fetcher._fetch_min_bytes = COLLECT_BYTES if self._busy else 1
-        fetcher._fetch_max_wait_ms = (
-            settings.collect_ms if self._busy else QUIET_MAX_WAIT_MS if silent else settings.max_wait_ms
-        )
-        return 3 * collect if self._busy else QUIET_SECONDS
+    def _set_wait(self, fetcher: Fetcher) -> None:
+        """Say how long the next fetch waits for a first record; it never waits for a second."""
+        silent = not fetcher._records and asyncio.get_running_loop().time() - self._drained > QUIET_SECONDS
+        fetcher._fetch_max_wait_ms = QUIET_MAX_WAIT_MS if silent else self.consumer.settings.max_wait_ms
+
+    def _fetch_later(self, fetcher: Fetcher) -> None:
+        """From now on aiokafka fetches a moment after each take, not at once, unless more waits than is worked off.
+
+        A broker could wait for more as well, but keeps a book of every fetch that does, and its clock is coarse.
+        """
+        actions, loop = fetcher._get_actions_per_node, asyncio.get_running_loop()
+        owner, collect = self.consumer.transport.owner, self.consumer.settings.collect_seconds
+
+        def later(assignment: Any) -> Any:
+            left = self._drained + collect - loop.time()
+            if left > 0 and not owner.patience():
+                return [], {}, left, False, []  # nothing to do; look again then
+            return actions(assignment)
+
+        fetcher._get_actions_per_node = later
 
     def _drain(self, consumer: AIOKafkaConsumer) -> Iterator[tuple[int, Fetched]]:
         fetcher: Fetcher = consumer._fetcher
@@ -322,6 +346,8 @@ class Consumer(stock.Consumer):
         self._next: dict[TP, int] = {}  # where the next run of each partition has to begin
         self._in_hand: dict[TP, int] = {}  # bytes delivered and not yet acked
         self._delivered: defaultdict[TP, deque[int]] = defaultdict(deque)  # offsets that Faust may commit once acked
+        self.delivering = False  # runs were handed over and are not delivered yet
+        self._handed: asyncio.Queue[list[tuple[int, Fetched]]] = asyncio.Queue()
         self._failed = False
         super().__init__(transport, *args, **options)
 
@@ -369,23 +395,26 @@ class Consumer(stock.Consumer):
     def _share(self) -> int:
         return self.settings.max_bytes_in_hand // max(len(self._in_hand), 1)
 
+    def hand_over(self, runs: list[tuple[int, Fetched]], loop: asyncio.AbstractEventLoop) -> None:
+        """Have runs delivered in the app's loop; no more may come while `delivering`."""
+        self.delivering = True
+        loop.call_soon_threadsafe(self._handed.put_nowait, runs)
+
     # from run to event
 
     async def _drain_messages(self, fetcher: Any) -> None:
         while not (self._stopped.is_set() or fetcher._stopped.is_set()):
-            await asyncio.sleep(0)
-            if not self.flow_active:
-                await self.wait(self.can_resume_flow)
             try:
-                if runs := await self._getmany(active_partitions=None, timeout=1.0):
-                    await self._deliver(runs)
-            except (ConsumerStoppedError, asyncio.CancelledError):
+                await self._deliver(await self._handed.get())
+            except asyncio.CancelledError:
                 if self.app.should_stop:
-                    return
+                    return  # Faust would begin this anew in the middle of a rebalance
                 raise
             except Exception as error:
                 await self.fail(error)
                 await asyncio.Event().wait()  # until it is stopped: there is nobody to raise to
+            finally:
+                self.delivering = False
 
     async def _deliver(self, runs: Iterable[tuple[int, Fetched]]) -> None:
         hauls: defaultdict[str, list[Fetched]] = defaultdict(list)

@@ -306,12 +306,15 @@ class Engine:
     def _plan_looks(self, model: Mapping[str, NDArray]) -> None:
         """Which arrays of the model `check_finite` looks at: the smaller ones, up to CHECKED_BYTES."""
         layout = self.model.layout(self.spec)
-        self._looks: list[tuple[str, NDArray, NDArray | None]] = []  # name, array, its blocks that were touched
+        self._looks: list[tuple[str, NDArray, NDArray[np.uint8]]] = []  # name, array, its blocks that were touched
         nbytes = 0
         for name, array in sorted(model.items(), key=lambda item: item[1].nbytes):
             nbytes += array.nbytes
             if array.dtype.kind == "f" and nbytes <= CHECKED_BYTES:
-                self._looks.append((name, array, self._touched[layout[name].rows] if layout[name].rows else None))
+                rows = layout[name].rows
+                self._looks.append(
+                    (name, array, self._touched[rows] if rows else np.ones(-(-len(array) // 64), np.uint8))
+                )
 
     # -- what is known
 

@@ -35,7 +35,8 @@ from .waiting import Waiting, in_a_thread
 
 log = logging.getLogger("headrace")
 
-COLLECT_SHARE = 0.3  # of the latency, for a fetch that collects
+COLLECT_SHARE = 0.25  # of the latency, from a take of records to the next fetch
+MAX_COLLECT_SECONDS = 0.05
 SESSION_SECONDS = 30.0
 REBALANCE_SECONDS = 60.0
 REQUEST_SECONDS = 90.0  # after that a seek that does not come to an end crashes the worker
@@ -304,7 +305,7 @@ class WorkerApp(faust.App):
             topics=frozenset(t for t in topics if t is not None),
             starts={t: events.start for t in topics if t is not None},
             lost=self.worker_settings.lost,
-            collect_ms=min(max(round(COLLECT_SHARE * self.pipeline.latency_us / 1e3), 1), Reading.max_wait_ms),
+            collect_seconds=min(COLLECT_SHARE * self.pipeline.latency_us / 1e6, MAX_COLLECT_SECONDS),
             raw=not self.worker_settings.plain,
         )
         return Transport(self.conf.broker_consumer, self, self.runner, reading)

@@ -250,7 +250,17 @@ def test_a_consumer_takes_its_settings_when_it_starts() -> None:
 def test_a_fetch_asks_for_the_wait_that_the_fetcher_has_then() -> None:
     asked = source(Fetcher._get_actions_per_node)
     assert "self._fetch_max_wait_ms," in asked
-    assert "self._fetch_min_bytes," in asked
+
+
+def test_when_to_fetch_is_asked_of_one_method() -> None:
+    asked = source(Fetcher._fetch_requests_routine)
+    assert "= self._get_actions_per_node(assignment)" in asked
+    assert "timeout=timeout," in asked, "it is asked again then"
+    told = source(Fetcher._get_actions_per_node)
+    names = ("fetch_requests", "awaiting_reset", "backoff", "invalid_metadata", "resume_futures")
+    assert "return (" + "".join(f"{name}," for name in names) + ")" in "".join(told.split()).replace(
+        "return(", "return ("
+    )
 
 
 # groups
@@ -516,18 +526,9 @@ def test_an_abortable_error_makes_aiokafka_forget_what_to_abort() -> None:
 
 
 def test_fausts_consumer_thread_calls_what_is_overridden() -> None:
-    assert parameters(stock.AIOKafkaConsumerThread._fetch_records)[1:] == [
-        "consumer",
-        "active_partitions",
-        "timeout",
-        "max_records",
-    ]
-    assert "self._fetch_records," in source(stock.AIOKafkaConsumerThread.getmany)
-    assert "active_partitions,\n" in source(stock.AIOKafkaConsumerThread.getmany), "passed by position"
     assert "self._create_worker_consumer(transport)" in source(stock.AIOKafkaConsumerThread._create_consumer)
     assert "self._thread = self._new_consumer_thread()" in source(ThreadDelegateConsumer.__init__)
     assert parameters(stock.AIOKafkaConsumerThread.call_thread) == ["self", "fun", "args", "kwargs"]
-    assert parameters(ThreadDelegateConsumer._getmany) == ["self", "active_partitions", "timeout"]
 
 
 def test_fausts_consumer_calls_what_is_overridden() -> None:

@@ -22,7 +22,7 @@ from headrace.connectors import embedded
 from headrace.connectors.reading import read_range
 from headrace.connectors.records import Record
 from headrace.connectors.topics import ask, committed_offsets, create_topics, end_offsets, remove_member
-from headrace.connectors.transport import COLLECT_BYTES, QUIET_MAX_WAIT_MS, ConsumerThread, Settings
+from headrace.connectors.transport import QUIET_MAX_WAIT_MS, ConsumerThread, Settings
 
 ECHO = Path(__file__).parent / "echo_worker.py"
 PATIENCE_SECONDS = 45.0
@@ -440,24 +440,45 @@ def test_each_record_is_echoed_once_though_a_worker_freezes_beyond_its_session(
     assert wait_for_echoes(frail.address, output, 4, 4 * count) == [list(range(count))] * 4
 
 
-def test_fetches_collect_while_they_follow_one_another_and_wait_for_the_first_record_otherwise() -> None:
-    thread: Any = SimpleNamespace(_busy=False, consumer=SimpleNamespace(settings=Settings(frozenset(), collect_ms=4)))
+def test_a_fetch_waits_for_a_first_record_and_longer_in_silence() -> None:
+    thread: Any = SimpleNamespace(consumer=SimpleNamespace(settings=Settings(frozenset(), max_wait_ms=40)))
     fetcher: Any = SimpleNamespace(_records={})
 
-    async def asked(came: bool, seconds: float) -> tuple[int, int]:
-        """What the next fetch asks for, so long after the last take: milliseconds, bytes."""
+    async def asked(seconds: float) -> int:
+        """Milliseconds that the next fetch may wait, so long after the last take."""
         thread._drained = asyncio.get_running_loop().time() - seconds
-        ConsumerThread._set_waits(thread, fetcher, came)
-        return fetcher._fetch_max_wait_ms, fetcher._fetch_min_bytes
+        ConsumerThread._set_wait(thread, fetcher)
+        return int(fetcher._fetch_max_wait_ms)
 
     async def ask() -> None:
-        assert await asked(True, 0.5) == (50, 1)
-        assert await asked(True, 0.005) == (4, COLLECT_BYTES)
-        assert await asked(False, 0.007) == (4, COLLECT_BYTES), "the next may be under way"
-        assert await asked(False, 0.1) == (50, 1)
-        assert await asked(False, 0.007) == (50, 1), "who waits for a first record goes on to do so"
-        assert await asked(False, 2.0) == (QUIET_MAX_WAIT_MS, 1)
+        assert await asked(0.005) == 40
+        assert await asked(2.0) == QUIET_MAX_WAIT_MS
         fetcher._records = {"t": "not taken yet"}
-        assert await asked(False, 2.0) == (50, 1)
+        assert await asked(2.0) == 40
+
+    asyncio.run(ask())
+
+
+def test_the_next_fetch_is_a_moment_after_a_take_unless_the_owner_is_behind() -> None:
+    patience = 0.0
+    owner = SimpleNamespace(patience=lambda: patience)
+    consumer = SimpleNamespace(
+        settings=Settings(frozenset(), collect_seconds=0.5), transport=SimpleNamespace(owner=owner)
+    )
+    thread: Any = SimpleNamespace(consumer=consumer)
+    fetcher: Any = SimpleNamespace(_get_actions_per_node=lambda assignment: f"fetch {assignment}")
+
+    async def ask() -> None:
+        nonlocal patience
+        ConsumerThread._fetch_later(thread, fetcher)
+        thread._drained = asyncio.get_running_loop().time() - 0.1
+        fetches, resets, seconds, invalid, futures = fetcher._get_actions_per_node("all")
+        assert (fetches, resets, invalid, futures) == ([], {}, False, [])
+        assert 0.3 < seconds <= 0.4
+        patience = 0.02
+        assert fetcher._get_actions_per_node("all") == "fetch all"
+        patience = 0.0
+        thread._drained -= 0.4
+        assert fetcher._get_actions_per_node("all") == "fetch all"
 
     asyncio.run(ask())
