@@ -66,7 +66,7 @@ def examples(stream):
 
 def run(bound, method, part):
     """Call one method on a piece of a stream; what it predicted."""
-    out = np.full((len(part.truth.y), 1), np.nan, np.float32)
+    out = np.full((len(part.truth.y), bound.spec.outputs), np.nan, np.float32)
     if method == "learn":
         bound.chain.learn(part.x, part.truth)
     elif method == "test_then_learn":
