@@ -54,8 +54,7 @@ def weight_at(kind: int, rows: ndarray, r: Slot, inverse: float, beta: float, l1
         return first
     if abs(first) <= l1:
         return 0.0
-    stiffness = (beta + math.sqrt(np.float64(rows[r, 1]))) * inverse + l2
-    return -(first - math.copysign(l1, first)) / stiffness if stiffness > 0.0 else 0.0  # 0: evidence too small to store
+    return -(first - math.copysign(l1, first)) / ((beta + math.sqrt(np.float64(rows[r, 1]))) * inverse + l2)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -103,7 +102,7 @@ def value_of(loss: int, raw: float) -> float:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def slope_of(loss: int, raw: float, y: float, parameter: float) -> float:
-    """Derivative of the loss by the raw score, at a kink as River has it; parameter is the quantile, or Huber's delta."""
+    """Derivative of the loss by the raw score, at a kink as River has it; parameter: the quantile, or Huber's delta."""
     value = value_of(loss, raw)
     if loss == SQUARED:
         return 2.0 * (value - y)
@@ -244,9 +243,9 @@ def forget_row(
     rows[r, 1] = m
     if kind == FTRL:
         z = np.float64(rows[r, 0])
-        stiffer = (beta + math.sqrt(n)) * inverse + l2
-        if abs(z) > l1 and stiffer > 0.0:
+        if abs(z) > l1:
             edge = math.copysign(l1, z)
+            stiffer = (beta + math.sqrt(n)) * inverse + l2
             softer = (beta + math.sqrt(m)) * inverse + l2
             rows[r, 0] = edge + (z - edge) * (softer / stiffer)
 

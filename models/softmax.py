@@ -92,12 +92,12 @@ class SoftmaxRegression(OptimizedLearner):
         flat = n * classes, self.optimizer.numbers
         weights = state["columns"].reshape(flat), state["missing"].reshape(flat), state["table"]
         bias, count = state["bias"], state["base_count"]
-        scratch = np.empty((3, classes)), np.empty((n + k + 1, classes))
+        scores, firsts = np.empty((3, classes)), np.empty(k, np.intp)
 
-        self._predict = (kind, bias_kind, settings, base_rate, shift, *weights, bias, count, *scratch)
+        self._predict = (kind, bias_kind, settings, base_rate, shift, *weights, bias, count, scores, firsts)
         self._learn = (
             kind, bias_kind, settings, bias_lr, base_rate, by_class, shift,
-            *weights, state["used"], touched["table"], bias, count, *scratch, np.empty(k, np.intp),
+            *weights, state["used"], touched["table"], bias, count, scores, np.empty((classes, n + k + 1)), firsts,
         )  # fmt: skip
         self._forget = (kind, bias_kind, settings, classes, *weights, state["used"], touched["table"], bias)
         self._count = count

@@ -1,7 +1,7 @@
 """The arithmetic of softmax regression in Numba: predict, learn row by row, forget.
 
 Helpers and kernels stand in one file because Numba's cache does not see a change in another file; the rules of the
-optimizers are those of linear_kernels.py, for C weights at a time. No fastmath: NaN means missing, and results are the
+optimizers are those of linear_kernels.py. No fastmath: NaN means missing, and results are the
 same bits whatever the cuts. All arithmetic is float64; the state may be stored as float32.
 
 Letters: B rows, N numeric columns, K categories, R = 2**bits slots of the table, C classes, P numbers per weight. A
@@ -49,50 +49,34 @@ def look_ahead(categories: ndarray, i: int, table: ndarray, shift: np.uint64, cl
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def read_weights(
-    kind: int, rows: ndarray, first: Slot, inverse: float, beta: float, l1: float, l2: float, weights: ndarray
-) -> None:
-    """Write the weights in rows first, first + 1, ... of (., P) to weights (C,); inverse is 1 / alpha."""
-    for c in range(weights.shape[0]):
-        z = np.float64(rows[first + c, 0])
-        if kind != FTRL:
-            weights[c] = z
-        elif abs(z) <= l1:
-            weights[c] = 0.0
-        else:
-            stiffness = (beta + math.sqrt(np.float64(rows[first + c, 1]))) * inverse + l2
-            weights[c] = -(z - math.copysign(l1, z)) / stiffness if stiffness > 0.0 else 0.0  # 0: too small to store
+def weight_at(kind: int, rows: ndarray, r: Slot, inverse: float, beta: float, l1: float, l2: float) -> float:
+    """The weight in row r of (., P); inverse is 1 / alpha."""
+    first: float = np.float64(rows[r, 0])
+    if kind != FTRL:
+        return first
+    if abs(first) <= l1:
+        return 0.0
+    return -(first - math.copysign(l1, first)) / ((beta + math.sqrt(np.float64(rows[r, 1]))) * inverse + l2)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def step(
-    kind: int, rows: ndarray, first: Slot, weights: ndarray, slopes: ndarray, x: float,
-    lr: float, inverse: float, eps: float, l2: float,
-) -> None:  # fmt: skip
-    """Move rows first, first + 1, ... of (., P), whose weights (C,) are, along the gradients slopes (C,) times x."""
-    for c in range(weights.shape[0]):
-        w = weights[c]
-        g = slopes[c] * x
-        if kind != FTRL:
-            g += l2 * w
-        g = min(max(g, -LARGEST_GRADIENT), LARGEST_GRADIENT)
-        if kind == SGD:
-            rows[first + c, 0] -= lr * g
-            continue
-        n = np.float64(rows[first + c, 1])
-        m = n + g * g
-        rows[first + c, 1] = m
-        if kind == FTRL:
-            rows[first + c, 0] += g - (math.sqrt(m) - math.sqrt(n)) * inverse * w
-        else:
-            rows[first + c, 0] -= lr / math.sqrt(m + eps) * g
-
-
-@njit(cache=True, nogil=True)
-def add_scores(weights: ndarray, x: float, raw: ndarray) -> None:
-    """Add what a feature of value x says to the raw scores (C,)."""
-    for c in range(raw.shape[0]):
-        raw[c] += weights[c] * x
+    kind: int, rows: ndarray, r: Slot, w: float, g: float, lr: float, inverse: float, eps: float, l2: float
+) -> None:
+    """Move row r of (., P), whose weight is w, along the gradient g."""
+    if kind != FTRL:
+        g += l2 * w
+    g = min(max(g, -LARGEST_GRADIENT), LARGEST_GRADIENT)
+    if kind == SGD:
+        rows[r, 0] -= lr * g
+        return
+    n = np.float64(rows[r, 1])
+    m = n + g * g
+    rows[r, 1] = m
+    if kind == FTRL:
+        rows[r, 0] += g - (math.sqrt(m) - math.sqrt(n)) * inverse * w
+    else:
+        rows[r, 0] -= lr / math.sqrt(m + eps) * g
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -105,9 +89,16 @@ def read_base(base_rate: bool, counts: ndarray, base: ndarray) -> None:
         base[c] = math.log(max(counts[c] / total, RAREST)) if base_rate and total > 0.0 else 0.0
 
 
+@njit(cache=True, nogil=True)
+def read_slots(categories: ndarray, i: int, shift: np.uint64, classes: int, firsts: ndarray) -> None:
+    """Write the first rows of the slots of row i's categories to firsts (K,)."""
+    for k in range(firsts.shape[0]):
+        firsts[k] = slot_of(categories[i, k], shift) * classes
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
-def softmax(raw: ndarray) -> None:
-    """Make raw scores (C,) probabilities, in place; always finite."""
+def exponentials(raw: ndarray) -> float:
+    """Make raw scores (C,) their exponentials, in place, the largest 1; their sum, by which they are probabilities."""
     most = raw[0]
     for c in range(raw.shape[0]):
         most = max(most, raw[c])
@@ -115,15 +106,18 @@ def softmax(raw: ndarray) -> None:
     for c in range(raw.shape[0]):
         raw[c] = math.exp(raw[c] - most)
         total += raw[c]
-    for c in range(raw.shape[0]):
-        raw[c] /= total
+    return total
+
+
+# In the kernels the classes are the outer loop: inner loops over a few of them are compiled to vector code that costs
+# several times what it saves.
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def predict_rows(
     numeric: ndarray, categories: ndarray, kind: int, bias_kind: int, settings: Settings, base_rate: bool,
     shift: np.uint64, columns: ndarray, missing: ndarray, table: ndarray, bias: ndarray, base_count: ndarray,
-    scores: ndarray, weights: ndarray, out: ndarray,
+    scores: ndarray, firsts: ndarray, out: ndarray,
 ) -> None:  # fmt: skip
     """Write the probabilities of B rows to out (B, C); nothing else is changed but scratch.
 
@@ -132,28 +126,28 @@ def predict_rows(
     lr, beta, l1, l2 = settings
     inverse = 1.0 / lr
     C = out.shape[1]
-    base, raw, w = scores[0], scores[1], weights[0]
+    base, raw = scores[0], scores[1]
     read_base(base_rate, base_count, base)
-    read_weights(bias_kind, bias, 0, inverse, beta, 0.0, 0.0, w)
-    add_scores(w, 1.0, base)
+    for c in range(C):
+        base[c] += weight_at(bias_kind, bias, c, inverse, beta, 0.0, 0.0)
     for i in range(numeric.shape[0]):
         look_ahead(categories, i + AHEAD, table, shift, C)
-        raw[:] = base
-        for j in range(numeric.shape[1]):
-            x = np.float64(numeric[i, j])
-            if x - x == 0.0:
-                read_weights(kind, columns, j * C, inverse, beta, l1, l2, w)
-                add_scores(w, x, raw)
-            else:
-                read_weights(kind, missing, j * C, inverse, beta, l1, l2, w)
-                add_scores(w, 1.0, raw)
-        for k in range(categories.shape[1]):
-            if categories[i, k] != 0:
-                read_weights(kind, table, slot_of(categories[i, k], shift) * C, inverse, beta, l1, l2, w)
-                add_scores(w, 1.0, raw)
-        softmax(raw)
+        read_slots(categories, i, shift, C, firsts)
         for c in range(C):
-            out[i, c] = raw[c]
+            score = base[c]
+            for j in range(numeric.shape[1]):
+                x = np.float64(numeric[i, j])
+                if x - x == 0.0:
+                    score += weight_at(kind, columns, j * C + c, inverse, beta, l1, l2) * x
+                else:
+                    score += weight_at(kind, missing, j * C + c, inverse, beta, l1, l2)
+            for k in range(categories.shape[1]):
+                if categories[i, k] != 0:
+                    score += weight_at(kind, table, firsts[k] + c, inverse, beta, l1, l2)
+            raw[c] = score
+        total = exponentials(raw)
+        for c in range(C):
+            out[i, c] = raw[c] / total
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -161,7 +155,7 @@ def learn_rows(
     before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray,
     kind: int, bias_kind: int, settings: Settings, bias_lr: float, base_rate: bool, class_weight: ndarray,
     shift: np.uint64, columns: ndarray, missing: ndarray, table: ndarray, used: ndarray, touched: ndarray,
-    bias: ndarray, base_count: ndarray, scores: ndarray, weights: ndarray, slots: ndarray, out: ndarray,
+    bias: ndarray, base_count: ndarray, scores: ndarray, weights: ndarray, firsts: ndarray, out: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: predict before[i] to out[i], then learn numeric[i], which is the same row after it was observed.
 
@@ -177,7 +171,7 @@ def learn_rows(
     columns, missing (N C, P), table (R C, P), bias (C, P)          weights        changed in place
     used     uint8 (R / 8,) slots, touched uint8 (ceil(R C / 64),) rows  written   changed in place
     base_count  float64 (C,)                                        labels so far  changed in place
-    scores   float64 (3, C), weights float64 (N + K + 1, C), slots intp (K,)       scratch
+    scores   float64 (3, C), weights float64 (C, N + K + 1), firsts intp (K,)      scratch
     out      float (B, C)
 
     Result does not depend on where the stream is cut. Where two categories of one row meet in one slot, both
@@ -189,33 +183,36 @@ def learn_rows(
     K = categories.shape[1]
     C = out.shape[1]
     base, raw, raw_before = scores[0], scores[1], scores[2]
-    bias_weights = weights[N + K]
     read_base(base_rate, base_count, base)
     for i in range(B):
         look_ahead(categories, i + AHEAD, table, shift, C)
-        read_weights(bias_kind, bias, 0, inverse, beta, 0.0, 0.0, bias_weights)
-        raw[:] = base
-        add_scores(bias_weights, 1.0, raw)
-        raw_before[:] = raw
-        for j in range(N):
-            x = np.float64(numeric[i, j])
-            if x - x == 0.0:
-                read_weights(kind, columns, j * C, inverse, beta, l1, l2, weights[j])
-                add_scores(weights[j], np.float64(before[i, j]), raw_before)
-                add_scores(weights[j], x, raw)
-            else:
-                read_weights(kind, missing, j * C, inverse, beta, l1, l2, weights[j])
-                add_scores(weights[j], 1.0, raw_before)
-                add_scores(weights[j], 1.0, raw)
-        for k in range(K):
-            if categories[i, k] != 0:
-                slots[k] = slot_of(categories[i, k], shift)
-                read_weights(kind, table, slots[k] * C, inverse, beta, l1, l2, weights[N + k])
-                add_scores(weights[N + k], 1.0, raw_before)
-                add_scores(weights[N + k], 1.0, raw)
-        softmax(raw_before)
+        read_slots(categories, i, shift, C, firsts)
         for c in range(C):
-            out[i, c] = raw_before[c]
+            w = weight_at(bias_kind, bias, c, inverse, beta, 0.0, 0.0)
+            weights[c, N + K] = w
+            score_before = score = base[c] + w
+            for j in range(N):
+                x = np.float64(numeric[i, j])
+                if x - x == 0.0:
+                    w = weight_at(kind, columns, j * C + c, inverse, beta, l1, l2)
+                    score_before += w * before[i, j]
+                    score += w * x
+                else:
+                    w = weight_at(kind, missing, j * C + c, inverse, beta, l1, l2)
+                    score_before += w
+                    score += w
+                weights[c, j] = w
+            for k in range(K):
+                if categories[i, k] != 0:
+                    w = weight_at(kind, table, firsts[k] + c, inverse, beta, l1, l2)
+                    score_before += w
+                    score += w
+                    weights[c, N + k] = w
+            raw_before[c] = score_before
+            raw[c] = score
+        total = exponentials(raw_before)
+        for c in range(C):
+            out[i, c] = raw_before[c] / total
 
         t = np.float64(y[i, 0])
         v = np.float64(weight[i])
@@ -223,24 +220,24 @@ def learn_rows(
             continue
         label = np.intp(t)
         v *= class_weight[label]
-        slopes = raw
-        softmax(slopes)
-        slopes[label] -= 1.0
+        total = exponentials(raw)
         for c in range(C):
-            slopes[c] = min(max(slopes[c] * v, -LARGEST_SLOPE), LARGEST_SLOPE)
-        step(bias_kind, bias, 0, bias_weights, slopes, 1.0, bias_lr, inverse, beta, 0.0)
-        for j in range(N):
-            x = np.float64(numeric[i, j])
-            if x - x == 0.0:
-                step(kind, columns, j * C, weights[j], slopes, x, lr, inverse, beta, l2)
-            else:
-                step(kind, missing, j * C, weights[j], slopes, 1.0, lr, inverse, beta, l2)
+            slope = (raw[c] / total - (1.0 if c == label else 0.0)) * v
+            slope = min(max(slope, -LARGEST_SLOPE), LARGEST_SLOPE)
+            step(bias_kind, bias, c, weights[c, N + K], slope, bias_lr, inverse, beta, 0.0)
+            for j in range(N):
+                x = np.float64(numeric[i, j])
+                if x - x == 0.0:
+                    step(kind, columns, j * C + c, weights[c, j], slope * x, lr, inverse, beta, l2)
+                else:
+                    step(kind, missing, j * C + c, weights[c, j], slope, lr, inverse, beta, l2)
+            for k in range(K):
+                if categories[i, k] != 0:
+                    step(kind, table, firsts[k] + c, weights[c, N + k], slope, lr, inverse, beta, l2)
         for k in range(K):
             if categories[i, k] != 0:
-                first = slots[k] * C
-                step(kind, table, first, weights[N + k], slopes, 1.0, lr, inverse, beta, l2)
-                used[slots[k] >> 3] = 1
-                for block in range(first >> 6, ((first + C - 1) >> 6) + 1):
+                used[firsts[k] // C >> 3] = 1
+                for block in range(firsts[k] >> 6, ((firsts[k] + C - 1) >> 6) + 1):
                     touched[block] = 1
         if base_rate:
             base_count[label] = max(base_count[label] + v, 0.0)
@@ -257,9 +254,9 @@ def forget_row(
     rows[r, 1] = m
     if kind == FTRL:
         z = np.float64(rows[r, 0])
-        stiffer = (beta + math.sqrt(n)) * inverse + l2
-        if abs(z) > l1 and stiffer > 0.0:
+        if abs(z) > l1:
             edge = math.copysign(l1, z)
+            stiffer = (beta + math.sqrt(n)) * inverse + l2
             softer = (beta + math.sqrt(m)) * inverse + l2
             rows[r, 0] = edge + (z - edge) * (softer / stiffer)
 
