@@ -18,7 +18,9 @@ from .chain import Chain, as_chain
 from .linear import LinearRegression, LogisticRegression
 from .metrics import Metrics
 from .optimizers import FTRL, SGD, AdaGrad
+from .passive_aggressive import PAClassifier, PARegressor
 from .scaler import StandardScaler
+from .softmax import SoftmaxRegression
 
 __all__ = [
     "FTRL",
@@ -32,7 +34,10 @@ __all__ = [
     "LogisticRegression",
     "Metrics",
     "Opaque",
+    "PAClassifier",
+    "PARegressor",
     "Rows",
+    "SoftmaxRegression",
     "Spec",
     "StandardScaler",
     "Stateful",

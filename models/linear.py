@@ -2,72 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 
 from ..errors import DeclarationError
 from . import linear_kernels as kernels
-from .base import Array, Configured, Decay, Learner, Rows, Spec, Truth, check_number, register
-from .durations import parse_duration
+from .base import Array, Rows, Spec, Truth, check_number, register
+from .linear_base import OptimizedLearner, class_weights
 from .optimizers import FTRL, Optimizer
 
 LOSSES = {
     "squared": kernels.SQUARED,
     "absolute": kernels.ABSOLUTE,
     "quantile": kernels.QUANTILE,
+    "huber": kernels.HUBER,
     "poisson": kernels.POISSON,
 }
 
 
-class LinearModel(Configured, Learner):
+class LinearModel(OptimizedLearner):
     """What LogisticRegression and LinearRegression share: their state, and the calls of the kernels."""
-
-    updates: Literal["sequential", "micro_batch"] = "sequential"
-    batch_size: int = 1
-
-    task: ClassVar[str]
-    instead: ClassVar[str]  # what to use for the other tasks
-
-    optimizer: Optimizer
-    bits: int
-    base_rate: bool
-    intercept_lr: float | None
-    dtype: str
-
-    def __post_init__(self) -> None:
-        name = type(self).__name__
-        if not isinstance(self.optimizer, Optimizer):
-            raise DeclarationError(f"{name}: expected an optimizer such as FTRL(alpha=0.1), got {self.optimizer!r}")
-        if not isinstance(self.bits, int) or not 6 <= self.bits <= 30:
-            raise DeclarationError(f"{name}(bits=): expected a whole number from 6 to 30, got {self.bits!r}")
-        if self.dtype not in ("float64", "float32"):
-            raise DeclarationError(f"{name}(dtype=): expected 'float64' or 'float32', got {self.dtype!r}")
-        if self.intercept_lr is not None:
-            check_number(f"{name}(intercept_lr=)", self.intercept_lr, 0.0)
 
     def loss_code(self) -> int:
         """Which loss the kernels take, as a constant of linear_kernels.py."""
         raise NotImplementedError
 
-    def loss_quantile(self) -> float:
-        """The quantile of the loss, where it has one."""
+    def loss_parameter(self) -> float:
+        """The number of a loss that has one: its quantile, its delta."""
         return 0.5
 
     def first_mean(self) -> tuple[float, float]:
         """Running mean of the labels before any was seen, and for how many labels it counts."""
         return 0.0, 0.0
 
+    def example_weight(self, truth: Truth) -> np.ndarray:
+        """The weights with which examples are learned, float (B,)."""
+        return truth.weight
+
     def layout(self, spec: Spec) -> Mapping[str, Array]:
         """Arrays of the model; raises DeclarationError when the task of spec is not that of the model."""
-        if spec.task != self.task or spec.outputs != 1:
-            came = "no labels" if spec.task is None else f"a {spec.task} task with {spec.outputs} output(s)"
-            raise DeclarationError(
-                f"{type(self).__name__} learns a {self.task} task with one output, the pipeline declares {came}; "
-                f"{self.instead}"
-            )
+        self.check_task(spec)
         numbers, slots, dtype = self.optimizer.numbers, 1 << self.bits, self.dtype
         merge: Literal["mean", "steps"] = "mean" if numbers == 1 else "steps"
         mean, count = self.first_mean()
@@ -96,7 +73,7 @@ class LinearModel(Configured, Learner):
 
         self._predict = (kind, bias_kind, loss, settings, base_rate, shift, *weights, state["bias"], *base)
         self._learn = (
-            kind, bias_kind, loss, self.loss_quantile(), settings, bias_lr, base_rate, shift,
+            kind, bias_kind, loss, self.loss_parameter(), settings, bias_lr, base_rate, shift,
             *weights, state["used"], touched["table"], state["bias"], *base, *scratch,
         )  # fmt: skip
         self._forget = (kind, bias_kind, settings, *weights, state["used"], touched["table"], state["bias"])
@@ -109,18 +86,14 @@ class LinearModel(Configured, Learner):
     def learn(self, x: Rows, truth: Truth) -> None:
         if len(self._unread) < len(truth.y):
             self._unread = np.empty((len(truth.y), 1), np.float32)
-        kernels.learn_rows(x.numeric, x.numeric, x.categories, truth.y, truth.weight, *self._learn, self._unread)
+        self.test_then_learn(x, truth, self._unread)
 
     def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
         after = x.numeric if learned is None else learned.numeric
-        kernels.learn_rows(x.numeric, after, x.categories, truth.y, truth.weight, *self._learn, out)
-
-    def decays(self) -> list[Decay]:
-        half_life = self.optimizer.half_life
-        return [] if half_life is None else [(parse_duration(half_life), self.decay)]
+        weight = self.example_weight(truth)
+        kernels.learn_rows(x.numeric, after, x.categories, truth.y, weight, *self._learn, out)
 
     def decay(self, factor: float) -> None:
-        """Scale the evidence of weights and base rate by factor; weights and base rate stay."""
         kernels.forget(float(factor), *self._forget)
         self._count *= factor
 
@@ -140,22 +113,32 @@ class LogisticRegression(LinearModel):
                   before the first), so that a cold model predicts the base rate and the weights learn the rest
     intercept_lr  None: the bias is learned as a weight whose feature is 1, without l1 and l2;
                   a number: by plain gradient descent with this step, as River does
+    class_weight  {False: w, True: w}, or [w, w] in this order, by which the weights of examples are multiplied; None:
+                  1 for both. Predictions, and the base rate, are then those of a stream in which the classes are so
+                  many times as frequent: the odds are too high by the ratio of the weights
     dtype         of the stored state, "float64" or "float32"
 
     Sequential: equal to learning one by one whatever the cuts. Scale numeric columns first (StandardScaler).
-    With base_rate=False, intercept_lr=0.01 and no half-life it equals River's LogisticRegression.
+    With base_rate=False, intercept_lr=0.01 and no half-life it equals River's LogisticRegression; with class_weight
+    the one with losses.Log(weight_pos, weight_neg).
     """
 
     quick: ClassVar[bool] = True
     task: ClassVar[str] = "binary"
-    instead: ClassVar[str] = "use LinearRegression for a regression task"
+    instead: ClassVar[str] = "use LinearRegression for a regression task, SoftmaxRegression for several classes"
 
     optimizer: Optimizer = field(default_factory=FTRL)
     _: KW_ONLY
     bits: int = 20
     base_rate: bool = True
     intercept_lr: float | None = None
+    class_weight: Mapping[bool, float] | Sequence[float] | None = None  # kept as a list
     dtype: str = "float64"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.class_weight is not None:
+            self.class_weight = class_weights("LogisticRegression(class_weight=)", self.class_weight, 2)
 
     def loss_code(self) -> int:
         return kernels.LOGISTIC
@@ -163,29 +146,39 @@ class LogisticRegression(LinearModel):
     def first_mean(self) -> tuple[float, float]:
         return 0.5, 1.0
 
+    def example_weight(self, truth: Truth) -> np.ndarray:
+        if self.class_weight is None:
+            return truth.weight
+        false, true = cast(list[float], self.class_weight)
+        return np.where(truth.y[:, 0] >= 0.5, true, false) * truth.weight
+
 
 @register
 @dataclass(eq=False)
 class LinearRegression(LinearModel):
     """Linear regression with a choice of losses.
 
-    loss  "squared": the mean; "absolute": the median; "quantile": the `quantile`; "poisson": the rate of a count,
-          exp(raw). The other settings are those of LogisticRegression, but for base_rate: the raw score starts at the
-          running mean of the labels (Poisson: its logarithm), and the first label does nothing but set it.
+    loss  "squared": the mean; "absolute": the median; "quantile": the `quantile`; "huber": squared within `delta` of
+          the label and straight beyond it, so that a wild label pulls no harder than one at delta, in between mean and
+          median; "poisson": the rate of a count, exp(raw)
+
+    The other settings are those of LogisticRegression, but for base_rate: the raw score starts at the running mean of
+    the labels (Poisson: its logarithm), and the first label does nothing but set it.
 
     Weights move in the unit of the label: with losses other than Poisson, give labels of a very large or small scale a
     matching step size, or scale them. With base_rate=False, intercept_lr=0.01 and no half-life it equals River's
-    LinearRegression with optim.losses.Squared, Absolute, Quantile or Poisson.
+    LinearRegression with optim.losses.Squared, Absolute, Quantile, Huber (its epsilon is delta) or Poisson.
     """
 
     quick: ClassVar[bool] = True
     task: ClassVar[str] = "regression"
-    instead: ClassVar[str] = "use LogisticRegression for a binary task"
+    instead: ClassVar[str] = "use LogisticRegression for a binary task, SoftmaxRegression for several classes"
 
     optimizer: Optimizer = field(default_factory=FTRL)
     _: KW_ONLY
     loss: str = "squared"
     quantile: float = 0.5
+    delta: float = 1.0
     bits: int = 20
     base_rate: bool = True
     intercept_lr: float | None = None
@@ -196,12 +189,13 @@ class LinearRegression(LinearModel):
         if self.loss not in LOSSES:
             raise DeclarationError(f"LinearRegression(loss=): expected one of {', '.join(LOSSES)}, got {self.loss!r}")
         check_number("LinearRegression(quantile=)", self.quantile, 0.0, above=True, high=1.0)
+        check_number("LinearRegression(delta=)", self.delta, 0.0, above=True)
 
     def loss_code(self) -> int:
         return LOSSES[self.loss]
 
-    def loss_quantile(self) -> float:
-        return float(self.quantile)
+    def loss_parameter(self) -> float:
+        return float(self.delta if self.loss == "huber" else self.quantile)
 
     def first_mean(self) -> tuple[float, float]:
         return (1.0, 0.0) if self.loss == "poisson" else (0.0, 0.0)

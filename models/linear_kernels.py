@@ -19,7 +19,7 @@ from numpy import ndarray
 from .prefetch import AHEAD, prefetch
 
 SGD, ADAGRAD, FTRL = 0, 1, 2
-LOGISTIC, SQUARED, ABSOLUTE, QUANTILE, POISSON = 0, 1, 2, 3, 4
+LOGISTIC, SQUARED, ABSOLUTE, QUANTILE, POISSON, HUBER = 0, 1, 2, 3, 4, 5
 
 Settings = tuple[float, float, float, float]  # lr or alpha, eps or beta, l1, l2
 Slot = int | np.intp
@@ -101,15 +101,17 @@ def value_of(loss: int, raw: float) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def slope_of(loss: int, raw: float, y: float, quantile: float) -> float:
-    """Derivative of the loss by the raw score; at a kink as River has it."""
+def slope_of(loss: int, raw: float, y: float, parameter: float) -> float:
+    """Derivative of the loss by the raw score, at a kink as River has it; parameter: the quantile, or Huber's delta."""
     value = value_of(loss, raw)
     if loss == SQUARED:
         return 2.0 * (value - y)
     if loss == ABSOLUTE:
         return 1.0 if value > y else -1.0
     if loss == QUANTILE:
-        return (1.0 if y < value else 0.0) - quantile
+        return (1.0 if y < value else 0.0) - parameter
+    if loss == HUBER:
+        return min(max(value - y, -parameter), parameter)
     return value - y
 
 
@@ -146,7 +148,7 @@ def predict_rows(
 @njit(cache=True, nogil=True, error_model="numpy")
 def learn_rows(
     before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray,
-    kind: int, bias_kind: int, loss: int, quantile: float, settings: Settings, bias_lr: float,
+    kind: int, bias_kind: int, loss: int, parameter: float, settings: Settings, bias_lr: float,
     base_rate: bool, shift: np.uint64, columns: ndarray, missing: ndarray, table: ndarray, used: ndarray,
     touched: ndarray, bias: ndarray, base_mean: ndarray, base_count: ndarray,
     weights: ndarray, slots: ndarray, out: ndarray,
@@ -157,7 +159,7 @@ def learn_rows(
     categories       uint64  (B, K)  0: missing, adds nothing
     y, weight        float32 (B, 1), (B,)  a row where either is not finite is predicted and not learned
     kind, bias_kind  which optimizer moves the weights and the bias (constants above); the bias has no l1 and l2
-    loss, quantile   which loss (constants above); its quantile in (0, 1)
+    loss, parameter  which loss (constants above); its quantile in (0, 1), or the delta of Huber
     settings         lr or alpha, eps or beta, l1, l2; bias_lr is the lr of the bias
     base_rate        whether the raw score starts at the running mean of the labels
     shift            uint64, 64 - bits
@@ -207,7 +209,7 @@ def learn_rows(
         # The first label of a regression only sets the base: a step as long as its distance from zero would be learned
         # as evidence that the weights move in such steps.
         if not base_rate or base_count[0] > 0.0:
-            slope = min(max(slope_of(loss, raw, t, quantile) * v, -LARGEST_SLOPE), LARGEST_SLOPE)
+            slope = min(max(slope_of(loss, raw, t, parameter) * v, -LARGEST_SLOPE), LARGEST_SLOPE)
             step(bias_kind, bias, 0, b, slope, bias_lr, inverse, beta, 0.0)
             for j in range(N):
                 x = np.float64(numeric[i, j])

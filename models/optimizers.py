@@ -9,6 +9,8 @@ from . import linear_kernels as kernels
 from .base import Configured, check_number, register
 from .durations import parse_duration
 
+SOFTEST = 1e-30  # of FTRL's beta: with none at all, z / 0 is infinite where g^2 is too small to be stored
+
 
 class Optimizer(Configured):
     """What the optimizers share: frozen dataclasses that check their settings."""
@@ -103,4 +105,4 @@ class FTRL(Optimizer):
     half_life: str | None = "30d"
 
     def settings(self) -> tuple[float, float, float, float]:
-        return self.alpha, self.beta, self.l1, self.l2
+        return self.alpha, max(self.beta, SOFTEST), self.l1, self.l2

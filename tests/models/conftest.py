@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from headrace.errors import DeclarationError
 from headrace.models import Chain, Rows, Spec, Truth, allocate, allocate_touched, as_chain
+
+TASKS = {"binary": 1, "multiclass": 3, "regression": 1}  # and their outputs
 
 
 class Bound(NamedTuple):
@@ -33,12 +36,16 @@ class Stream(NamedTuple):
 
 @pytest.fixture(scope="session")
 def bind() -> Callable[..., Bound]:
-    """bind(model, numeric=3, categories=2): the model as a chain, bound to fresh arrays."""
+    """bind(model, numeric=3, categories=2, task="", outputs=0): the model as a chain, bound to fresh arrays.
 
-    def bind(model: Any, numeric: int = 3, categories: int = 2) -> Bound:
+    Where the task is not given, it is the first of TASKS that the model learns.
+    """
+
+    def bind(model: Any, numeric: int = 3, categories: int = 2, task: Any = "", outputs: int = 0) -> Bound:
         chain = as_chain(model)
-        task = "regression" if "LinearRegression" in repr(model) else "binary"
-        spec = Spec(tuple(f"n{j}" for j in range(numeric)), tuple(f"c{k}" for k in range(categories)), task, 1)
+        names = tuple(f"n{j}" for j in range(numeric)), tuple(f"c{k}" for k in range(categories))
+        task = task or next(task for task in TASKS if _learns(chain, Spec(*names, task, TASKS[task])))
+        spec = Spec(*names, task, outputs or TASKS[task])
         layout = chain.layout(spec)
         state, touched = allocate(layout), allocate_touched(layout)
         chain.bind(spec, state, touched)
@@ -47,9 +54,16 @@ def bind() -> Callable[..., Bound]:
     return bind
 
 
+def _learns(chain: Chain, spec: Spec) -> bool:
+    try:
+        return bool(chain.layout(spec))
+    except DeclarationError:
+        return False
+
+
 @pytest.fixture(scope="session")
 def stream() -> Callable[..., Stream]:
-    """stream(rows, seed, labels="binary"|"value"|"count"): rows with missing values whose labels can be learned."""
+    """stream(rows, seed, labels="binary"|"classes"|"value"|"count"): rows with missing values whose labels can be learned."""
 
     def stream(rows: int, seed: int = 0, labels: str = "binary", numeric: int = 3, categories: int = 2) -> Stream:
         rng = np.random.default_rng(seed)
@@ -65,6 +79,7 @@ def stream() -> Callable[..., Stream]:
         c[rng.random(c.shape) < 0.1] = 0
         y = {
             "binary": lambda: rng.random(rows) < 1 / (1 + np.exp(-score)),
+            "classes": lambda: np.digitize(score + rng.normal(size=rows), (-1.0, 1.0)),
             "value": lambda: 5 + 2 * score + rng.normal(size=rows),
             "count": lambda: rng.poisson(np.exp(np.clip(0.3 * score, -3, 2))),
         }[labels]()

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from river import linear_model, optim, preprocessing
+from river import datasets, evaluate, linear_model, metrics, optim, preprocessing
 
-from headrace.models import FTRL, SGD, AdaGrad, LinearRegression, LogisticRegression, StandardScaler
+from headrace.models import FTRL, SGD, AdaGrad, LinearRegression, LogisticRegression, Rows, StandardScaler, Truth
 from headrace.models.linear import LOSSES as CODES
 from headrace.models.linear_kernels import LOGISTIC, slope_of, slot_of
 
@@ -17,6 +17,7 @@ LOSSES = {
     "squared": ("value", optim.losses.Squared()),
     "absolute": ("value", optim.losses.Absolute()),
     "quantile": ("value", optim.losses.Quantile(0.8)),
+    "huber": ("value", optim.losses.Huber(0.8)),
     "poisson": ("count", optim.losses.Poisson()),
 }
 OPTIMIZERS = {
@@ -31,7 +32,7 @@ def learner(loss, optimizer, **settings):
     settings = {"bits": 12, "base_rate": False} | settings
     if loss == "log":
         return LogisticRegression(optimizer, **settings)
-    return LinearRegression(optimizer, loss=loss, quantile=0.8, **settings)
+    return LinearRegression(optimizer, loss=loss, quantile=0.8, delta=0.8, **settings)
 
 
 def as_dicts(x, i):
@@ -99,6 +100,59 @@ def test_learner_without_scaler_equals_river(bind, stream):
     np.testing.assert_allclose(out[:, 0], list(river_predictions(river, None, x, truth)), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("data", "lr", "accuracy"),
+    [
+        (datasets.Bananas, 0.005, 0.5432),
+        (datasets.Phishing, 0.005, 0.8872),
+        (datasets.Bananas, 0.01, 0.5372),  # River's defaults
+        (datasets.Phishing, 0.01, 0.8928),
+    ],
+)
+def test_equals_river_on_its_own_data(data, lr, accuracy, bind):
+    rows = [row for row, _ in data()]
+    x = np.array([[row[name] for name in rows[0]] for row in rows], np.float32)
+    y = np.array([label for _, label in data()], np.float32).reshape(-1, 1)
+    x, truth = Rows(x, np.empty((len(y), 0), np.uint64)), Truth(y, np.ones(len(y), np.float32))
+    river = linear_model.LogisticRegression(optim.SGD(lr))
+    expected = list(river_predictions(river, preprocessing.StandardScaler(), x, truth))
+
+    learner = LogisticRegression(SGD(lr), base_rate=False, intercept_lr=0.01, bits=6)
+    bound = bind(StandardScaler(half_life=None) | learner, len(rows[0]), 0)
+    out = np.empty((len(y), 1))
+    bound.chain.test_then_learn(x, truth, out)
+
+    np.testing.assert_allclose(out[:, 0], expected, rtol=1e-9, atol=1e-9)
+    assert np.mean((out > 0.5) == y) == pytest.approx(accuracy, abs=5e-5)
+    whole = preprocessing.StandardScaler() | linear_model.LogisticRegression(optim.SGD(lr))
+    metric = evaluate.progressive_val_score(data(), whole, metrics.Accuracy())
+    assert metric.get() == pytest.approx(accuracy, abs=5e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad_l2"])
+def test_class_weights_equal_those_of_rivers_loss(optimizer, bind, stream):
+    ours, river_optimizer, l2 = OPTIMIZERS[optimizer]
+    x, truth = stream(ROWS, 7)
+    loss = optim.losses.Log(weight_pos=3.3, weight_neg=0.4)
+    river = linear_model.LogisticRegression(river_optimizer(), loss=loss, l2=l2, intercept_lr=0.01)
+    expected = list(river_predictions(river, preprocessing.StandardScaler(), x, truth))
+    for class_weight in ({True: 3.3, False: 0.4}, [0.4, 3.3]):
+        bound = bind(
+            StandardScaler(half_life=None) | learner("log", ours, intercept_lr=0.01, class_weight=class_weight)
+        )
+        out = np.empty((ROWS, 1))
+        bound.chain.test_then_learn(x, truth, out)
+        np.testing.assert_allclose(out[:, 0], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_class_weights_are_weights_of_the_examples(bind, stream):
+    x, truth = stream(ROWS, 8)
+    bounds = [bind(LogisticRegression(FTRL(), class_weight=weight, bits=12)) for weight in ({True: 4.0}, None)]
+    bounds[0].chain.learn(x, truth)
+    bounds[1].chain.learn(x, Truth(truth.y, np.where(truth.y[:, 0] == 1, 4, 1).astype(np.float32) * truth.weight))
+    assert bounds[0].bits() == bounds[1].bits()
+
+
 @pytest.mark.parametrize("optimizer", [SGD(0.02), AdaGrad(0.1), FTRL(0.1, l1=0.5)])
 @pytest.mark.parametrize(("loss", "labels"), [("log", "binary"), ("squared", "value"), ("poisson", "count")])
 def test_float32_state_ends_with_the_loss_of_float64(loss, labels, optimizer, bind, stream):
@@ -117,8 +171,8 @@ def test_float32_state_ends_with_the_loss_of_float64(loss, labels, optimizer, bi
 class Twin:
     """A linear model of dictionaries, one coordinate after another; rows are {name: value}."""
 
-    def __init__(self, optimizer, loss, base_rate, quantile=0.8):
-        self.optimizer, self.loss, self.base_rate, self.quantile = optimizer, loss, base_rate, quantile
+    def __init__(self, optimizer, loss, base_rate, parameter=0.8):
+        self.optimizer, self.loss, self.base_rate, self.parameter = optimizer, loss, base_rate, parameter
         self.z, self.n = {}, {}
         self.mean, self.count = {"log": (0.5, 1.0), "poisson": (1.0, 0.0)}.get(loss, (0.0, 0.0))
 
@@ -159,7 +213,8 @@ class Twin:
             slope = {
                 "squared": 2 * (p - y),
                 "absolute": 1.0 if p > y else -1.0,
-                "quantile": float(y < p) - self.quantile,
+                "quantile": float(y < p) - self.parameter,
+                "huber": min(max(p - y, -self.parameter), self.parameter),
             }.get(self.loss, p - y) * weight
             for name, v in [*row.items(), ("bias", 1.0)]:
                 self.step(name, slope * v)

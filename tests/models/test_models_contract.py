@@ -20,7 +20,10 @@ from headrace.models import (
     Chain,
     LinearRegression,
     LogisticRegression,
+    PAClassifier,
+    PARegressor,
     Rows,
+    SoftmaxRegression,
     Spec,
     StandardScaler,
     Truth,
@@ -38,13 +41,43 @@ MODELS = {
     "squared": lambda: StandardScaler(clip=5.0) | LinearRegression(FTRL(), **SMALL),
     "quantile": lambda: StandardScaler() | LinearRegression(AdaGrad(), loss="quantile", quantile=0.9, **SMALL),
     "poisson": lambda: StandardScaler() | StandardScaler() | LinearRegression(FTRL(0.05), loss="poisson", **SMALL),
+    "huber": lambda: StandardScaler() | LinearRegression(FTRL(), loss="huber", delta=2.0, **SMALL),
+    "weighted": lambda: StandardScaler() | LogisticRegression(FTRL(), class_weight={True: 1.5}, **SMALL),
+    "softmax": lambda: StandardScaler() | SoftmaxRegression(FTRL(0.2, l1=0.5, l2=0.1), **SMALL),
+    "softmax_weighted": lambda: StandardScaler() | SoftmaxRegression(AdaGrad(0.1), class_weight=[1, 1.5, 1], **SMALL),
+    "passive_aggressive": lambda: StandardScaler(half_life=None) | PAClassifier(0.01, **SMALL),
+    "passive_aggressive_value": lambda: StandardScaler(half_life=None) | PARegressor(0.1, mode=2, **SMALL),
 }
 BARE = {
     "bare_ftrl": lambda: LogisticRegression(FTRL(), dtype="float32", **SMALL),
+    "bare_ftrl_of_no_beta": lambda: LogisticRegression(FTRL(beta=0.0), dtype="float32", **SMALL),
     "bare_adagrad": lambda: LinearRegression(AdaGrad(), dtype="float32", **SMALL),
     "bare_sgd": lambda: LinearRegression(SGD(1.0), loss="poisson", dtype="float32", **SMALL),
+    "bare_huber": lambda: LinearRegression(SGD(1.0), loss="huber", delta=1e30, dtype="float32", **SMALL),
+    "bare_softmax": lambda: SoftmaxRegression(SGD(1.0), dtype="float32", **SMALL),
+    "bare_softmax_ftrl": lambda: SoftmaxRegression(
+        FTRL(beta=0.0), class_weight=[1e30, 0.0, 1e-30], dtype="float32", **SMALL
+    ),
+    "bare_passive_aggressive": lambda: PAClassifier(1e300, dtype="float32", **SMALL),
+    "bare_passive_aggressive_value": lambda: PARegressor(1e300, mode=2, eps=0.0, dtype="float32", **SMALL),
 }
-LABELS = {"bare_adagrad": "value", "bare_sgd": "count", "squared": "value", "quantile": "value", "poisson": "count"}
+LABELS = {  # of the streams they learn; the others are binary
+    "squared": "value",
+    "quantile": "value",
+    "poisson": "count",
+    "huber": "value",
+    "softmax": "classes",
+    "softmax_weighted": "classes",
+    "passive_aggressive_value": "value",
+    "bare_adagrad": "value",
+    "bare_sgd": "count",
+    "bare_huber": "value",
+    "bare_softmax": "classes",
+    "bare_softmax_ftrl": "classes",
+    "bare_passive_aggressive_value": "value",
+}
+FORGETS_NOTHING = ("sgd", "passive_aggressive", "passive_aggressive_value")
+NASTY_LABELS = {"binary": [0, 1], "classes": [0, 1, 2, 3, -1, 3e38, np.nan, np.inf]}
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -66,7 +99,7 @@ def examples(stream):
 
 def run(bound, method, part):
     """Call one method on a piece of a stream; what it predicted."""
-    out = np.full((len(part.truth.y), 1), np.nan, np.float32)
+    out = np.full((len(part.truth.y), bound.spec.outputs), np.nan, np.float32)
     if method == "learn":
         bound.chain.learn(part.x, part.truth)
     elif method == "test_then_learn":
@@ -100,8 +133,8 @@ def test_row_is_predicted_before_it_is_learned(fresh, examples, name):
     out = run(whole, "test_then_learn", part)
     for i in range(40):
         one = part.piece(i, i + 1)
-        assert run(by_row, "predict", one)[0] == out[i]
-        assert run(by_row, "predict_then_observe", one)[0] == out[i]
+        assert (run(by_row, "predict", one)[0] == out[i]).all()
+        assert (run(by_row, "predict_then_observe", one)[0] == out[i]).all()
         run(by_row, "learn", one)
     assert whole.bits() == by_row.bits()
 
@@ -129,9 +162,13 @@ def test_same_stream_gives_same_bits(fresh, examples, name):
 @every_model
 def test_loss_falls_with_the_stream(fresh, stream, name):
     _, truth = part = stream(8000, 1, LABELS.get(name, "binary"))
-    out = run(fresh(name), "test_then_learn", part)[:, 0].astype(np.float64)
+    outs = run(fresh(name), "test_then_learn", part).astype(np.float64)
+    out = outs[:, 0]
     y = truth.y[:, 0].astype(np.float64)
-    if name in LABELS:
+    if LABELS.get(name) == "classes":
+        loss = -np.log(np.clip(np.take_along_axis(outs, truth.y.astype(int), 1)[:, 0], 1e-7, 1))
+        constant = -np.log(np.bincount(y.astype(int)) / 8000)[y.astype(int)]
+    elif name in LABELS:
         start = np.full(8000, y[:500].mean())
         weight = np.where(y > out, 0.9, 0.1) if name == "quantile" else 1.0
         start_weight = np.where(y > start, 0.9, 0.1) if name == "quantile" else 1.0
@@ -175,8 +212,8 @@ def test_forgetting_keeps_what_is_predicted_and_quickens_what_comes(fresh, examp
     np.testing.assert_allclose(after, before, rtol=1e-5)
     new = examples(name, 50, seed=99)
     moved = [np.abs(run_and_predict(bound, new, part) - before).mean() for bound in (keeping, forgetting)]
-    assert forgetting.chain.decays() or name == "sgd"
-    if name != "sgd":
+    assert bool(forgetting.chain.decays()) == (name not in FORGETS_NOTHING)
+    if name not in FORGETS_NOTHING:
         assert moved[1] > 1.2 * moved[0]
 
 
@@ -202,21 +239,21 @@ def test_no_rows_are_fine(fresh, examples, name):
     bound, none = fresh(name), examples(name, 0)
     bits = bound.bits()
     for method in ("predict", "predict_then_observe", "learn", "test_then_learn"):
-        assert run(bound, method, none).shape == (0, 1)
+        assert run(bound, method, none).shape == (0, bound.spec.outputs)
     assert bound.bits() == bits
 
 
 @pytest.mark.parametrize("name", MODELS | BARE)
 def test_finite_input_never_makes_a_prediction_or_a_state_that_is_not(fresh, name):
-    bound = fresh(name)
+    bound, labels = fresh(name), LABELS.get(name, "binary")
     rng = np.random.default_rng(0)
     for _ in range(30):
         numeric = rng.choice(np.float32([0, 1, -1, 3e38, -3e38, 1e-38, 1e-45, np.nan, np.inf]), (20, 3))
         hashes = rng.choice(np.array([0, 1, 2**64 - 1], np.uint64), (20, 2))
-        y = rng.choice(np.float32([0, 1] if name not in LABELS else [0, 3e38, -3e38, np.nan, np.inf]), (20, 1))
+        y = rng.choice(np.float32(NASTY_LABELS.get(labels, [0, 3e38, -3e38, np.nan, np.inf])), (20, 1))
         weight = rng.choice(np.float32([1, -1, 0, 1e30, np.nan]), 20)
         x, truth = Rows(numeric, hashes), Truth(y, weight)
-        out = np.empty((20, 1), np.float32)
+        out = np.empty((20, bound.spec.outputs), np.float32)
         bound.chain.test_then_learn(x, truth, out)
         assert np.isfinite(out).all()
         bound.chain.learn(x, truth)
@@ -271,7 +308,7 @@ def test_cold_model_predicts_the_running_base_rate(bind):
     np.testing.assert_allclose(out[:, 0], (np.cumsum(y) - y + 0.5) / (seen + 1), rtol=1e-4)
 
 
-@pytest.mark.parametrize(("loss", "first"), [("squared", 0.0), ("absolute", 0.0), ("poisson", 1.0)])
+@pytest.mark.parametrize(("loss", "first"), [("squared", 0.0), ("absolute", 0.0), ("huber", 0.0), ("poisson", 1.0)])
 def test_first_label_of_a_regression_sets_its_base_and_no_weight(bind, loss, first):
     bound = bind(LinearRegression(FTRL(), loss=loss, bits=6), 1, 1)
     x = Rows(np.ones((2, 1), np.float32), np.ones((2, 1), np.uint64))
@@ -352,7 +389,19 @@ def test_configuration_that_is_not_known_is_refused(config, match):
         (lambda: LogisticRegression(0.1), "expected an optimizer"),
         (lambda: LogisticRegression(bits=3), r"LogisticRegression\(bits=\)"),
         (lambda: LogisticRegression(dtype="float16"), r"dtype="),
-        (lambda: LinearRegression(loss="hinge"), "squared, absolute, quantile, poisson.*'hinge'"),
+        (lambda: LinearRegression(loss="hinge"), "squared, absolute, quantile, huber, poisson.*'hinge'"),
+        (lambda: LinearRegression(delta=0), r"LinearRegression\(delta=\).*above 0"),
+        (lambda: LogisticRegression(class_weight={"true": 2}), r"class_weight=\).*\{False: 1.0, True: 5.0\}.*'true'"),
+        (lambda: LogisticRegression(class_weight=[1.0]), r"class_weight=\)"),
+        (lambda: LogisticRegression(class_weight=[1.0, -1.0]), r"class_weight=\).*at least 0, got -1.0"),
+        (lambda: SoftmaxRegression(class_weight=5.0), r"SoftmaxRegression\(class_weight=\).*each class.*5.0"),
+        (lambda: SoftmaxRegression(class_weight={False: 1.0}), r"SoftmaxRegression\(class_weight=\)"),
+        (lambda: SoftmaxRegression("sgd"), "expected an optimizer.*'sgd'"),
+        (lambda: SoftmaxRegression(bits=3), r"SoftmaxRegression\(bits=\)"),
+        (lambda: PAClassifier(C=0), r"PAClassifier\(C=\).*above 0"),
+        (lambda: PAClassifier(mode=3), r"PAClassifier\(mode=\).*PA-II.*got 3"),
+        (lambda: PARegressor(eps=-1), r"PARegressor\(eps=\)"),
+        (lambda: PARegressor(dtype="int8"), r"PARegressor\(dtype=\)"),
         (lambda: LinearRegression(quantile=1.5), r"quantile=\).*at most 1"),
         (lambda: LinearRegression(intercept_lr=-1), r"intercept_lr="),
         (lambda: LogisticRegression() | StandardScaler(), "only the last part"),
@@ -370,6 +419,10 @@ def test_a_model_declared_wrongly_says_what_to_write(make, match):
     [
         (LogisticRegression(), "regression", "binary.*a regression task.*use LinearRegression"),
         (LinearRegression(), "binary", "regression.*a binary task.*use LogisticRegression"),
+        (SoftmaxRegression(), "binary", "multiclass.*two outputs or more.*a binary task.*use LogisticRegression"),
+        (SoftmaxRegression(), "multiclass", "multiclass.*two outputs or more.*with 1 output"),
+        (PAClassifier(), "regression", "binary.*a regression task.*use PARegressor"),
+        (PARegressor(), "multiclass", "regression.*a multiclass task.*SoftmaxRegression"),
         (LogisticRegression(), None, "no labels"),
         (StandardScaler(), "binary", "ends without a learner"),
     ],
@@ -465,24 +518,30 @@ for task, model in (
     ("binary", StandardScaler() | LogisticRegression(FTRL(0.2, l1=0.1), bits=6)),
     ("binary", StandardScaler() | LogisticRegression(AdaGrad(0.2, l2=0.1), bits=6, base_rate=False)),
     ("regression", LinearRegression(SGD(0.01), loss="poisson", bits=6)),
+    ("regression", LinearRegression(SGD(0.01), loss="huber", bits=6)),
+    ("multiclass", StandardScaler() | SoftmaxRegression(FTRL(0.2, l1=0.1), bits=6)),
+    ("multiclass", SoftmaxRegression(AdaGrad(0.2, l2=0.1), bits=6, base_rate=False)),
+    ("binary", PAClassifier(0.1, bits=6)),
+    ("regression", PARegressor(0.1, mode=2, bits=6)),
 ):
-    spec = Spec(("a", "b"), ("c",), task, 1)
+    outputs = 3 if task == "multiclass" else 1
+    spec = Spec(("a", "b"), ("c",), task, outputs)
     layout = model.layout(spec) if isinstance(model, Chain) else as_chain(model).layout(spec)
     chain, state = as_chain(model), allocate(layout)
     chain.bind(spec, state, allocate_touched(layout))
-    metrics = Metrics(task)
+    metrics = Metrics("binary" if task == "multiclass" else task)
     counts = allocate(metrics.layout())
     metrics.bind(counts)
     x = Rows(rng.normal(size=(40, 2)).astype("f4"), rng.integers(0, 5, (40, 1), dtype=np.uint64))
     x.numeric[::9] = np.nan
     truth = Truth((rng.random((40, 1)) < 0.4).astype("f4"), np.ones(40, "f4"))
-    out = np.empty((40, 1))
+    out = np.empty((40, outputs))
     chain.test_then_learn(x, truth, out)
     for _, decay in chain.decays():
         decay(0.9)
     chain.predict_then_observe(x, out)
     chain.learn(x, truth)
-    metrics.update(truth.y, out)
+    metrics.update(truth.y, out[:, :1].copy())
     for array in (*state.values(), *counts.values(), out):
         print(*(float(v).hex() for v in array.ravel() if v))
 """
