@@ -14,6 +14,7 @@ from .base import (
     allocate_touched,
     build,
 )
+from .baselines import NoChange, Prior, RunningMean
 from .chain import Chain, as_chain
 from .linear import LinearRegression, LogisticRegression
 from .metrics import Metrics
@@ -31,8 +32,11 @@ __all__ = [
     "LinearRegression",
     "LogisticRegression",
     "Metrics",
+    "NoChange",
     "Opaque",
+    "Prior",
     "Rows",
+    "RunningMean",
     "Spec",
     "StandardScaler",
     "Stateful",
