@@ -134,7 +134,7 @@ def test_report_shows_each_figure_beside_its_baselines(frames):
     with console.capture() as printed:
         console.print(report(at_once(BySite()).evaluate(frames[0])))
     lines = printed.get().splitlines()
-    assert [line.split("  ")[-1].strip() for line in lines if "class" in line or "before" in line] == [
+    assert [line.strip().split("  ")[-1].strip() for line in lines if "class" in line or "before" in line] == [
         "the share of each class, known in hindsight", "the share of each class so far",
         "always the most frequent class, known in hindsight", "the label before",
     ]  # fmt: skip
@@ -172,12 +172,15 @@ def test_snapshot_is_served_and_gone_on_from(frames, redis_url, unique):
     pipeline = later(BySite(), name=unique)
     engine = Engine(pipeline)
     engine.own(0)
+    labels = 0
     for first in range(0, 1_000, 100):
         out = feed(engine, visits, first, 100)
         assert out.shape == (100, 3)
         np.testing.assert_allclose(out.sum(1), 1, rtol=1e-6)
-        feed(engine, choices, first // 2, 50, "labels")
-    arrays, meta = pack(Standing(engine, Position({("events", 0): 1_000, ("labels", 0): 500}, 0, 0)))
+        due = int((choices["time"] < T0 + first + 100).sum())
+        feed(engine, choices, labels, due - labels, "labels")
+        labels = due
+    arrays, meta = pack(Standing(engine, Position({("events", 0): 1_000, ("labels", 0): labels}, 0, 0)))
     store = SnapshotStore(redis_url, unique)
     store.publish(arrays, meta, 1, NAN_ALLOWED)
     assert store.load_newest_whole().arrays["partition/0/pending/prediction"].shape[1] == 3
@@ -191,7 +194,7 @@ def test_snapshot_is_served_and_gone_on_from(frames, redis_url, unique):
     out = feed(engine, visits, 1_000, 40)
     assert served.tobytes() == out.tobytes() == feed(other, visits, 1_000, 40).tobytes()
     for one in (engine, other):
-        feed(one, choices, 500, 400, "labels")
+        feed(one, choices, labels, 400, "labels")
         one.finish()
     assert engine.results() == other.results()
 
@@ -230,7 +233,7 @@ def test_worker_writes_the_probability_of_each_class_also_after_it_was_killed(op
         for record in records:
             told = msgspec.json.decode(record.value)
             assert b'"prediction":%b,"model":' % msgspec.json.encode(expected[told["source"]]) in record.value
-    assert len({tuple(one.values()) for one in expected.values()}) > 100
+    assert len({tuple(one.values()) for one in expected.values()}) > 10
     snapshot = shop.snapshot()
     arrays, _ = pack(Standing(engine))
     assert arrays.keys() == snapshot.arrays.keys()
