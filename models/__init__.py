@@ -14,6 +14,7 @@ from .base import (
     allocate_touched,
     build,
 )
+from .baselines import NoChange, Prior, RunningMean
 from .chain import Chain, as_chain
 from .linear import LinearRegression, LogisticRegression
 from .metrics import Metrics
@@ -33,11 +34,14 @@ __all__ = [
     "LinearRegression",
     "LogisticRegression",
     "Metrics",
+    "NoChange",
     "Opaque",
     "PAClassifier",
     "PARegressor",
     "Rows",
     "SoftmaxRegression",
+    "Prior",
+    "RunningMean",
     "Spec",
     "StandardScaler",
     "Stateful",

@@ -21,7 +21,10 @@ from ..errors import Unreachable
 
 READ_SECONDS = 120.0
 LATE_MINUTES = 15.0
-TOLERANCE = {"log_loss": 1e-6, "log_loss_constant": 1e-6, "accuracy": 1e-9, "accuracy_majority": 1e-9, "auc": 1e-3}
+TOLERANCE = {
+    "log_loss": 1e-6, "log_loss_constant": 1e-6, "log_loss_prior": 1e-6, "accuracy": 1e-9, "accuracy_majority": 1e-9,
+    "auc": 1e-3,
+}  # fmt: skip
 NEVER = 2.0**-24  # probabilities are held within [NEVER, 1 - NEVER], as the worker's own loss does
 
 
@@ -133,7 +136,8 @@ class Watcher(threading.Thread):
 class Outcome:
     """The predictions of the demo beside what really happened.
 
-    joined  a row for each prediction whose flight arrived: time (of departure, seconds), prediction, late, loss
+    joined  a row for each prediction whose flight arrived: time (of departure, seconds), prediction, late, loss,
+            landed (which arrival it was, in their order)
     """
 
     predictions: int
@@ -144,18 +148,22 @@ class Outcome:
     events_per_second: float | None  # None: all came at once
 
     def figures(self) -> dict[str, float]:
-        """Each figure beside its baseline: the best constant and the majority, both known in hindsight.
+        """Each figure beside its baselines: the best constant and the majority, known in hindsight, and what could have
+        been said: the share of late flights so far, and what the flight was that landed before.
 
         The AUC is exact; the worker's is taken in bins.
         """
         late, p = self.joined["late"].to_numpy(), self.joined["prediction"].to_numpy()
+        landed = self.joined.sort("landed")["late"].to_numpy()
         rate = float(late.mean())
         return {
             "log_loss": float(self.joined["loss"].mean()),  # type: ignore[arg-type]
             "log_loss_constant": float(np.mean(constant_loss(late, rate))),
+            "log_loss_prior": float(np.mean(prior_loss(landed))),
             "auc": area_under_curve(late, p),
             "accuracy": float(np.mean((p >= 0.5) == late)),
             "accuracy_majority": max(rate, 1.0 - rate),
+            "accuracy_no_change": float(np.mean(landed[1:] == landed[:-1])) if len(landed) > 1 else math.nan,
             "late_share": rate,
         }
 
@@ -164,7 +172,7 @@ def join_with_arrivals(read: Read, departures: pl.DataFrame, arrivals: pl.DataFr
     """Join predictions with the arrivals of their flights."""
     made = read.predictions()
     known = made.join(departures.select("flight", "time"), on="flight", how="inner")
-    truth = arrivals.select("flight", late=pl.col("arr_delay") > LATE_MINUTES)
+    truth = arrivals.select("flight", late=pl.col("arr_delay") > LATE_MINUTES).with_row_index("landed")
     joined = known.unique("flight", keep="first").join(truth, on="flight", how="inner").sort("time", "flight")
     p = pl.col("prediction").clip(NEVER, 1 - NEVER)
     loss = -pl.when("late").then(p.log()).otherwise((-p).log1p())
@@ -177,7 +185,7 @@ def join_with_arrivals(read: Read, departures: pl.DataFrame, arrivals: pl.DataFr
         predictions=len(made),
         repeated=len(made) - made["source"].n_unique(),
         strangers=len(made) - len(known),
-        joined=joined.select("time", "prediction", "late", loss=loss),
+        joined=joined.select("time", "prediction", "late", "landed", loss=loss),
         seconds=seconds,
         events_per_second=rate,
     )
@@ -187,6 +195,14 @@ def constant_loss(late: np.ndarray, rate: float) -> np.ndarray:
     """The log loss, label by label, of saying `rate` each time."""
     rate = min(max(rate, NEVER), 1 - NEVER)
     return np.where(late, -math.log(rate), -math.log1p(-rate))
+
+
+def prior_loss(late: np.ndarray) -> np.ndarray:
+    """The log loss, label by label, of saying the share of late flights so far, with half a flight of each kind before
+    the first."""
+    seen = np.arange(len(late))
+    rate = (np.cumsum(late) - late + 0.5) / (seen + 1)
+    return -np.log(np.where(late, rate, 1 - rate))
 
 
 def area_under_curve(late: np.ndarray, prediction: np.ndarray) -> float:

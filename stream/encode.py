@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from ..connectors.record_table import headers_of
 from ..connectors.transactions import Output
@@ -23,6 +25,7 @@ class Served(NamedTuple):
     model: str
     version: int  # of the last published snapshot, 0: none yet
     age_seconds: float | None  # wall time since the last example was learned; None: none yet
+    classes: tuple[str, ...] = ()  # of a multiclass task, in the order of the model's outputs
 
 
 def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list[Output]:
@@ -31,8 +34,10 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
     Headers are those of the event's record where the batch has them; otherwise there are none.
     Record by record; `fast_encode.prediction_rows` gives the same, many at once.
 
-    {"key": the event's key, "prediction": P(true) or the value, "model", "version", "age_seconds",
+    {"key": the event's key, "prediction": P(true), the value or {class: P}, "model", "version", "age_seconds",
      "time": the event's time in seconds since the epoch, "source": "topic-partition-offset"}
+
+    Raises ValueError when there is not one output for each class.
     """
     batch, lo, hi = predicted.batch, predicted.lo, predicted.hi
     if lo == hi:
@@ -42,7 +47,7 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
         batch.record_keys.take(slice(lo, hi)),
         [()] * (hi - lo) if batch.headers is None else list(map(headers_of, batch.headers.take(slice(lo, hi)))),
         [key or b"null" for key in batch.keys.take(slice(lo, hi))],
-        _numbers([float(str(p)) for p in predicted.out[:, 0]]),  # as few digits as tell the float32
+        _outputs(predicted.out, served.classes),
         _numbers((batch.time[lo:hi] / 1e6).tolist()),
         _numbers(batch.offset[lo:hi].tolist()),
         strict=True,
@@ -51,6 +56,24 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
         (record_key, b'{"key":%b,"prediction":%b%b%b%b%b"}' % (key, p, middle, time, source, offset), headers, None)
         for record_key, headers, key, p, time, offset in values
     ]
+
+
+def _outputs(out: NDArray[np.float32], classes: tuple[str, ...]) -> list[bytes]:
+    """The JSON of each row of outputs, (B, O): the first, or one for each class."""
+    check_outputs(out, classes)
+    count = len(classes) or 1
+    numbers = _numbers([float(str(p)) for p in out[:, :count].ravel()])  # as few digits as tell the float32
+    if not classes:
+        return numbers
+    names = say_classes(classes)
+    rows = [numbers[at : at + count] for at in range(0, len(numbers), count)]
+    return [b"".join(name + p for name, p in zip(names, row, strict=True)) + b"}" for row in rows]
+
+
+def check_outputs(out: NDArray[np.float32], classes: tuple[str, ...]) -> None:
+    """Raise ValueError unless there is one output for each class, or there are no classes."""
+    if classes and out.shape[1] != len(classes):
+        raise ValueError(f"predictions have {out.shape[1]} outputs, and there are {len(classes)} classes")
 
 
 def _numbers(values: list[Any]) -> list[bytes]:
@@ -62,6 +85,11 @@ def say_model(served: Served) -> bytes:
     """What all prediction records of a cycle say between prediction and time."""
     age = "null" if served.age_seconds is None else f"{served.age_seconds:.3f}"
     return b',"model":%b,"version":%d,"age_seconds":%b,"time":' % (_json(served.model), served.version, age.encode())
+
+
+def say_classes(classes: tuple[str, ...]) -> list[bytes]:
+    """What the prediction of several classes says before the P of each; behind the last comes a brace."""
+    return [(b"," if at else b"{") + _json(name) + b":" for at, name in enumerate(classes)]
 
 
 def say_source(topic: str, partition: int) -> bytes:

@@ -197,7 +197,9 @@ class Engine:
             "groups": ("uint64", (len(self.label_groups),)),
         }
         self._waiting_row = row_of(self.waiting)
-        self.metrics = Metrics(self.spec.task) if labels is not None and self.spec.task is not None else None
+        self.metrics: Metrics | None = None
+        if labels is not None and self.spec.task is not None:
+            self.metrics = Metrics(self.spec.task, self.outputs)
         self._bind()
         self.partitions: dict[int, _Partition] = {}
         # What came in order but is done later, many pieces at one go; the examples are older than the events.
@@ -273,7 +275,8 @@ class Engine:
             for fold, *_ in folds
             for k in fold.layout()
         }
-        self._growing = {*self._slotted, "counters"}  # a state may hold fewer rows: keys in use, counters of before
+        # a state may hold fewer rows: keys in use, counters and sums of before
+        self._growing = {*self._slotted, "counters", "metrics/sums"} & layout.keys()
         self._derived = {f"group/{group.name}/index" for group in self.groups}  # not saved: made from the keys
         self._counters: I64 = self.arrays["counters"]
         self._clock: I64 = self.arrays["clock"]

@@ -15,11 +15,25 @@ from .engine import Engine, finite
 from .evaluate import evaluate_files
 from .load import load_pipeline
 
-BASELINES = {
-    "log_loss": ("log_loss_constant", "the base rate, known in hindsight"),
-    "accuracy": ("accuracy_majority", "always the more frequent class"),
-    "mae": ("mae_constant", "the median, known in hindsight"),
-    "rmse": ("rmse_constant", "the mean, known in hindsight"),
+BASELINES = {  # of each figure: what it is called in the results, and what it means
+    "log_loss": {
+        "log_loss_constant": "the share of each class, known in hindsight",
+        "log_loss_prior": "the share of each class so far",
+    },
+    "accuracy": {
+        "accuracy_majority": "always the most frequent class, known in hindsight",
+        "accuracy_no_change": "the label before",
+    },
+    "mae": {
+        "mae_constant": "the median, known in hindsight",
+        "mae_running_mean": "the mean so far",
+        "mae_no_change": "the label before",
+    },
+    "rmse": {
+        "rmse_constant": "the mean, known in hindsight",
+        "rmse_running_mean": "the mean so far",
+        "rmse_no_change": "the label before",
+    },
 }
 WORDS = {
     "log_loss": "log loss",
@@ -66,9 +80,10 @@ def report(results: dict[str, Any]) -> Table:
     for name, words in WORDS.items():
         if results.get(name) is None:
             continue
-        baseline, meaning = BASELINES.get(name, (None, ""))
-        table.add_row(words, f"{results[name]:.4f}", f"{results[baseline]:.4f}" if baseline else "", meaning)
-    if results.get("accuracy_no_change") is not None:
-        table.add_row("", "", f"{results['accuracy_no_change']:.4f}", "the label before (accuracy)")
+        known = [(at, means) for at, means in BASELINES.get(name, {}).items() if results[at] is not None]
+        first, *others = [(f"{results[at]:.4f}", means) for at, means in known] or [("", "")]
+        table.add_row(words, f"{results[name]:.4f}", *first)
+        for row in others:
+            table.add_row("", "", *row)
     table.add_row("events per second", f"{results['events_per_second']:,.0f}")
     return table

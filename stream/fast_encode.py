@@ -12,7 +12,7 @@ from ..connectors.memory import PADDING, address_of, load8, padded, put_bytes, s
 from ..connectors.record_writer import Rows
 from ..connectors.spans import Spans
 from .decode import Batch
-from .encode import Served, say_model, say_source
+from .encode import Served, check_outputs, say_classes, say_model, say_source
 from .engine import Predicted
 from .number_text import LONGEST, put_float32, put_float64, put_int64
 
@@ -38,11 +38,12 @@ def prediction_rows(
 
     Returns the records, one partition after another, and for each partition the row behind its last. They are copies:
     the batches may go. Numbers are the shortest that read back as the same float32 and float64. Raises ValueError when
-    a piece has not as much of one thing as of another.
+    a piece has not as much of one thing as of another, or not one output for each class.
     """
     told = []  # the columns of each part
     parts, row, ends = [], 0, {}
-    said = [_OPEN, _THEN, say_model(served), _CLOSE]
+    names = say_classes(served.classes) or [b""]  # what stands before each number of a prediction
+    said = [_OPEN, _THEN, (b"}" if served.classes else b"") + say_model(served), _CLOSE, *names]
     size = sum(map(len, said))
     with_headers = any(piece.batch.headers is not None for pieces in predicted.values() for piece in pieces)
     for partition, pieces in predicted.items():
@@ -60,7 +61,9 @@ def prediction_rows(
         ends[partition] = row
     if not row:
         return Rows(Spans.none(0), Spans.none(0)), ends
-    return _written(told, parts, [piece.out for pieces in predicted.values() for piece in pieces], said, row), ends
+    out = np.concatenate([piece.out for pieces in predicted.values() for piece in pieces], dtype=np.float32)
+    check_outputs(out, served.classes)
+    return _written(told, parts, out, said, len(names), row), ends
 
 
 def _runs(predicted: Sequence[Predicted]) -> Iterator[tuple[Batch, int, int]]:
@@ -86,19 +89,24 @@ def _columns(batch: Batch, strings: Sequence[Spans], lo: int, hi: int) -> list[I
 
 
 def _written(
-    told: Sequence[Sequence[I64]], parts: list[int], outs: Sequence[NDArray[np.float32]], said: list[bytes], rows: int
+    told: Sequence[Sequence[I64]],
+    parts: list[int],
+    out: NDArray[np.float32],
+    said: list[bytes],
+    numbers: int,
+    rows: int,
 ) -> Rows:
     """The rows of all parts, in a buffer of their own."""
-    out = np.concatenate(outs, dtype=np.float32)
     columns = np.concatenate([part for column in zip(*told, strict=True) for part in column], dtype=np.int64)
     if len(out) != rows or len(columns) != rows * len(told[0]):
         raise ValueError(f"{rows} rows with {len(out)} predictions, and {len(columns)} of {len(told[0])} things each")
     columns = columns.reshape(len(told[0]), rows)
     texts = np.frombuffer(bytearray(b"".join([*said, bytes(PADDING)])), np.uint8)
-    most = sum(map(len, said[:4])) + max(map(len, said[4:])) + 3 * LONGEST
-    data = padded(_room(columns, most))
+    fixed, names, sources = (list(map(len, part)) for part in (said[:4], said[4 : 4 + numbers], said[4 + numbers :]))
+    bounds = np.cumsum([sum(fixed), *names])
+    data = padded(_room(columns, int(bounds[-1]) + max(sources) + (2 + numbers) * LONGEST))
     places = np.empty((4, rows), np.int64)
-    _write(columns, out, np.array(parts, np.int64), address_of(texts), len(said[2]), address_of(data), places)
+    _write(columns, out, np.array(parts, np.int64), address_of(texts), bounds, len(said[2]), address_of(data), places)
     return Rows(
         keys=Spans(data, places[2], columns[_RECORD_KEY_SIZE]),
         values=Spans(data, places[0], places[1]),
@@ -118,11 +126,12 @@ def _room(columns, most):
 
 
 @njit(cache=True, nogil=True)
-def _write(columns, out, parts, said, model_size, data, places):
+def _write(columns, out, parts, said, bounds, model_size, data, places):
     """Of each row its value, its record key and its headers, one after another at the address `data`.
 
     parts   int64 (6 * parts,)
-    said    address of what rows say: _OPEN, _THEN, of the model, _CLOSE, of the sources
+    said    address of what rows say: _OPEN, _THEN, of the model, _CLOSE, before each number, of the sources
+    bounds  int64 (numbers + 1,)  where in it that stands which is said before each number, and the end of the last
     places  int64 (4, B)   changed in place: where in data value, its size, record key and headers are
     """
     then = said + _OPEN_SIZE
@@ -142,7 +151,9 @@ def _write(columns, out, parts, said, model_size, data, places):
                 store32(at, _NULL)
                 at += 4
             at = put_bytes(at, then, _THEN_SIZE)
-            at = put_float32(at, out[i, 0])
+            for c in range(bounds.shape[0] - 1):
+                at = put_bytes(at, said + bounds[c], bounds[c + 1] - bounds[c])
+                at = put_float32(at, out[i, c])
             at = put_bytes(at, model, model_size)
             at = _put_seconds(at, columns[_TIME, i])
             at = put_bytes(at, source, source_size)
@@ -179,4 +190,5 @@ def warm_up() -> None:
     """Compile the kernels of this file."""
     columns, places = np.zeros((6, 1), np.int64), np.zeros((4, 1), np.int64)
     data, parts = padded(_room(columns, 200)), np.array([1, 0, 0, 0, 0, 0])
-    _write(columns, np.zeros((1, 1), np.float32), parts, address_of(data), 0, address_of(data), places)
+    out, bounds = np.zeros((1, 1), np.float32), np.zeros(2, np.int64)
+    _write(columns, out, parts, address_of(data), bounds, 0, address_of(data), places)

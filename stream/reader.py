@@ -87,7 +87,9 @@ class SnapshotReader:
         self._thread.start()
 
     def predict(self, rows: Rows) -> NDArray[np.float32]:
-        """P(true) or the value for each row, float32 (B,), in the order of the rows; with several classes (B, C).
+        """P(true) or the value for each row, float32 (B,), in the order of the rows.
+
+        Where the label is one of several classes: the P of each, float32 (B, C), in the order of `pipeline.classes`.
 
         rows  dicts by field name, Structs of the events' schema, or a Polars frame with a column for each field
                (what is nested: a column of structs or lists, or one for each plain field in it, `user.age`)

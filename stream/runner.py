@@ -701,9 +701,10 @@ class Runner:
     def _encode(self, cycle: Cycle) -> None:
         """The prediction records of a cycle, as they go out."""
         self.stages.enter("encode")
-        learned, topic = self._standing().last_learned, self.pipeline.events.topic
-        served = Served(self.pipeline.name, self.version, None if learned is None else time.time() - learned)
-        to = self.pipeline.predictions.topic
+        pipeline, learned = self.pipeline, self._standing().last_learned
+        topic, age = pipeline.events.topic, None if learned is None else time.time() - learned
+        served = Served(pipeline.name, self.version, age, pipeline.classes)
+        to = pipeline.predictions.topic
         if self.settings.plain:
             for number, predicted in cycle.predicted.items():
                 cycle.outputs[to, number] = [

@@ -344,6 +344,8 @@ def _check_classes(labels: Labels, schema: Schema, found: Problems) -> tuple[str
     if classes is None:
         if not known:
             found.add("labels.classes", 'is missing; name every text the label can be, as in classes=["a", "b", "c"]')
+        if len(known) == 1:
+            found.add("labels.classes", f"`{plain}` is always {known[0]!r}; expected two or more different texts")
         return known
     if isinstance(classes, str) or not isinstance(classes, Sequence) or not all(isinstance(c, str) for c in classes):
         found.add("labels.classes", f"expected a list of texts, got {classes!r}")

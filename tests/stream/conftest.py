@@ -35,8 +35,9 @@ PIPELINE = """
 import math
 
 import msgspec
+import polars as pl
 from headrace import Events, Labels, Pipeline, Predictions, Snapshots, category, count, mean, numeric
-from headrace.models import FTRL, LogisticRegression, StandardScaler
+from headrace.models import FTRL, LogisticRegression, Prior, StandardScaler
 
 
 class Visit(msgspec.Struct):
@@ -283,7 +284,7 @@ class Shop:
     def snapshot(self, slot: int = 0) -> Snapshot | None:
         return SnapshotStore(self.redis_url, self.name, slot).load_newest_whole()
 
-    def by_hand(self, slot: int = 0) -> tuple[Engine, dict[str, float]]:
+    def by_hand(self, slot: int = 0) -> tuple[Engine, dict]:
         """An engine driven over the journal's pieces, each decoded alone, and its predictions by source."""
         engine, out = Engine(self.pipeline), {}
         decoders = {role: Decoder(self.pipeline, role) for role in ("events", "labels")}
@@ -304,8 +305,10 @@ class Shop:
                 done = engine.process(batch, start, next)
                 if done.predicted is not None:
                     p = done.predicted
-                    for offset, value in zip(batch.offset[p.lo : p.hi], p.out[:, 0], strict=True):
-                        out[f"{self.visits}-{partition}-{offset}"] = float(str(np.float32(value)))
+                    for offset, row in zip(batch.offset[p.lo : p.hi], p.out, strict=True):
+                        said = [float(str(value)) for value in row]
+                        classes = self.pipeline.classes
+                        out[f"{self.visits}-{partition}-{offset}"] = dict(zip(classes, said)) if classes else said[0]
             engine.end_cycle()
         return engine, out
 

@@ -63,6 +63,12 @@ class Click(msgspec.Struct, rename="camel"):
     n: int = 0
 
 
+class Landed(msgspec.Struct):
+    flight: str
+    time: float
+    state: Literal["on"]
+
+
 class ManyClasses:
     """A learner that fits every task."""
 
@@ -421,6 +427,10 @@ MISTAKES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "task integer classes": (
         lambda: clicks(labels=Labels(value="n", task="multiclass", classes=["0", "1"])),
         ["labels.task", "cast it to pl.String"],
+    ),
+    "class alone": (
+        lambda: pipeline(labels=arrivals(schema=Landed, value="state")),
+        ["labels.classes: `state` is always 'on'; expected two or more different texts"],
     ),
     "classes twice": (
         lambda: pipeline(labels=arrivals(value="dest", classes=["a", "a"])),

@@ -130,6 +130,8 @@ def test_loss_is_that_of_the_predictions_that_have_an_arrival(found: Outcome) ->
     assert figures["log_loss"] == pytest.approx(-(np.log(0.9) + np.log(0.8)) / 2)
     assert figures["log_loss_constant"] == pytest.approx(np.log(2))
     assert (figures["auc"], figures["accuracy"], figures["accuracy_majority"]) == (1.0, 1.0, 0.5)
+    assert figures["log_loss_prior"] == pytest.approx((np.log(2) + np.log(4)) / 2), "first a, then b landed"
+    assert figures["accuracy_no_change"] == 0.0
 
 
 def counted(found: Outcome, **changed: int) -> dict[str, float]:

@@ -41,6 +41,15 @@ def test_prediction_is_read_back_to_the_bit_of_a_float32():
     np.testing.assert_array_equal(np.array(read, np.float32), values)
 
 
+def test_prediction_of_several_classes_is_the_probability_of_each():
+    given = predicted(["k", "l"], [0, 0], [0, 0])
+    given.out = np.array([[0.1, 0.7, 0.2], [0, 1, 0]], np.float32)
+    served = Served("m", 1, None, ("red", 'sky "blue"', "été"))
+    told = [value for _, value, _, _ in encode_predictions(given, "t", served)]
+    assert b'"prediction":{"red":0.1,"sky \\"blue\\"":0.7,"\xc3\xa9t\xc3\xa9":0.2},"model":"m"' in told[0]
+    assert json.loads(told[1])["prediction"] == {"red": 0.0, 'sky "blue"': 1.0, "été": 0.0}
+
+
 def test_nothing_predicted_gives_no_records_and_no_age_is_null():
     assert encode_predictions(predicted([], [], []), "t", Served("m", 0, None)) == []
     ((_, value, _, _),) = encode_predictions(predicted(["k"], [1], [0]), "t", Served("m", 0, None))

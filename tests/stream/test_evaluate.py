@@ -112,7 +112,8 @@ def test_json_has_every_figure_that_fits_the_task(frames, tmp_path, capsys):
     )
     assert evaluate_report.run(str(tmp_path / "p.py"), events, labels, json=True) == 0
     results = json.loads(capsys.readouterr().out)
-    binary = {"log_loss", "log_loss_constant", "auc", "accuracy", "accuracy_majority", "accuracy_no_change"}
+    binary = {"log_loss", "log_loss_constant", "log_loss_prior", "auc", "accuracy", "accuracy_majority"}
+    binary.add("accuracy_no_change")
     assert results.keys() >= {"events", "labels", "events_per_second"} | binary
     assert all(results[name] is not None for name in binary)
 
@@ -122,7 +123,8 @@ def test_regression_has_the_figures_of_regression(frames, tmp_path):
     results = evaluate_files(now(), write(visits, tmp_path / "v.parquet"), None).results
     known = 1_000 - visits["price"].null_count()
     assert (results["events"], results["labels"], results["examples"]) == (1_000, known, known)
-    for name in ("mae", "mae_constant", "rmse", "rmse_constant"):
+    baselines = ("constant", "running_mean", "no_change")
+    for name in ("mae", "rmse", *(f"{error}_{name}" for error in ("mae", "rmse") for name in baselines)):
         assert results[name] > 0
 
 
@@ -224,6 +226,9 @@ def test_report_shows_figures_baselines_and_dead_letters(frames, tmp_path, capsy
     for words in (
         "999",
         "mean absolute error",
+        "the median, known in hindsight",
+        "the mean so far",
+        "the label before",
         "baseline",
         "bad record: events line 11: not valid JSON",
         "events per second",

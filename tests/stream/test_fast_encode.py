@@ -185,10 +185,50 @@ def test_a_partition_may_have_no_rows():
     assert_as_one_by_one({})
 
 
-def test_of_several_outputs_the_first_is_told():
+def test_of_several_outputs_without_classes_the_first_is_told():
     batch, _ = some_batch(6, 1)
     out = np.random.default_rng(1).random((6, 3), np.float32)
     assert_as_one_by_one({0: pieces_of(batch, out, 0, 2, 6), 1: pieces_of(batch, out, 1, 3)})
+
+
+CLASSES = [("a", "b", "c"), ("no", "yes"), ('quoted "', "back\\slash", "", "é😀\u2028", "%b", "x" * 300)]
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("headers", [False, True])
+def test_of_several_classes_each_is_told(classes, headers):
+    served = Served("ctr", 12, 0.5, classes)
+    rng = np.random.default_rng(1)
+    predicted = {}
+    for partition, B in ((0, 6), (3, 40), (1, 1)):
+        batch, _ = some_batch(B, partition, headers=headers)
+        out = rng.dirichlet(np.ones(len(classes)), B).astype(np.float32)
+        out[0] = np.eye(len(classes))[-1]
+        predicted[partition] = pieces_of(batch, out, *sorted({0, B // 3, B}))
+    assert_as_one_by_one(predicted, served)
+    rows, _ = prediction_rows({0: predicted[3]}, "clicks", served)
+    for row, piece in zip(list(rows.values)[:13], predicted[3][0].out, strict=True):
+        told = json.loads(b"{" + row[row.index(b'"prediction"') :])
+        assert list(told["prediction"]) == list(classes)
+        assert np.array(list(told["prediction"].values()), np.float32).tobytes() == piece.tobytes()
+
+
+def test_many_classes_have_room():
+    classes = tuple(f"class {i}" for i in range(2_000))
+    batch, _ = some_batch(5, 1)
+    out = np.random.default_rng(1).random((5, 2_000), np.float32) * np.float32(1e-30)
+    assert_as_one_by_one({0: pieces_of(batch, out, 0, 5)}, Served("many", 1, None, classes))
+
+
+def test_outputs_and_classes_of_unequal_number_are_refused():
+    batch, out = some_batch(5, 1)
+    served = Served("ctr", 1, None, ("a", "b"))
+    for encode in (
+        lambda piece: prediction_rows({0: [piece]}, "t", served),
+        lambda p: encode_predictions(p, "t", served),
+    ):
+        with pytest.raises(ValueError, match="predictions have 1 outputs, and there are 2 classes"):
+            encode(Predicted(batch, 0, 5, out))
 
 
 def test_rows_stay_when_their_batches_go():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headrace import Events, Labels, Pipeline, Predictions, SnapshotError, category, count, cross, last, mean, numeric
-from headrace.models import FTRL, LogisticRegression, StandardScaler
+from headrace.models import FTRL, LinearRegression, LogisticRegression, StandardScaler
 from headrace.stream.decode import Decoder
 from headrace.stream.engine import Engine
 from headrace.stream.remap import carry_over
@@ -146,8 +146,34 @@ def test_an_aggregate_that_is_declared_otherwise_begins_anew():
 
 def test_another_task_is_refused():
     labels = Labels("sales", Sale, key="id", time="time", unit="s", value="amount", within="1h")
-    from headrace.models import LinearRegression
-
     engine = Engine(declared(FEATURES, labels=labels, model=StandardScaler() | LinearRegression(FTRL(), bits=10)))
     with pytest.raises(SnapshotError, match="has task binary, the pipeline declares regression"):
         carry_over(copied(learned()), engine)
+
+
+def test_state_of_a_version_that_knew_fewer_baselines_is_taken_over():
+    labels = Labels("sales", Sale, key="id", time="time", unit="s", value="amount", within="1h")
+    pipeline = declared(FEATURES[:3], labels=labels, model=StandardScaler() | LinearRegression(FTRL(), bits=10))
+    first, again, unable = (Engine(pipeline) for _ in range(3))
+    first.own(0)
+    feed(first, "events", 0, 20)
+    feed(first, "labels", 0, 15)
+    older = copied(first)
+    older.shared["metrics/sums"] = older.shared["metrics/sums"][:9]
+    state, notes = carry_over(older, again)
+    assert notes == []
+    again.load(state)
+    for engine in (first, again):
+        feed(engine, "events", 20, 20)
+        feed(engine, "labels", 15, 20)
+    known, found = first.results(), again.results()
+    missing = {name for name, value in found.items() if value is None}
+    assert missing == {"mae_no_change", "rmse_no_change", "mae_running_mean", "rmse_running_mean"}
+    assert all(known[name] is not None for name in known)
+    assert {name: known[name] for name in known.keys() - missing} == {
+        name: found[name] for name in known.keys() - missing
+    }
+    later = copied(first)
+    later.shared["metrics/sums"] = np.zeros(99)
+    with pytest.raises(SnapshotError, match=r"array `metrics/sums` .* got float64 \(99,\)"):
+        unable.load(later)
