@@ -14,6 +14,7 @@ from .base import (
     allocate_touched,
     build,
 )
+from .bayes import GaussianNB, MultinomialNB
 from .chain import Chain, as_chain
 from .linear import LinearRegression, LogisticRegression
 from .metrics import Metrics
@@ -27,10 +28,12 @@ __all__ = [
     "Array",
     "Chain",
     "Detector",
+    "GaussianNB",
     "Learner",
     "LinearRegression",
     "LogisticRegression",
     "Metrics",
+    "MultinomialNB",
     "Opaque",
     "Rows",
     "Spec",
