@@ -164,7 +164,7 @@ def score_gaussian(
         scores[c] = prior[c]
         products[c] = 1.0
     for j in range(numeric.shape[1]):
-        x = np.float64(numeric[i, j])
+        x: float = np.float64(numeric[i, j])
         if x - x == 0.0:
             x = min(max(x, -LARGEST), LARGEST)
             for c in range(C):

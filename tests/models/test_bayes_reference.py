@@ -1,7 +1,9 @@
 """Naive Bayes equals its references step by step: River where it has the rule, counts of all rows so far where not."""
 
 import math
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,7 +146,7 @@ def test_predictions_and_accuracy_on_real_data_are_those_of_river(name, bind):
     assert (guesses == y[:, 0])[1:].mean() == pytest.approx(accuracy, abs=1e-3)
 
     river, score = rivers(), metrics.Accuracy()  # on numbers as they are in the file, which ours rounds to float32
-    for i, (row, label) in enumerate(zip(rows, y[:, 0])):
+    for i, (row, label) in enumerate(zip(rows, y[:, 0].tolist())):
         if i:
             score.update(label, river.predict_one(row))
         river.learn_one(row, label)
@@ -437,3 +439,10 @@ def test_setting_that_does_not_fit_is_refused(make, match):
 def test_task_without_classes_is_refused(name, task, outputs):
     with pytest.raises(DeclarationError, match="learns a binary task.*the pipeline declares.*use LinearRegression"):
         as_chain(LEARNERS[name]()).layout(Spec(("a",), (), task, outputs))
+
+
+def test_pipeline_of_the_documentation_is_one():
+    text = (Path(__file__).parents[2] / "docs/learners/naive_bayes.md").read_text()
+    scope = {"__name__": __name__}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], scope)
+    assert as_chain(scope["pipeline"].model).learner.half_life == "7d"
