@@ -1,8 +1,8 @@
 """Learners beside their counterparts of River, in one thread each: `python -m benchmarks.learners [names]`.
 
-A data set that comes with River, repeated to 100,000 rows, is predicted and learned row by row. Printed for each: examples/s
-of both, ns a row, and how good the predictions were on the first pass, so that both are seen to do the same. Ours gets
-1,000 rows a call, as the engine gives them; River gets dicts, which were made before the clock began.
+A data set that comes with River, repeated to 100,000 rows, is predicted and learned row by row. Printed for each:
+examples/s of both, ns a row, and how good the predictions were on the first pass, so that both are seen to do the same.
+Ours gets 1,000 rows a call; River gets dicts, which were made before the clock began.
 
     .venv/bin/python -m benchmarks.learners                          # all
     .venv/bin/python -m benchmarks.learners gaussian_nb --rows 20000
@@ -158,14 +158,10 @@ def main() -> int:
         seconds, predicted = min(runs, key=lambda run: run[0])
         their_seconds, theirs = run_rivers(rivers(), data)
         first = min(options.rows, dataset().n_samples)
-        rates = " | ".join(
-            f"{options.rows / s:,.0f} | {s / options.rows * 1e9:,.0f}" for s in (seconds, their_seconds)
-        )
-        print(
-            f"| {name} | {dataset.__name__}, {len(data.spec.numeric)} numbers | {rates} | {their_seconds / seconds:,.0f} "
-            f"times | {score(predicted, data, first)} | {score(theirs, data, first)} |",
-            flush=True,
-        )
+        rates = " | ".join(f"{options.rows / s:,.0f} | {s / options.rows * 1e9:,.0f}" for s in (seconds, their_seconds))
+        where = f"{dataset.__name__}, {len(data.spec.numeric)} numbers"
+        scores = f"{score(predicted, data, first)} | {score(theirs, data, first)}"
+        print(f"| {name} | {where} | {rates} | {their_seconds / seconds:,.0f} times | {scores} |", flush=True)
     print(f"\n{today()}, {machine()}; {options.rows:,} rows, {options.rounds} rounds.")
     return 0
 

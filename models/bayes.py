@@ -69,9 +69,10 @@ class GaussianNB(NaiveBayes):
     P(c | row) ~ n_c * product of (1e-9 + normal density of x_j with the mean and variance of column j in class c)
                      * product of (n_vc + alpha) / (n_kc + alpha (V_k + 1))
 
-    n_c is the count of class c, n_vc how often value v was seen in it, n_kc how often any value of category k; V_k is the
-    number of different values of k so far, and the 1 a share for those to come. Counts are sums of weights, the variance
-    is that of the population. Values of all categories share 2**bits slots; those that meet in one are counted as one.
+    n_c is the count of class c, n_vc how often value v was seen in it, n_kc how often any value of category k; V_k is
+    the number of different values of k so far, and the 1 a share for those to come. Counts are sums of weights, the
+    variance is that of the population. Values of all categories share 2**bits slots; those that meet in one are counted
+    as one.
 
     alpha      smoothing of categories, from 1e-9: so often each value was seen in each class before the first row
     bits       2**bits slots of 8 bytes per class, and 1 more: 4.3 MB for a binary task at 18
@@ -81,10 +82,10 @@ class GaussianNB(NaiveBayes):
     Tasks binary (P(true); a label counts as true from a half on) and multiclass (P of each class; a label that is no
     class index is not learned). Before the first label all classes are alike; after it, one that was not seen has
     probability 0, as River has it. A column without a variance in a class adds log(1e-9) there, a missing number or
-    category nothing. Numbers are taken within +-1e100. Scaling changes little but the weight of 1e-9 beside a density.
+    category nothing. Numbers are taken within +-1e100. Scaling changes nothing but how much 1e-9 is beside a density.
 
-    A negative weight takes back what was learned, in any order and exact but for rounding; counts never fall below zero,
-    and the number of different values stays. A row is learned as often as its weight says, one of weight 0 not at all.
+    A row is learned as often as its weight says, one of weight 0 not at all. A negative weight takes back what was
+    learned, in any order and exact but for rounding; counts never fall below zero, and V_k stays.
 
     Sequential: equal to learning one by one whatever the cuts. Not promised: that probabilities are calibrated; columns
     that tell the same thing make them too sure.
@@ -147,10 +148,10 @@ class MultinomialNB(NaiveBayes):
 
     P(c | row) ~ n_c * product over tokens of ((n_tc + alpha) / (n_.c + alpha V)) ** occurrences of t in the row
 
-    n_c is the count of class c, n_tc how often token t occurred in it, n_.c how often any did, V the number of different
-    tokens so far; counts are sums of weights. A numeric column counts the occurrences of a token of its own, which need
-    not be whole; a missing number or one below zero is no occurrence. A category is a token that occurs once, and one of
-    2**bits slots stands for it; tokens that meet in one are counted as one.
+    n_c is the count of class c, n_tc how often token t occurred in it, n_.c how often any did, V the number of
+    different tokens so far; counts are sums of weights. A numeric column counts the occurrences of a token of its own,
+    which need not be whole; a missing number or one below zero is no occurrence. A category is a token that occurs
+    once, and one of 2**bits slots stands for it; tokens that meet in one are counted as one.
 
     alpha      smoothing, from 1e-9: so often each token occurred in each class before the first row
     bits       2**bits slots of 8 bytes per class, and 1 more: 4.3 MB for a binary task at 18
@@ -161,8 +162,8 @@ class MultinomialNB(NaiveBayes):
     class index is not learned). Before the first label all classes are alike; after it, one that was not seen has
     probability 0, as River has it. Numbers are taken up to 1e100.
 
-    A negative weight takes back what was learned, in any order and exact but for rounding; counts never fall below zero,
-    and the number of different tokens stays. A row of weight 0 is not learned.
+    A row is learned as often as its weight says, one of weight 0 not at all. A negative weight takes back what was
+    learned, in any order and exact but for rounding; counts never fall below zero, and V stays.
 
     Sequential: equal to learning one by one whatever the cuts. Not promised: that probabilities are calibrated; long
     rows make them too sure. Do not scale the columns first: a scaler makes numbers below zero.

@@ -122,7 +122,7 @@ def forget_table(factor: float, table: ndarray, seen: ndarray, touched: ndarray)
 # values:  table                      float64 (R, C)       how often a value (of any column) was seen in a class
 #          seen, touched              uint8 (R,), (R / 64,)  slots written, ever and since the engine asked
 #          value_count                float64 (K, C)       values seen of a column in a class
-#          distinct                   float64 (K,)         different values seen of a column: slots it was first to write
+#          distinct                   float64 (K,)         slots that a value of the column was first to write
 # scratch: bells float64 (N, C, 2), prior, scores, products float64 (C,)
 
 
