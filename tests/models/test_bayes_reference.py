@@ -263,6 +263,7 @@ def test_multiclass_results_do_not_depend_on_the_cuts(name, bind, stream):
 @both
 def test_negative_weight_takes_back_what_was_learned_in_any_order(name, bind, stream):
     part = stream(80, 7)
+    part.truth.weight[:] = np.random.default_rng(1).uniform(0.1, 2, 80)  # their sums are rounded
     both_, half = bind(LEARNERS[name]()), bind(LEARNERS[name]())
     half.chain.learn(*part.piece(0, 40))
     both_.chain.learn(*part)
@@ -289,6 +290,18 @@ def test_taking_back_what_was_never_learned_leaves_no_count_below_zero(name, bin
     assert all((array >= 0).all() for array in counts.values())
     out = predictions(bound, *part)
     assert np.isfinite(out).all() and ((out >= 0) & (out <= 1)).all()
+
+
+@both
+def test_total_of_a_class_loses_no_more_than_its_value_had(name, bind):
+    """One of two values is taken back more often than it was learned."""
+    bound = bind(LEARNERS[name](), 0, 1)
+    a, b = np.uint64(12345), np.uint64(987654321)
+    for value, weight in ((a, 2), (b, 3), (a, -5)):
+        x = Rows(np.empty((1, 0), np.float32), np.full((1, 1), value))
+        bound.chain.learn(x, Truth(np.ones((1, 1), np.float32), np.full(1, weight, np.float32)))
+    total = bound.state["0/value_count"][0] if name == "gaussian" else bound.state["0/length"]
+    assert total.tolist() == [0.0, 3.0]
 
 
 @both
@@ -386,15 +399,56 @@ def test_count_below_zero_is_no_occurrence(bind, stream):
 
 
 @both
-def test_long_rows_and_many_classes_stay_probabilities(name, bind):
-    """Likelihoods far below the least float64: logarithms hold them."""
+def test_long_rows_equal_river_though_their_likelihood_is_below_the_least_float(name, bind):
     rng = np.random.default_rng(3)
-    y = rng.integers(0, 40, (300, 1)).astype(np.float32)
-    x = Rows((rng.poisson(3, (300, 200)) * 100).astype(np.float32), rng.integers(1, 9, (300, 50), np.uint64))
-    bound = bind(LEARNERS[name](), 200, 50, "multiclass", 40)
-    out = predictions(bound, x, Truth(y, np.ones(300, np.float32)))
-    assert np.isfinite(out).all()
-    np.testing.assert_allclose(out.sum(axis=1), 1.0, rtol=1e-9)
+    y = rng.integers(0, 6, 80)
+    numeric = rng.poisson(1 + y[:, None], (80, 60)).astype(np.float32)
+    hashes = rng.integers(1, 2**64, (3, 40), dtype=np.uint64)
+    categories = hashes[rng.integers(0, 3, (80, 40)), np.arange(40)]
+    if name == "gaussian":
+        numeric[::2] += 1e6  # far from every mean: 1e-9 to the power of 60
+        model, river, categories = GaussianNB(half_life=None), naive_bayes.GaussianNB(), categories[:, :0].copy()
+    else:
+        model, river = MultinomialNB(1e-9, half_life=None), naive_bayes.MultinomialNB(1e-9)
+    x, truth = Rows(numeric, categories), Truth(y.astype(np.float32).reshape(-1, 1), np.ones(80, np.float32))
+    out = predictions(bind(model, 60, categories.shape[1], "multiclass", 6), x, truth)
+    np.testing.assert_allclose(out, river_predictions(river, x, truth, 6), rtol=1e-6, atol=1e-9)
+
+
+@both
+def test_decay_equals_having_learned_with_lesser_weights(name, bind, stream):
+    part = stream(200, 3)
+    decayed, lesser = bind(LEARNERS[name]()), bind(LEARNERS[name]())
+    decayed.chain.learn(*part)
+    decayed.chain.decays()[0][1](0.25)
+    lesser.chain.learn(part.x, Truth(part.truth.y, part.truth.weight / 4))
+    for array in decayed.state:
+        np.testing.assert_allclose(decayed.state[array], lesser.state[array], rtol=1e-9, err_msg=array)
+    assert decayed.state["0/table"].any()
+
+
+def test_column_forgotten_until_nothing_is_left_begins_anew(bind):
+    bound = bind(GaussianNB(), 1, 0)
+    truth = Truth(np.zeros((1, 1), np.float32), np.ones(1, np.float32))
+    for value in (1e6, 2e6, 0.1):
+        bound.chain.learn(Rows(np.full((1, 1), value, np.float32), np.empty((1, 0), np.uint64)), truth)
+        if value == 2e6:
+            bound.chain.decays()[0][1](1e-200)
+            bound.chain.decays()[0][1](1e-200)
+    state = [bound.state[f"0/{array}"][0, 0] for array in ("count", "mean", "variance")]
+    assert state == [1.0, float(np.float32(0.1)), 0.0]
+
+
+@both
+def test_touched_and_seen_say_which_slots_were_written(name, bind, stream):
+    bound = bind((GaussianNB if name == "gaussian" else MultinomialNB)(bits=12))
+    part = stream(30, 3)
+    written = sorted({int(slot_of(h, np.uint64(52))) for h in np.unique(part.x.categories) if h})
+    for learn in (bound.chain.learn, lambda *part: predictions(bound, *part)):
+        bound.touched["0/table"][:] = 0
+        learn(*part)
+        assert np.flatnonzero(bound.touched["0/table"]).tolist() == sorted({r >> 6 for r in written})
+        assert np.flatnonzero(bound.state["0/seen"]).tolist() == written
 
 
 def test_decay_lets_categories_fade_and_numbers_stand(bind, stream):
