@@ -430,9 +430,9 @@ def test_decay_equals_having_learned_with_lesser_weights(name, bind, stream):
 def test_column_forgotten_until_nothing_is_left_begins_anew(bind):
     bound = bind(GaussianNB(), 1, 0)
     truth = Truth(np.zeros((1, 1), np.float32), np.ones(1, np.float32))
-    for value in (1e6, 2e6, 0.1):
+    for value in (1e30, 2e30, 0.1):
         bound.chain.learn(Rows(np.full((1, 1), value, np.float32), np.empty((1, 0), np.uint64)), truth)
-        if value == 2e6:
+        if value == 2e30:
             bound.chain.decays()[0][1](1e-200)
             bound.chain.decays()[0][1](1e-200)
     state = [bound.state[f"0/{array}"][0, 0] for array in ("count", "mean", "variance")]
