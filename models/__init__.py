@@ -15,6 +15,7 @@ from .base import (
     build,
 )
 from .baselines import NoChange, Prior, RunningMean
+from .bayes import GaussianNB, MultinomialNB
 from .chain import Chain, as_chain
 from .linear import LinearRegression, LogisticRegression
 from .metrics import Metrics
@@ -30,11 +31,13 @@ __all__ = [
     "Array",
     "Chain",
     "Detector",
+    "GaussianNB",
     "Learner",
     "LinearRegression",
     "LogisticRegression",
     "Metrics",
     "NoChange",
+    "MultinomialNB",
     "Opaque",
     "PAClassifier",
     "PARegressor",

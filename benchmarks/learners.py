@@ -1,0 +1,170 @@
+"""Learners beside their counterparts of River, in one thread each: `python -m benchmarks.learners [names]`.
+
+A data set that comes with River, repeated to 100,000 rows, is predicted and learned row by row. Printed for each:
+examples/s of both, ns a row, and how good the predictions were on the first pass, so that both are seen to do the same.
+Ours gets 1,000 rows a call; River gets dicts, which were made before the clock began.
+
+    .venv/bin/python -m benchmarks.learners                          # all
+    .venv/bin/python -m benchmarks.learners gaussian_nb --rows 20000
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from benchmarks.run import machine, today
+from river import datasets, linear_model, naive_bayes, optim, preprocessing
+
+from headrace.models import (
+    AdaGrad,
+    Chain,
+    GaussianNB,
+    LinearRegression,
+    LogisticRegression,
+    MultinomialNB,
+    Rows,
+    Spec,
+    StandardScaler,
+    Truth,
+    allocate,
+    allocate_touched,
+    as_chain,
+)
+
+CALL = 1_000  # rows
+
+
+class Contest(NamedTuple):
+    """A learner of ours, its counterpart of River with the same settings, and the data set they meet on."""
+
+    data: Callable[[], Any]
+    ours: Callable[[], Any]
+    rivers: Callable[[], Any]
+
+
+LINEAR: dict[str, Any] = {"intercept_lr": 0.01, "base_rate": False}
+CONTESTS = {  # add yours
+    "logistic_regression": Contest(
+        datasets.Phishing,
+        lambda: StandardScaler(half_life=None) | LogisticRegression(AdaGrad(0.1, half_life=None), **LINEAR),
+        lambda: preprocessing.StandardScaler() | linear_model.LogisticRegression(optim.AdaGrad(0.1)),
+    ),
+    "linear_regression": Contest(
+        datasets.TrumpApproval,
+        lambda: StandardScaler(half_life=None) | LinearRegression(AdaGrad(0.1, half_life=None), **LINEAR),
+        lambda: preprocessing.StandardScaler() | linear_model.LinearRegression(optim.AdaGrad(0.1)),
+    ),
+    "gaussian_nb": Contest(datasets.Phishing, lambda: GaussianNB(half_life=None), naive_bayes.GaussianNB),
+    "gaussian_nb_7_classes": Contest(
+        datasets.ImageSegments, lambda: GaussianNB(half_life=None), naive_bayes.GaussianNB
+    ),
+    "multinomial_nb": Contest(datasets.Phishing, lambda: MultinomialNB(half_life=None), naive_bayes.MultinomialNB),
+}
+
+
+class Data(NamedTuple):
+    """A data set once as River takes it and once as ours does."""
+
+    rows: list[dict[str, float]]
+    labels: list[Any]
+    spec: Spec
+    x: Rows
+    truth: Truth
+
+
+def read(dataset: Any, rows: int) -> Data:
+    """So many rows of a data set, which begins again when it is at its end."""
+    pairs = list(dataset)
+    pairs = [pairs[i % len(pairs)] for i in range(rows)]
+    labels = [y for _, y in pairs]
+    names = tuple(pairs[0][0])
+    numeric = np.array([[row[name] for name in names] for row, _ in pairs], np.float32)
+    if isinstance(labels[0], bool | str):
+        classes = sorted(set(labels))
+        y = np.array([classes.index(label) for label in labels], np.float32)
+        spec = Spec(names, (), "binary", 1) if len(classes) == 2 else Spec(names, (), "multiclass", len(classes))
+    else:
+        y, spec = np.array(labels, np.float32), Spec(names, (), "regression", 1)
+    x = Rows(numeric, np.zeros((rows, 0), np.uint64))
+    return Data([row for row, _ in pairs], labels, spec, x, Truth(y.reshape(-1, 1), np.ones(rows, np.float32)))
+
+
+def bound(model: Any, spec: Spec) -> Chain:
+    """The model as a chain on fresh arrays, compiled."""
+    chain = as_chain(model)
+    layout = chain.layout(spec)
+    chain.bind(spec, allocate(layout), allocate_touched(layout))
+    chain.warm_up()
+    return chain
+
+
+def run_ours(model: Any, data: Data) -> tuple[float, np.ndarray]:
+    """Seconds, and what was predicted: values, or places of classes."""
+    chain, rows = bound(model, data.spec), len(data.rows)
+    out = np.empty((rows, data.spec.outputs), np.float32)
+    numeric, categories, y, weight = *data.x, *data.truth
+    began = time.perf_counter()
+    for lo in range(0, rows, CALL):
+        hi = lo + CALL
+        chain.test_then_learn(Rows(numeric[lo:hi], categories[lo:hi]), Truth(y[lo:hi], weight[lo:hi]), out[lo:hi])
+    seconds = time.perf_counter() - began
+    if data.spec.task == "binary":
+        return seconds, out[:, 0] > 0.5
+    return seconds, out[:, 0] if data.spec.task == "regression" else out.argmax(axis=1)
+
+
+def run_rivers(model: Any, data: Data) -> tuple[float, np.ndarray]:
+    """Seconds, and what was predicted, as `run_ours` tells it."""
+    predicted = []
+    predict = model.predict_one if data.spec.task == "regression" else model.predict_proba_one
+    began = time.perf_counter()
+    for row, label in zip(data.rows, data.labels, strict=True):
+        predicted.append(predict(row))
+        model.learn_one(row, label)
+    seconds = time.perf_counter() - began
+    if data.spec.task == "regression":
+        return seconds, np.array(predicted)
+    classes = sorted(set(data.labels))
+    return seconds, np.array([classes.index(max(p, key=p.get)) if p else 0 for p in predicted])
+
+
+def score(predicted: np.ndarray, data: Data, rows: int) -> str:
+    """How good the first so many predictions were."""
+    y = data.truth.y[:rows, 0]
+    if data.spec.task == "regression":
+        return f"MAE {np.abs(predicted[:rows] - y).mean():.4f}"
+    return f"{100 * (predicted[:rows] == y).mean():.2f} %"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="learners beside River's")
+    parser.add_argument("names", nargs="*", default=[], help=f"of {', '.join(CONTESTS)}; none: all")
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=3, help="of ours, the fastest counts; River runs once")
+    options = parser.parse_args()
+    for name in set(options.names) - CONTESTS.keys():
+        parser.error(f"no learner is named {name!r}; known are {', '.join(CONTESTS)}")
+
+    print("| learner | data | examples/s | ns a row | River's | ns a row | as fast | ours | River's |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in options.names or CONTESTS:
+        dataset, ours, rivers = CONTESTS[name]
+        data = read(dataset(), options.rows)
+        runs = [run_ours(ours(), data) for _ in range(options.rounds)]
+        seconds, predicted = min(runs, key=lambda run: run[0])
+        their_seconds, theirs = run_rivers(rivers(), data)
+        first = min(options.rows, dataset().n_samples)
+        rates = " | ".join(f"{options.rows / s:,.0f} | {s / options.rows * 1e9:,.0f}" for s in (seconds, their_seconds))
+        where = f"{dataset.__name__}, {len(data.spec.numeric)} numbers"
+        scores = f"{score(predicted, data, first)} | {score(theirs, data, first)}"
+        print(f"| {name} | {where} | {rates} | {their_seconds / seconds:,.0f} times | {scores} |", flush=True)
+    print(f"\n{today()}, {machine()}; {options.rows:,} rows, {options.rounds} rounds.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,461 @@
+"""The arithmetic of naive Bayes in Numba: predict, learn row by row, forget.
+
+Helpers and kernels stand in one file because Numba's cache does not see a change in another file.
+No fastmath: NaN means missing, and results are the same bits whatever the cuts. All arithmetic and state is float64.
+
+Letters: B rows, N numeric columns, K categories, C classes, R = 2**bits slots of the table. What depends on the state
+alone (logarithms, heights of bells) is made once a call and kept up to date row by row, in scratch: of a learned row
+only the numbers of its class change.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+from numpy import ndarray
+
+from .prefetch import AHEAD, prefetch
+
+Arrays = tuple[ndarray, ...]
+
+MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: Fibonacci hashing takes the slot from the product's top bits
+LARGEST = 1e100  # numbers are held within these, so that a square of one is finite
+LEAST_DENSITY = 1e-9  # added to each density, as River does: a value far off, or of a column not seen, costs log(1e-9)
+LEAST_VARIANCE = 1e-300  # a column that varies less is constant: it has no density
+ROUNDING = 1e-9  # a count of which no more than this part is left has been taken back: the rest is rounding
+TAU = 2.0 * math.pi
+SMALL, LARGE = 1e-140, 1e140  # a product between these can be multiplied once more without leaving float64
+
+
+@njit(cache=True, nogil=True)
+def slot_of(category: np.uint64, shift: np.uint64) -> np.intp:
+    """The slot of a category's hash in a table of 2 ** (64 - shift)."""
+    return np.intp((category * MIX) >> shift)
+
+
+@njit(cache=True, nogil=True)
+def look_ahead(categories: ndarray, i: int, table: ndarray, shift: np.uint64) -> None:
+    """Have the counts of row i fetched, if there is one."""
+    if i < categories.shape[0]:
+        for k in range(categories.shape[1]):
+            prefetch(table.ctypes.data + slot_of(categories[i, k], shift) * table.strides[0])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def class_of(label: float, classes: int, binary: bool) -> int:
+    """The class of a label: in a binary task 1 from a half on; otherwise its index. -1: none, not to be learned."""
+    if label - label != 0.0:
+        return -1
+    if binary:
+        return 1 if label >= 0.5 else 0
+    if label < 0.0 or label >= classes or label != math.floor(label):
+        return -1
+    return int(label)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def added(count: float, weight: float) -> float:
+    """count + weight, never below zero, and zero where only rounding would be left."""
+    total = count + weight
+    return total if total > ROUNDING * count else 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def log_count(count: float) -> float:
+    """Logarithm of a class's count: its prior, less what is the same for all classes; 0 where it has none."""
+    return math.log(count) if count > 0.0 else 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def multiply(scores: ndarray, products: ndarray, c: int, factor: float) -> None:
+    """Multiply the likelihood of class c, which is exp(scores[c]) * products[c], by a factor from 1e-150 to 1e150.
+
+    The logarithm is taken when the product would leave float64: one for many factors.
+    """
+    product = products[c] * factor
+    if product < SMALL or product > LARGE:
+        scores[c] += math.log(product)
+        product = 1.0
+    products[c] = product
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def write_probabilities(i: int, class_count: ndarray, scores: ndarray, binary: bool, out: ndarray) -> None:
+    """Write the softmax of scores (C,), which is overwritten, to out[i]: P of each class, in a binary task P(true).
+
+    A class without a count has probability 0; where none has one, all are alike.
+    """
+    C = class_count.shape[0]
+    best = -math.inf
+    for c in range(C):
+        if class_count[c] > 0.0:
+            best = max(best, scores[c])
+    total = 0.0
+    for c in range(C):
+        if best == -math.inf:
+            scores[c] = 1.0
+        else:
+            scores[c] = math.exp(scores[c] - best) if class_count[c] > 0.0 else 0.0
+        total += scores[c]
+    if binary:
+        out[i, 0] = scores[1] / total
+    else:
+        for c in range(C):
+            out[i, c] = scores[c] / total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def forget_table(factor: float, table: ndarray, seen: ndarray, touched: ndarray) -> None:
+    """Scale the counts of table (R, C) by factor, in place; only slots that were ever written (`seen`) are visited."""
+    for r in range(table.shape[0]):
+        if seen[r] != 0:
+            for c in range(table.shape[1]):
+                table[r, c] *= factor
+            touched[r >> 6] = 1
+
+
+# --- Gaussian: numbers by their mean and variance in each class, categories by their frequency in it
+#
+# moments: count, mean, variance      float64 (N, C)       of what was seen of a column in a class; population variance
+# values:  table                      float64 (R, C)       how often a value (of any column) was seen in a class
+#          seen, touched              uint8 (R,), (R / 64,)  slots written, ever and since the engine asked
+#          value_count                float64 (K, C)       values seen of a column in a class
+#          distinct                   float64 (K,)         slots that a value of the column was first to write
+# scratch: bells float64 (N, C, 2), prior, scores, products float64 (C,)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def draw_bell(bells: ndarray, j: int, c: int, moments: Arrays) -> None:
+    """Set what the density of column j in class c is made of: -1 / (2 variance), and its height; 0: has none."""
+    count, _, variance = moments
+    v = variance[j, c]
+    if count[j, c] > 0.0 and v > LEAST_VARIANCE:
+        bells[j, c, 0] = -0.5 / v
+        bells[j, c, 1] = 1.0 / math.sqrt(TAU * v)
+    else:
+        bells[j, c, 0] = 0.0
+        bells[j, c, 1] = 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def draw_all(class_count: ndarray, moments: Arrays, scratch: Arrays) -> None:
+    """Set bells and prior from the state."""
+    bells, prior, _, _ = scratch
+    for c in range(class_count.shape[0]):
+        prior[c] = log_count(class_count[c])
+    for j in range(bells.shape[0]):
+        for c in range(bells.shape[1]):
+            draw_bell(bells, j, c, moments)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def score_gaussian(
+    i: int, numeric: ndarray, categories: ndarray, shift: np.uint64, alpha: float,
+    moments: Arrays, values: Arrays, scratch: Arrays,
+) -> None:  # fmt: skip
+    """Set scores to the log of prior times likelihood of row i, but for a constant that all classes share."""
+    _, mean, _ = moments
+    table, _, _, value_count, distinct = values
+    bells, prior, scores, products = scratch
+    C = prior.shape[0]
+    for c in range(C):
+        scores[c] = prior[c]
+        products[c] = 1.0
+    for j in range(numeric.shape[1]):
+        x: float = np.float64(numeric[i, j])
+        if x - x == 0.0:
+            x = min(max(x, -LARGEST), LARGEST)
+            for c in range(C):
+                d = x - mean[j, c]
+                density = math.exp(d * d * bells[j, c, 0]) * bells[j, c, 1]
+                multiply(scores, products, c, LEAST_DENSITY + density)
+    for k in range(categories.shape[1]):
+        if categories[i, k] != 0:
+            r = slot_of(categories[i, k], shift)
+            extra = alpha * (distinct[k] + 1.0)
+            for c in range(C):
+                multiply(scores, products, c, (table[r, c] + alpha) / (value_count[k, c] + extra))
+    for c in range(C):
+        scores[c] += math.log(products[c])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def fold_number(x: float, w: float, j: int, c: int, moments: Arrays) -> None:
+    """Fold x with weight w, below zero to take it back, into the moments of column j in class c.
+
+    Source: West (1979), Updating mean and variance estimates: an improved method.
+    """
+    count, mean, variance = moments
+    before = count[j, c]
+    after = added(before, w)
+    count[j, c] = after
+    if before == 0.0 or after == 0.0:
+        mean[j, c] = x if after > 0.0 else 0.0
+        variance[j, c] = 0.0
+        return
+    part = w / after
+    d = x - mean[j, c]
+    m = min(max(mean[j, c] + part * d, -LARGEST), LARGEST)
+    v = variance[j, c] + part * (d * (x - m) - variance[j, c])
+    mean[j, c] = m
+    variance[j, c] = min(max(v, 0.0), LARGEST * LARGEST)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def fold_gaussian(
+    i: int, numeric: ndarray, categories: ndarray, c: int, w: float, shift: np.uint64,
+    class_count: ndarray, moments: Arrays, values: Arrays,
+) -> None:  # fmt: skip
+    """Learn row i as one of class c with weight w, not zero."""
+    table, seen, touched, value_count, distinct = values
+    class_count[c] = added(class_count[c], w)
+    for j in range(numeric.shape[1]):
+        x = np.float64(numeric[i, j])
+        if x - x == 0.0:
+            fold_number(min(max(x, -LARGEST), LARGEST), w, j, c, moments)
+    for k in range(categories.shape[1]):
+        if categories[i, k] != 0:
+            r = slot_of(categories[i, k], shift)
+            if w > 0.0 and seen[r] == 0:
+                seen[r] = 1
+                distinct[k] += 1.0
+            taken = max(w, -table[r, c])
+            table[r, c] = added(table[r, c], w)
+            value_count[k, c] = added(value_count[k, c], taken)
+            touched[r >> 6] = 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def predict_gaussian(
+    numeric: ndarray, categories: ndarray, binary: bool, shift: np.uint64, alpha: float,
+    class_count: ndarray, moments: Arrays, values: Arrays, scratch: Arrays, out: ndarray,
+) -> None:  # fmt: skip
+    """Write the predictions of B rows to out (B, 1 or C); but for scratch nothing else is changed.
+
+    Arguments as in `progress_gaussian`.
+    """
+    draw_all(class_count, moments, scratch)
+    for i in range(numeric.shape[0]):
+        look_ahead(categories, i + AHEAD, values[0], shift)
+        score_gaussian(i, numeric, categories, shift, alpha, moments, values, scratch)
+        write_probabilities(i, class_count, scratch[2], binary, out)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_gaussian(
+    numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, binary: bool, shift: np.uint64,
+    class_count: ndarray, moments: Arrays, values: Arrays,
+) -> None:  # fmt: skip
+    """Learn B rows in order, without a prediction. Arguments as in `progress_gaussian`."""
+    for i in range(numeric.shape[0]):
+        look_ahead(categories, i + AHEAD, values[0], shift)
+        w = np.float64(weight[i])
+        c = class_of(np.float64(y[i, 0]), class_count.shape[0], binary)
+        if c >= 0 and w - w == 0.0 and w != 0.0:
+            fold_gaussian(i, numeric, categories, c, w, shift, class_count, moments, values)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def progress_gaussian(
+    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray,
+    binary: bool, shift: np.uint64, alpha: float,
+    class_count: ndarray, moments: Arrays, values: Arrays, scratch: Arrays, out: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: predict before[i] to out[i], then learn numeric[i], which is the same row after it was observed.
+
+    before, numeric  float   (B, N)  NaN or infinite: missing, adds nothing
+    categories       uint64  (B, K)  0: missing, adds nothing
+    y, weight        float32 (B, 1), (B,)  a row where either is not finite, or y is no class, is predicted and not
+                                           learned; weight below zero takes the row back
+    binary           whether C = 2 and out has one column, P(true)
+    shift, alpha     uint64, 64 - bits; smoothing of categories
+    class_count      float64 (C,)                                changed in place
+    moments, values  tuples of arrays as told above              changed in place
+    scratch          tuple of arrays as told above
+    out              float (B, 1) or (B, C)
+
+    Result does not depend on where the stream is cut.
+    """
+    bells, prior, scores, _ = scratch
+    draw_all(class_count, moments, scratch)
+    for i in range(numeric.shape[0]):
+        look_ahead(categories, i + AHEAD, values[0], shift)
+        score_gaussian(i, before, categories, shift, alpha, moments, values, scratch)
+        write_probabilities(i, class_count, scores, binary, out)
+        w = np.float64(weight[i])
+        c = class_of(np.float64(y[i, 0]), class_count.shape[0], binary)
+        if c >= 0 and w - w == 0.0 and w != 0.0:
+            fold_gaussian(i, numeric, categories, c, w, shift, class_count, moments, values)
+            prior[c] = log_count(class_count[c])
+            for j in range(numeric.shape[1]):
+                draw_bell(bells, j, c, moments)
+
+
+# --- multinomial: each row is a bag of tokens; numeric columns count theirs, a category is a token that occurs once
+#
+# tokens:  column_count               float64 (N, C)       occurrences of a column's token in a class
+#          known                      uint8 (N,)           columns of which a value was learned, 0 too
+#          table                      float64 (R, C)       occurrences of a category in a class
+#          seen, touched              uint8 (R,), (R / 64,)  slots written, ever and since the engine asked
+#          distinct                   float64 (1,)         slots ever written
+#          length                     float64 (C,)         occurrences of all tokens in a class
+# scratch: logs float64 (N, C), spread, prior, scores, products float64 (C,)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def occurrences(number: float) -> float:
+    """How often the token of a numeric column occurs: its value, 0 where that is missing or below zero."""
+    x = np.float64(number)
+    return min(max(x, 0.0), LARGEST) if x - x == 0.0 else 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def terms_of(tokens: Arrays) -> float:
+    """The different tokens learned so far, at least 1."""
+    _, known, _, _, _, distinct, _ = tokens
+    terms = distinct[0]
+    for j in range(known.shape[0]):
+        terms += known[j]
+    return max(terms, 1.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def take_logs(alpha: float, class_count: ndarray, tokens: Arrays, scratch: Arrays) -> None:
+    """Set logs, spread and prior from the state."""
+    column_count, _, _, _, _, _, length = tokens
+    logs, spread, prior, _, _ = scratch
+    terms = terms_of(tokens)
+    for c in range(prior.shape[0]):
+        prior[c] = log_count(class_count[c])
+        spread[c] = math.log(length[c] + alpha * terms)
+    for j in range(logs.shape[0]):
+        for c in range(logs.shape[1]):
+            logs[j, c] = math.log(column_count[j, c] + alpha)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def score_multinomial(
+    i: int, numeric: ndarray, categories: ndarray, shift: np.uint64, alpha: float, tokens: Arrays, scratch: Arrays
+) -> None:
+    """Set scores to the log of prior times likelihood of row i, but for a constant that all classes share."""
+    table = tokens[2]
+    logs, spread, prior, scores, products = scratch
+    C = prior.shape[0]
+    for c in range(C):
+        scores[c] = prior[c]
+        products[c] = 1.0
+    drawn = 0.0
+    for j in range(numeric.shape[1]):
+        x = occurrences(numeric[i, j])
+        if x > 0.0:
+            drawn += x
+            for c in range(C):
+                scores[c] += x * logs[j, c]
+    for k in range(categories.shape[1]):
+        if categories[i, k] != 0:
+            drawn += 1.0
+            r = slot_of(categories[i, k], shift)
+            for c in range(C):
+                multiply(scores, products, c, table[r, c] + alpha)
+    for c in range(C):
+        scores[c] += math.log(products[c]) - drawn * spread[c]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def fold_multinomial(
+    i: int, numeric: ndarray, categories: ndarray, c: int, w: float, shift: np.uint64,
+    class_count: ndarray, tokens: Arrays,
+) -> bool:  # fmt: skip
+    """Learn row i as one of class c with weight w, not zero; whether it had a token that was not known."""
+    column_count, known, table, seen, touched, distinct, length = tokens
+    fresh = False
+    class_count[c] = added(class_count[c], w)
+    for j in range(numeric.shape[1]):
+        x = np.float64(numeric[i, j])
+        if x - x == 0.0:
+            if w > 0.0 and known[j] == 0:
+                known[j] = 1
+                fresh = True
+            more = occurrences(x) * w
+            length[c] = added(length[c], max(more, -column_count[j, c]))
+            column_count[j, c] = added(column_count[j, c], more)
+    for k in range(categories.shape[1]):
+        if categories[i, k] != 0:
+            r = slot_of(categories[i, k], shift)
+            if w > 0.0 and seen[r] == 0:
+                seen[r] = 1
+                distinct[0] += 1.0
+                fresh = True
+            length[c] = added(length[c], max(w, -table[r, c]))
+            table[r, c] = added(table[r, c], w)
+            touched[r >> 6] = 1
+    return fresh
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def predict_multinomial(
+    numeric: ndarray, categories: ndarray, binary: bool, shift: np.uint64, alpha: float,
+    class_count: ndarray, tokens: Arrays, scratch: Arrays, out: ndarray,
+) -> None:  # fmt: skip
+    """Write the predictions of B rows to out (B, 1 or C); but for scratch nothing else is changed.
+
+    Arguments as in `progress_multinomial`.
+    """
+    take_logs(alpha, class_count, tokens, scratch)
+    for i in range(numeric.shape[0]):
+        look_ahead(categories, i + AHEAD, tokens[2], shift)
+        score_multinomial(i, numeric, categories, shift, alpha, tokens, scratch)
+        write_probabilities(i, class_count, scratch[3], binary, out)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_multinomial(
+    numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, binary: bool, shift: np.uint64,
+    class_count: ndarray, tokens: Arrays,
+) -> None:  # fmt: skip
+    """Learn B rows in order, without a prediction. Arguments as in `progress_multinomial`."""
+    for i in range(numeric.shape[0]):
+        look_ahead(categories, i + AHEAD, tokens[2], shift)
+        w = np.float64(weight[i])
+        c = class_of(np.float64(y[i, 0]), class_count.shape[0], binary)
+        if c >= 0 and w - w == 0.0 and w != 0.0:
+            fold_multinomial(i, numeric, categories, c, w, shift, class_count, tokens)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def progress_multinomial(
+    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray,
+    binary: bool, shift: np.uint64, alpha: float,
+    class_count: ndarray, tokens: Arrays, scratch: Arrays, out: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: predict before[i] to out[i], then learn numeric[i], which is the same row after it was observed.
+
+    Arguments as in `progress_gaussian`, but for
+    before, numeric  float (B, N)  how often a token occurs; below zero: not at all
+    tokens           tuple of arrays as told above   changed in place
+    scratch          tuple of arrays as told above
+
+    Result does not depend on where the stream is cut.
+    """
+    logs, spread, prior, scores, _ = scratch
+    column_count, length = tokens[0], tokens[6]
+    C = class_count.shape[0]
+    take_logs(alpha, class_count, tokens, scratch)
+    terms = terms_of(tokens)
+    for i in range(numeric.shape[0]):
+        look_ahead(categories, i + AHEAD, tokens[2], shift)
+        score_multinomial(i, before, categories, shift, alpha, tokens, scratch)
+        write_probabilities(i, class_count, scores, binary, out)
+        w = np.float64(weight[i])
+        c = class_of(np.float64(y[i, 0]), C, binary)
+        if c >= 0 and w - w == 0.0 and w != 0.0:
+            if fold_multinomial(i, numeric, categories, c, w, shift, class_count, tokens):
+                terms = terms_of(tokens)
+                for other in range(C):
+                    spread[other] = math.log(length[other] + alpha * terms)
+            prior[c] = log_count(class_count[c])
+            spread[c] = math.log(length[c] + alpha * terms)
+            for j in range(numeric.shape[1]):
+                logs[j, c] = math.log(column_count[j, c] + alpha)
