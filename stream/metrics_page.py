@@ -22,6 +22,10 @@ WAITING = {
     "early": "labels that wait for their event",
     "evicted": "keys of aggregates that had to make room",
 }
+LAST_DRIFT = {
+    "last_drift_example": "which example it was heard at, counted from 0",
+    "last_drift_time": "its event time, in seconds since the epoch",
+}
 
 
 def render(runner: Runner, view: View) -> str:
@@ -77,7 +81,7 @@ class _Worker:
             if name in COUNTERS:
                 yield _counter(f"headrace_{name}", name.replace("_", " "), int(value))
                 continue
-            words = WAITING.get(name) or f"progressive {name.replace('_', ' ')}"
+            words = WAITING.get(name) or LAST_DRIFT.get(name) or f"progressive {name.replace('_', ' ')}"
             yield _gauge(f"headrace_{name}", words, value)
 
 
