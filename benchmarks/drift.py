@@ -69,7 +69,7 @@ class Run(NamedTuple):
     losses: F64  # of each example, predicted before it was learned
     drifts: int
     heard: list[int]  # examples at which the detector fired, of several within PIECE the last
-    ns: float  # an example
+    ns: float  # of processor time, an example
 
 
 def make(name: str, count: int) -> Stream:
@@ -107,9 +107,9 @@ def run(stream: Stream, drift: DriftDetector | None) -> Run:
     out, heard, seconds = [], [], 0.0
     for batch in stream.batches:
         for start in range(batch.start, batch.next, PIECE):
-            before, began = engine.counters_now("drifts"), time.perf_counter()
+            before, began = engine.counters_now("drifts"), time.thread_time()
             done = engine.process(batch, start, min(start + PIECE, batch.next))
-            seconds += time.perf_counter() - began
+            seconds += time.thread_time() - began
             assert done.predicted is not None
             out.append(done.predicted.out[:, 0].astype(float))
             if engine.counters_now("drifts") > before:
@@ -129,8 +129,8 @@ def draw(streams: Mapping[str, Stream], runs: Mapping[tuple[str, str, str], Run]
             of = runs[name, "ADWIN", what]
             axis.plot(*_smooth(of.losses), color=colour, linewidth=1.4, label=what)
             if what != ALONE:
-                height = 0.05 * place - 0.02
-                axis.plot(of.heard, [height] * len(of.heard), "|", color=colour, markersize=7, transform=_low(axis))
+                heights, up = [0.05 * place - 0.02] * len(of.heard), axis.get_xaxis_transform()
+                axis.plot(of.heard, heights, "|", color=colour, markersize=7, transform=up)
         axis.set_title(name, loc="left", fontsize=11)
         axis.set_ylabel("log loss")
         axis.grid(color="#dddddd", linewidth=0.7)
@@ -148,14 +148,7 @@ def _smooth(losses: F64) -> tuple[NDArray[np.int64], F64]:
     return SMOOTH * np.arange(1, len(means) + 1), means
 
 
-def _low(axis: pyplot.Axes) -> matplotlib.transforms.Transform:
-    """Along the axis of examples, and up by a share of the panel's height."""
-    return axis.get_xaxis_transform()
-
-
-def as_text(
-    streams: Mapping[str, Stream], runs: Mapping[tuple[str, str, str], Run], count: int, seconds: float
-) -> str:
+def as_text(streams: Mapping[str, Stream], runs: Mapping[tuple[str, str, str], Run], count: int, seconds: float) -> str:
     """The figures as Markdown."""
     lines = [
         "![log loss over the stream, with and without a detector](drift.png)",
@@ -178,8 +171,8 @@ def as_text(
         "",
         f"{today()}, {machine()}; `python -m benchmarks.drift`, {seconds:.0f} s. {count:,} examples a stream, "
         f"{COLUMNS} numbers, FTRL(alpha=0.1) with a half-life of 30 days, in a stream of {count / 86_400:.1f}; "
-        "boost=0.1, all else as it is by default. Late by: examples from the first change to the first detection after it. "
-        f"ns an example that a detector costs: {costs}; ADWIN with an action, in blocks of 32, "
+        "boost=0.1, all else as it is by default. Late by: examples from the first change to the next "
+        f"detection. ns an example that a detector costs: {costs}; ADWIN with an action, in blocks of 32, "
         f"{blocks:,.0f}; all else in the engine {alone:,.0f}, in pieces of {PIECE}.",
     ]
     return "\n".join(lines)

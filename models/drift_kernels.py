@@ -1,7 +1,8 @@
 """Kernels of the detectors of drift: each hears one number after another, and says in which row the stream changed.
 
 State is changed in place, and does not depend on where the rows are cut. A number that is NaN or infinite is not heard;
-one beyond HUGE counts as HUGE, so that no square or sum of them overflows. After a detection each begins anew.
+one beyond HUGE counts as HUGE, so that no square or sum of them overflows. `fired` gets where the stream changed, `rose`
+where it changed to greater values. After a detection each begins anew.
 """
 
 from __future__ import annotations
@@ -82,10 +83,11 @@ def add_to_window(x: float, totals: ndarray, held: ndarray, sums: ndarray) -> No
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def has_cut(totals: ndarray, held: ndarray, sums: ndarray, delta: float, least: float) -> bool:
+def find_cut(totals: ndarray, held: ndarray, sums: ndarray, delta: float, least: float) -> int:
     """Whether the window falls into an older and a newer part whose means differ more than chance allows.
 
-    Cuts lie between buckets, from the oldest one on. The arrays are those of `adwin`.
+    1: the newer mean is the greater one, -1: the older one is, 0: there is no such cut. Cuts lie between buckets; the
+    first that is found counts, from the oldest bucket on. The arrays are those of `adwin`.
     """
     width = sums[WIDTH]
     variance = sums[SQUARES] / width
@@ -101,24 +103,25 @@ def has_cut(totals: ndarray, held: ndarray, sums: ndarray, delta: float, least: 
             older_total += totals[level, k]
             newer_total -= totals[level, k]
             if newer < 1.0:
-                return False
+                return 0
             if older < least or newer < least:
                 continue
             rarity = 1.0 / (older - least + 1.0) + 1.0 / (newer - least + 1.0)
             bound = math.sqrt(2.0 * rarity * variance * confidence) + 2.0 / 3.0 * confidence * rarity
-            if abs(older_total / older - newer_total / newer) > bound:
-                return True
-    return False
+            apart = older_total / older - newer_total / newer
+            if abs(apart) > bound:
+                return -1 if apart > 0.0 else 1
+    return 0
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def adwin(
     values: ndarray, delta: float, clock: int, least: float, grace: float,
-    totals: ndarray, held: ndarray, sums: ndarray, fired: ndarray,
+    totals: ndarray, held: ndarray, sums: ndarray, fired: ndarray, rose: ndarray,
 ) -> None:  # fmt: skip
     """Hear B values.
 
-    values  float64 (B,); fired bool (B,)
+    values  float64 (B,); fired, rose bool (B,)
     delta   confidence; clock: values between two looks for a cut; least, grace: values in a part, in the window
     totals  float64 (LEVELS, max_buckets + 1)  sum of each bucket, the oldest first   changed in place
     held    int64 (LEVELS,)                    buckets of each level                  changed in place
@@ -128,13 +131,14 @@ def adwin(
     """
     for i in range(values.shape[0]):
         x = values[i]
-        fired[i] = False
+        fired[i] = rose[i] = False
         if x - x != 0.0:
             continue
         add_to_window(min(max(x, -HUGE), HUGE), totals, held, sums)
         width = sums[WIDTH]
-        if np.int64(width) % clock == 0 and width > grace and has_cut(totals, held, sums, delta, least):
-            fired[i] = True
+        cut = find_cut(totals, held, sums, delta, least) if np.int64(width) % clock == 0 and width > grace else 0
+        if cut != 0:
+            fired[i], rose[i] = True, cut > 0
             totals[:] = 0.0
             held[:] = 0
             sums[:] = 0.0
@@ -146,11 +150,11 @@ def adwin(
 @njit(cache=True, nogil=True, error_model="numpy")
 def page_hinkley(
     values: ndarray, least: float, delta: float, threshold: float, alpha: float, mode: int,
-    sums: ndarray, fired: ndarray,
+    sums: ndarray, fired: ndarray, rose: ndarray,
 ) -> None:  # fmt: skip
     """Hear B values.
 
-    values     float64 (B,); fired bool (B,)
+    values     float64 (B,); fired, rose bool (B,)
     least      values before the first detection; delta: distance from the mean that is let pass
     threshold  how far the sum of distances may leave its least (greatest) so far; alpha: what is kept of it each time
     mode       UP, DOWN, or both bits
@@ -160,7 +164,7 @@ def page_hinkley(
     """
     for i in range(values.shape[0]):
         x = values[i]
-        fired[i] = False
+        fired[i] = rose[i] = False
         if x - x != 0.0:
             continue
         x = min(max(x, -HUGE), HUGE)
@@ -178,7 +182,7 @@ def page_hinkley(
         up = mode & UP != 0 and sums[RISE] - sums[LEAST_RISE] > threshold
         down = mode & DOWN != 0 and sums[MOST_FALL] - sums[FALL] > threshold
         if up or down:
-            fired[i] = True
+            fired[i], rose[i] = True, up
             sums[:] = 0.0
 
 
@@ -186,10 +190,10 @@ def page_hinkley(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def ddm(values: ndarray, warm_start: float, threshold: float, sums: ndarray, fired: ndarray) -> None:
+def ddm(values: ndarray, warm_start: float, threshold: float, sums: ndarray, fired: ndarray, rose: ndarray) -> None:
     """Hear B errors.
 
-    values      float64 (B,)  1: an error, 0: none; held within [0, 1]; fired bool (B,)
+    values      float64 (B,)  1: an error, 0: none; held within [0, 1]; fired, rose bool (B,)
     warm_start  errors heard before the first detection
     threshold   deviations by which the rate may lie above its least so far
     sums        float64 (4,)  values, rate of errors, the least rate and its deviation  changed in place
@@ -198,7 +202,7 @@ def ddm(values: ndarray, warm_start: float, threshold: float, sums: ndarray, fir
     """
     for i in range(values.shape[0]):
         x = values[i]
-        fired[i] = False
+        fired[i] = rose[i] = False
         if x - x != 0.0:
             continue
         x = min(max(x, 0.0), 1.0)
@@ -214,7 +218,7 @@ def ddm(values: ndarray, warm_start: float, threshold: float, sums: ndarray, fir
             sums[LEAST_RATE] = rate
             sums[LEAST_SPREAD] = spread
         if rate + spread > sums[LEAST_RATE] + threshold * sums[LEAST_SPREAD]:
-            fired[i] = True
+            fired[i] = rose[i] = True
             sums[:] = 0.0
 
 
@@ -248,7 +252,23 @@ def draw(window: ndarray, oldest: int, key: np.uint64, drawn: ndarray, places: n
         other = k + np.intp(np.float64(bits) * 2.0**-53 * (places.shape[0] - k))
         place = places[other]
         places[other] = places[k]
-        out[k] = window[(oldest + place) % size]
+        place += oldest
+        out[k] = window[place if place < size else place - size]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def sort(a: ndarray) -> None:
+    """Sort a few numbers, float64 (R,), in place: by insertion, which beats a general sort of up to some dozens."""
+    if a.shape[0] > 64:
+        a.sort()
+        return
+    for k in range(1, a.shape[0]):
+        x = a[k]
+        at = k
+        while at > 0 and a[at - 1] > x:
+            a[at] = a[at - 1]
+            at -= 1
+        a[at] = x
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -270,11 +290,11 @@ def most_apart(a: ndarray, b: ndarray) -> int:
 def kswin(
     values: ndarray, critical: int, key: np.uint64,
     window: ndarray, heard: ndarray, drawn: ndarray,
-    places: ndarray, older: ndarray, newer: ndarray, fired: ndarray,
+    places: ndarray, older: ndarray, newer: ndarray, fired: ndarray, rose: ndarray,
 ) -> None:  # fmt: skip
     """Hear B values: compare the R newest of the last W with as many drawn from those before.
 
-    values    float64 (B,); fired bool (B,)
+    values    float64 (B,); fired, rose bool (B,)
     critical  R times the distance from which on the two differ too much
     key       names the sequence of random numbers
     window    float64 (W,)  the last values, a ring                     changed in place
@@ -287,7 +307,7 @@ def kswin(
     size, recent = window.shape[0], newer.shape[0]
     for i in range(values.shape[0]):
         x = values[i]
-        fired[i] = False
+        fired[i] = rose[i] = False
         if x - x != 0.0:
             continue
         window[heard[0] % size] = min(max(x, -HUGE), HUGE)
@@ -295,11 +315,13 @@ def kswin(
         if heard[0] < size:
             continue
         oldest = heard[0] % size
+        place = oldest - recent if oldest >= recent else oldest - recent + size
         for k in range(recent):
-            newer[k] = window[(oldest + size - recent + k) % size]
+            newer[k] = window[place]
+            place = place + 1 if place + 1 < size else 0
         draw(window, oldest, key, drawn, places, older)
-        older.sort()
-        newer.sort()
+        sort(older)
+        sort(newer)
         if most_apart(older, newer) >= critical:
-            fired[i] = True
+            fired[i], rose[i] = True, newer.sum() > older.sum()
             heard[0] = 0

@@ -1,8 +1,8 @@
 """What a pipeline does when its stream drifts: a detector hears the loss of each example, in order, and then acts.
 
 It hears an example just before it is learned, and the loss is that of the prediction made before the label was known.
-What it does takes place at the end of the block of BLOCK examples in which it fired, before the next one is learned: at
-a row, so it replays, and does not depend on where slices and cycles are cut.
+Where the loss rose it acts, at the end of the block of BLOCK examples in which it fired, before the next one is learned:
+at a row, so it replays, and does not depend on where slices and cycles are cut. Where the loss fell it only counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..models.drift import DriftDetector, watched
 
 BLOCK = 32
 
-HEARD, DUE, LAST, LAST_TIME = range(4)  # places in `marks`: LAST is the number of an example, from 1; 0: never
+HEARD, DUE, ACTIONS, LAST, LAST_TIME = range(5)  # places in `marks`: LAST is the number of an example, from 1; 0: never
 
 
 class Watch:
@@ -33,20 +33,19 @@ class Watch:
     def layout(self) -> dict[str, Array]:
         """The arrays: those of the detector, and `marks`."""
         arrays = {f"detector/{name}": array for name, array in self.detector.layout(self.spec).items()}
-        return arrays | {"marks": Array((4,), "int64")}
+        return arrays | {"marks": Array((5,), "int64")}
 
-    def bind(
-        self, state: Mapping[str, NDArray], model: Mapping[str, NDArray], touched: Mapping[str, NDArray]
-    ) -> None:
+    def bind(self, state: Mapping[str, NDArray], model: Mapping[str, NDArray], touched: Mapping[str, NDArray]) -> None:
         """Work in place on arrays as `layout()` says, and on the chain's own with their marks."""
         self.detector.bind(self.spec, _under("detector/", state), {})
         self._marks = state["marks"]
         self._model, self._touched = _under(self._learner, model), _under(self._learner, touched)
 
     def results(self) -> dict[str, float | int | None]:
-        """Of the last detection: which example it was, counted from 0, and its event time in seconds."""
+        """How often it has acted; of the last detection, which example it was (from 0) and its event time in seconds."""
         last = int(self._marks[LAST])
         return {
+            "drift_actions": int(self._marks[ACTIONS]),
             "last_drift_example": last - 1 if last else None,
             "last_drift_time": int(self._marks[LAST_TIME]) / 1e6 if last else None,
         }
@@ -83,28 +82,29 @@ class Watch:
                 self._act()
             heard, at = heard + len(of), end
 
-    def _hear(
-        self, y: NDArray[np.float32], prediction: NDArray[np.float32], time: NDArray[np.int64]
-    ) -> list[int]:
+    def _hear(self, y: NDArray[np.float32], prediction: NDArray[np.float32], time: NDArray[np.int64]) -> list[int]:
         """Let the detector hear examples; how many of them lie before each end of a block at which something is due."""
         if not len(y):
             return []
         marks, before = self._marks, int(self._marks[HEARD])
-        fired = np.empty(len(y), np.bool_)
-        self.detector.update(watched(self.detector.on, self.spec.task, y, prediction), fired)
+        fired, rose = np.empty((2, len(y)), np.bool_)
+        self.detector.hear(watched(self.detector.on, self.spec.task, y, prediction), fired, rose)
         marks[HEARD] = before + len(y)
-        rows = np.flatnonzero(fired)
-        if len(rows):
+        if fired.any():
+            rows = np.flatnonzero(fired)
             marks[LAST], marks[LAST_TIME] = before + rows[-1] + 1, time[rows[-1]]
             self._count("drifts", len(rows))
+        elif not marks[DUE]:
+            return []
         if self.detector.action == "report":
             return []
-        blocks = set(((before + rows) // BLOCK).tolist()) | ({before // BLOCK} if marks[DUE] else set())
+        blocks = set(((before + np.flatnonzero(rose)) // BLOCK).tolist()) | ({before // BLOCK} if marks[DUE] else set())
         ends = sorted(BLOCK * (block + 1) - before for block in blocks)
         marks[DUE] = len(ends) > 0 and ends[-1] > len(y)
         return [end for end in ends if end <= len(y)]
 
     def _act(self) -> None:
+        self._marks[ACTIONS] += 1
         if self.detector.action == "boost":
             for _, decay in self.chain.learner.decays():
                 decay(self.detector.boost)

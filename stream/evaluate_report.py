@@ -69,6 +69,7 @@ def report(results: dict[str, Any]) -> Table:
             table.add_row(name.replace("_", " "), f"{results[name]:,}")
     if results.get("last_drift_time") is not None:
         when = datetime.fromtimestamp(results["last_drift_time"], UTC)
+        table.add_row("boosts and resets", f"{results['drift_actions']:,}")
         table.add_row("the last at example", f"{results['last_drift_example']:,}", "", f"{when:%Y-%m-%d %H:%M:%S} UTC")
     for name, words in WORDS.items():
         if results.get(name) is None:
