@@ -237,9 +237,8 @@ class KSWIN(DriftDetector):
     stat_size    at most 10,000 and half of window_size
     seed         of the draws; the same seed gives the same bits
 
-    Also sees what leaves the mean where it is. About 1.5 us a value with these settings. Detections are those of River's
-    drift.KSWIN but for the draws: it has another generator, begins it anew at each detection, and without a seed no
-    two runs are alike.
+    Also sees what leaves the mean where it is. About 1.5 us a value with these settings. Detections are those of
+    River's drift.KSWIN but for the draws, which come from another generator.
     Source: Raab, Heusinger and Schleif (2020), Reactive soft prototype computing for concept drift streams.
     """
 

@@ -1,8 +1,8 @@
 """Kernels of the detectors of drift: each hears one number after another, and says in which row the stream changed.
 
 State is changed in place, and does not depend on where the rows are cut. A number that is NaN or infinite is not heard;
-one beyond HUGE counts as HUGE, so that no square or sum of them overflows. `fired` gets where the stream changed, `rose`
-where it changed to greater values. After a detection each begins anew.
+one beyond HUGE counts as HUGE, so that no square or sum of them overflows. `fired` gets where the stream changed,
+`rose` where it changed to greater values. After a detection each begins anew.
 """
 
 from __future__ import annotations

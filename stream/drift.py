@@ -1,8 +1,8 @@
 """What a pipeline does when its stream drifts: a detector hears the loss of each example, in order, and then acts.
 
 It hears an example just before it is learned, and the loss is that of the prediction made before the label was known.
-Where the loss rose it acts, at the end of the block of BLOCK examples in which it fired, before the next one is learned:
-at a row, so it replays, and does not depend on where slices and cycles are cut. Where the loss fell it only counts.
+Where the loss rose it acts, at the end of the block of BLOCK examples in which it fired, before the next is learned: at
+a row, so it replays, and does not depend on where slices and cycles are cut. Where the loss fell it only counts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Watch:
         self._model, self._touched = _under(self._learner, model), _under(self._learner, touched)
 
     def results(self) -> dict[str, float | int | None]:
-        """How often it has acted; of the last detection, which example it was (from 0) and its event time in seconds."""
+        """How often it has acted; of the last detection, which example it was (from 0) and its event time in s."""
         last = int(self._marks[LAST])
         return {
             "drift_actions": int(self._marks[ACTIONS]),
