@@ -17,6 +17,7 @@ from .base import (
 from .baselines import NoChange, Prior, RunningMean
 from .bayes import GaussianNB, MultinomialNB
 from .chain import Chain, as_chain
+from .drift import ADWIN, DDM, KSWIN, DriftDetector, PageHinkley
 from .linear import LinearRegression, LogisticRegression
 from .metrics import Metrics
 from .optimizers import FTRL, SGD, AdaGrad
@@ -25,13 +26,17 @@ from .scaler import StandardScaler
 from .softmax import SoftmaxRegression
 
 __all__ = [
+    "ADWIN",
+    "DDM",
     "FTRL",
+    "KSWIN",
     "SGD",
     "AdaGrad",
     "Array",
     "Chain",
     "Detector",
     "GaussianNB",
+    "DriftDetector",
     "Learner",
     "LinearRegression",
     "LogisticRegression",
@@ -41,6 +46,7 @@ __all__ = [
     "Opaque",
     "PAClassifier",
     "PARegressor",
+    "PageHinkley",
     "Rows",
     "SoftmaxRegression",
     "Prior",

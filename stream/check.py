@@ -115,6 +115,11 @@ def _model(p: Pipeline) -> Iterator[tuple[str, str]]:
         yield "learns", "one example after another, the same whatever the slices"
     else:
         yield "learns", f"in micro-batches of {chain.batch_size}"
+    if p.drift is not None:
+        does = {"report": "is counted", "reset": "resets the learner"}
+        does["boost"] = f"makes the learner keep {p.drift.boost:g} of its evidence"
+        what = "wrong classes" if p.drift.on == "error" else "the loss"
+        yield "drift", f"{p.drift!r} hears {what}; a drift {does[p.drift.action]}"
 
 
 def _writes(p: Pipeline) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ import polars as pl
 
 from ..errors import DeclarationError
 from ..models.base import Spec, Task
+from ..models.drift import DriftDetector
 from .durations import parse_duration
 from .expressions import column_types, show
 from .features import Aggregate, Cross, Feature
@@ -160,6 +161,7 @@ class Pipeline:
     is processed between two commits, ends; a worker that is behind makes longer ones, of max_cycle_rows at most, and so
     catches up. max_bad_share of
     the last 1,000 records bad stops the worker. pending_limit bounds the predictions that wait for their label.
+    drift hears the loss of each prediction, and says when the stream has changed; its `action` is then taken.
     """
 
     name: str
@@ -169,6 +171,7 @@ class Pipeline:
     model: Any
     predictions: Predictions
     snapshots: Snapshots = Snapshots()
+    drift: DriftDetector | None = None
     delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
     latency: str = "10ms"
     max_cycle_rows: int = 100_000
@@ -236,7 +239,7 @@ class Pipeline:
             "classes": list(self.classes),
             "features": [_feature(f) for f in self.features],
             "model": self.model.config() if hasattr(self.model, "config") else type(self.model).__name__,
-        }  # fmt: skip
+        } | ({} if self.drift is None else {"drift": self.drift.config()})  # fmt: skip
 
     @cached_property
     def fingerprint(self) -> str:

@@ -28,6 +28,7 @@ from .align import BEFORE_ALL
 from .columns import Group, groups_of, value_columns, value_name
 from .declaration import Pipeline
 from .decode import Batch
+from .drift import Watch
 from .features import Aggregate
 from .ring import ABSENT, FLAG, SETTLED, Columns, Ring, row_of
 from .slices import DeadLetter, Piece, Role
@@ -54,6 +55,7 @@ COUNTERS = (
     "bad_events",
     "bad_labels",
     "unlearned",  # rows that would have been examples, but their label came or their wait ended while muted
+    "drifts",  # times that the detector of drift fired
 )
 
 COUNTER_AT = {name: at for at, name in enumerate(COUNTERS)}
@@ -200,6 +202,8 @@ class Engine:
         self.metrics: Metrics | None = None
         if labels is not None and self.spec.task is not None:
             self.metrics = Metrics(self.spec.task, self.outputs)
+        detector = pipeline.drift
+        self.drift = Watch(detector, self.model, self.spec, self._count) if detector is not None else None
         self._bind()
         self.partitions: dict[int, _Partition] = {}
         # What came in order but is done later, many pieces at one go; the examples are older than the events.
@@ -247,6 +251,8 @@ class Engine:
                 layout |= {f"aggregate/{fold.feature.name}/{k}": a for k, a in fold.layout().items()}
         if self.metrics is not None:
             layout |= {f"metrics/{k}": a for k, a in self.metrics.layout().items()}
+        if self.drift is not None:
+            layout |= {f"drift/{k}": a for k, a in self.drift.layout().items()}
         layout["counters"] = Array((len(COUNTERS),), "int64")
         layout["clock"] = Array((1,), "int64", BEFORE_ALL)  # the greatest event time, over all partitions
         layout["bad"] = Array((BAD_WINDOW,), "uint8")  # the last records: 1 is bad
@@ -269,6 +275,9 @@ class Engine:
         self._plan_folds()
         if self.metrics is not None:
             self.metrics.bind({k: self.arrays[f"metrics/{k}"] for k in self.metrics.layout()})
+        if self.drift is not None:
+            watch = {k: self.arrays[f"drift/{k}"] for k in self.drift.layout()}
+            self.drift.bind(watch, model, self._touched)
         self._slotted |= {
             f"aggregate/{fold.feature.name}/{k}": g
             for g, folds in enumerate(self.folds)
@@ -337,7 +346,8 @@ class Engine:
     def results(self) -> dict[str, float | int | None]:
         """Progressive metrics: each loss is of the prediction that was made before its label was known."""
         self._catch_up()
-        return self.metrics.results() if self.metrics is not None else {}
+        drift = self.drift.results() if self.drift is not None else {}
+        return self.metrics.results() | drift if self.metrics is not None else drift
 
     def clock(self, role: Role, partition: int) -> int:
         """The event time that a topic partition has reached, in microseconds; far below zero: none yet."""
@@ -604,6 +614,8 @@ class Engine:
         x = Rows(numeric, categories)
         if self._mute:
             self.model.predict(x, out)
+        elif self.immediate and self.drift is not None:
+            self.drift.test_then_learn(x, y, time, out)
         elif self.immediate:
             self.model.test_then_learn(x, Truth(y[:, None], np.ones(len(y), np.float32)), out)
         else:
@@ -770,7 +782,11 @@ class Engine:
         assert self.metrics is not None
         self.metrics.update(y, prediction)
         self._fold_labels.run(time, groups, values, y, _NOTHING_READ)
-        self._learn(numeric, categories, y)
+        if self.drift is None:
+            self._learn(numeric, categories, y)
+            return
+        for part in self.drift.stretches(y, prediction, time):
+            self._learn(numeric[part], categories[part], y[part])
 
     def _learn(self, numeric: F32, categories: NDArray[np.uint64], y: F32) -> None:
         if self.model.updates == "sequential":

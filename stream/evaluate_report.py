@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ BASELINES = {  # of each figure: what it is called in the results, and what it m
         "rmse_no_change": "the label before",
     },
 }
+COUNTED = (
+    *("events", "labels", "joined", "expired", "pending", "orphans", "late", "duplicates", "dead_letters", "drifts"),
+)
 WORDS = {
     "log_loss": "log loss",
     "auc": "area under the ROC curve",
@@ -74,9 +78,13 @@ def report(results: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "value", "baseline", ""):
         table.add_column(name, justify="right" if name in ("value", "baseline") else "left")
-    for name in ("events", "labels", "joined", "expired", "pending", "orphans", "late", "duplicates", "dead_letters"):
+    for name in COUNTED:
         if results.get(name) or name in ("events", "labels"):
             table.add_row(name.replace("_", " "), f"{results[name]:,}")
+    if results.get("last_drift_time") is not None:
+        when = datetime.fromtimestamp(results["last_drift_time"], UTC)
+        table.add_row("boosts and resets", f"{results['drift_actions']:,}")
+        table.add_row("the last at example", f"{results['last_drift_example']:,}", "", f"{when:%Y-%m-%d %H:%M:%S} UTC")
     for name, words in WORDS.items():
         if results.get(name) is None:
             continue

@@ -22,6 +22,11 @@ WAITING = {
     "early": "labels that wait for their event",
     "evicted": "keys of aggregates that had to make room",
 }
+DRIFT = {
+    "drift_actions": "times that the learner was boosted or reset",
+    "last_drift_example": "example at which it was heard, counted from 0",
+    "last_drift_time": "its event time, in seconds since the epoch",
+}
 
 
 def render(runner: Runner, view: View) -> str:
@@ -77,7 +82,7 @@ class _Worker:
             if name in COUNTERS:
                 yield _counter(f"headrace_{name}", name.replace("_", " "), int(value))
                 continue
-            words = WAITING.get(name) or f"progressive {name.replace('_', ' ')}"
+            words = WAITING.get(name) or DRIFT.get(name) or f"progressive {name.replace('_', ' ')}"
             yield _gauge(f"headrace_{name}", words, value)
 
 

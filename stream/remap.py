@@ -15,8 +15,8 @@ from .engine import Engine, EngineState
 def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[str]]:
     """The state as `engine`, which has learned nothing yet, can load it; and what is different, in words.
 
-    A new feature begins at its fill, a removed one is left behind, an aggregate that is declared otherwise begins anew,
-    everything else is kept; also the predictions that wait keep the features that are still there.
+    A new feature begins at its fill, a removed one is left behind, an aggregate or a detector of drift that is declared
+    otherwise begins anew, everything else is kept; also predictions that wait keep the features that are still there.
     Raises SnapshotError when the task or the classes are others.
     """
     blank = engine.state()
@@ -38,6 +38,8 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
     ]
     if waits[0] != waits[1]:
         notes.append("labels are waited for another time")
+    if there["declaration"].get("drift") != here["declaration"].get("drift"):
+        notes.append("drift is declared otherwise")
     names = {axis: (there[axis], here[axis]) for axis in ("numeric", "categories", "label_groups", "label_values")}
     if not notes and all(was == is_now for was, is_now in names.values()):
         return state, []
@@ -48,6 +50,8 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
         for array in fold.layout()
         if before.get(fold.feature.name) != now[fold.feature.name]
     }
+    if _hearing(there) != _hearing(here):
+        anew |= {name for name in blank.shared if name.startswith("drift/")}
     shared: dict[str, NDArray] = {}
     for name in blank.shared:
         layout, given = engine.layout[name], state.shared.get(name)
@@ -59,6 +63,12 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
             shared[name] = given
     partitions = {p: _waiting(arrays, names) for p, arrays in state.partitions.items()}
     return EngineState(shared, partitions, state.meta), notes
+
+
+def _hearing(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the detector of drift, without those that say what it leads to."""
+    drift = meta["declaration"].get("drift") or {}
+    return {name: value for name, value in drift.items() if name not in ("action", "boost")}
 
 
 def _features(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import polars as pl
 
 from ..errors import DeclarationError
 from ..models.base import Spec, Task
+from ..models.chain import as_chain
+from ..models.drift import DriftDetector
 from .declaration import Events, Labels, Pipeline, Predictions, Snapshots
 from .durations import parse_duration
 from .expressions import (
@@ -61,7 +63,9 @@ def check_pipeline(p: Pipeline) -> Checked:
     categories = tuple(f.name for f in features if isinstance(f, Category | Cross))
     spec = Spec(numeric, categories, task, len(classes) or 1)
     task_known = sides is not None and sides.labels_known and (task is not None or sides.labels is None)
+    problems = len(found.texts)
     spec = _check_model(p.model, spec, task_known, found)
+    _check_drift(p, spec, task_known and len(found.texts) == problems, found)
     found.raise_for(p.name)
     return Checked(features, task, classes, spec)
 
@@ -584,6 +588,28 @@ def _check_model(model: Any, spec: Spec, task_known: bool, found: Problems) -> S
             return spec._replace(task=task)
     found.add("model", refusal)
     return spec
+
+
+def _check_drift(p: Pipeline, spec: Spec, model_known: bool, found: Problems) -> None:
+    drift: Any = p.drift
+    if drift is None:
+        return
+    if isinstance(drift, type):
+        found.add("drift", f"expected a detector, got the class {drift.__name__}; write {drift.__name__}()")
+    elif not isinstance(drift, DriftDetector):
+        found.add("drift", f"expected a detector of headrace.models, such as ADWIN(), got {_came(drift)}")
+    elif p.labels is None:
+        found.add("drift", f"{drift!r} hears the loss of predictions, and without labels there is none; leave it away")
+    elif model_known:
+        with found.at("drift"):
+            drift.layout(spec)
+        learner = as_chain(p.model).learner
+        if drift.action == "boost" and not learner.decays():
+            found.add(
+                "drift",
+                f"boost scales down what {learner!r} could forget, which is nothing; give it or its optimizer a "
+                "half_life where it takes one, or use action='reset'",
+            )
 
 
 def _check_name(name: Any, found: Problems) -> None:
