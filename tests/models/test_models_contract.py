@@ -570,10 +570,10 @@ for task, model in (
 ):
     outputs = 3 if task == "multiclass" else 1
     spec = Spec(("a", "b"), ("c",), task, outputs)
-    layout = model.layout(spec) if isinstance(model, Chain) else as_chain(model).layout(spec)
-    chain, state = as_chain(model), allocate(layout)
+    chain = as_chain(model)
+    layout = chain.layout(spec)
+    state = allocate(layout)
     chain.bind(spec, state, allocate_touched(layout))
-    metrics = Metrics("binary" if task == "multiclass" else task)
     metrics = Metrics(task, outputs)
     counts = allocate(metrics.layout())
     metrics.bind(counts)
@@ -586,7 +586,7 @@ for task, model in (
         decay(0.9)
     chain.predict_then_observe(x, out)
     chain.learn(x, truth)
-    metrics.update(truth.y, out[:, :1].copy())
+    metrics.update(truth.y, out)
     for array in (*state.values(), *counts.values(), out):
         print(*(float(v).hex() for v in array.ravel() if v))
 """
