@@ -32,7 +32,7 @@ def learner(loss, optimizer, **settings):
     settings = {"bits": 12, "base_rate": False} | settings
     if loss == "log":
         return LogisticRegression(optimizer, **settings)
-    return LinearRegression(optimizer, loss=loss, quantile=0.8, delta=0.8, **settings)
+    return LinearRegression(optimizer, loss=loss, quantile=0.5 if loss == "huber" else 0.8, delta=0.8, **settings)
 
 
 def as_dicts(x, i):

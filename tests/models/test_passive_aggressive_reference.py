@@ -87,7 +87,7 @@ def test_equals_river_on_its_own_data(data, task, ours, settings, error, bind):
     bound = bind(StandardScaler(half_life=None) | ours(bits=6, **settings), x.numeric.shape[1], 0)
     out = np.empty(truth.y.shape)
     bound.chain.test_then_learn(x, truth, out)
-    np.testing.assert_allclose(out[:, 0], expected, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(out[:, 0], expected, rtol=1e-9, atol=1e-9)
     wrong = np.mean((out > 0.5) != truth.y) if task == "binary" else np.mean(abs(out - truth.y))
     assert wrong == pytest.approx(error, abs=5e-5)
 

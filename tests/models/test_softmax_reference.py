@@ -215,6 +215,19 @@ def test_cold_model_predicts_the_frequencies_of_the_classes(bind):
         np.testing.assert_allclose(out[0], 1 / 3, rtol=1e-6)
 
 
+def test_no_class_is_held_to_be_rarer_than_one_in_a_million_nor_less_than_never_seen(bind):
+    bound = bind(SoftmaxRegression(FTRL(1e-9), bits=6), 0, 0)
+    x, out = Rows(np.empty((1, 0), np.float32), np.empty((1, 0), np.uint64)), np.empty((1, 3))
+    predicted = []
+    for weight in (1e12, -2e12, 1.0, 1.0):  # of class 0: more is taken back than was learned
+        bound.chain.learn(x, Truth(np.zeros((1, 1), np.float32), np.full(1, weight, np.float32)))
+        bound.chain.predict(x, out)
+        predicted.append(out[0].tolist())
+    assert predicted[0] == pytest.approx([1.0, 1e-6, 1e-6], rel=1e-3)
+    assert predicted[1] == pytest.approx([1e-6, 0.5, 0.5], rel=1e-3)
+    assert predicted[3] == pytest.approx([2 / 3, 1 / 6, 1 / 6], rel=1e-3)
+
+
 def test_label_that_is_no_class_is_not_learned(bind, stream):
     x, truth = stream(20, 7, "classes")
     bound = bind(SoftmaxRegression(bits=6))
