@@ -104,7 +104,7 @@ class ADWIN(DriftDetector):
     grace_period       no look before the window has more values than this
 
     The bound is meant for values within [0, 1]: a loss of a much larger unit is heard too eagerly, of a much smaller
-    one too late. 3 kB, whatever the width of the window. Fires in the same rows as River's drift.ADWIN, which after a
+    one too late. 3.5 kB, whatever the width of the window. Fires in the same rows as River's drift.ADWIN, which after a
     detection begins with an empty window (the paper keeps the newer part of it).
     Source: Bifet and Gavalda (2007), Learning from time-changing data with adaptive windowing.
     """

@@ -176,7 +176,7 @@ def page_hinkley(
         sums[FALL] = alpha * sums[FALL] + distance + delta
         if first or sums[RISE] < sums[LEAST_RISE]:
             sums[LEAST_RISE] = sums[RISE]
-        sums[MOST_FALL] = max(sums[FALL], -1.0 if first else sums[MOST_FALL])
+        sums[MOST_FALL] = max(sums[FALL], sums[MOST_FALL])  # the first is delta, at least 0
         if sums[COUNT] < least:
             continue
         up = mode & UP != 0 and sums[RISE] - sums[LEAST_RISE] > threshold

@@ -332,7 +332,7 @@ class Engine:
 
     def counters(self) -> dict[str, int]:
         """Counts since the beginning of the stream, with what waits now: `pending` predictions, `early` labels."""
-        self.predict_taken()
+        self._catch_up()
         counts = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
         counts["evicted"] = sum(table.evicted for table in self.tables)
         counts["pending"] = sum(p.pending.unsettled() for p in self.partitions.values())

@@ -100,8 +100,8 @@ def rows_of_river(detector, values):
 def test_fires_in_the_rows_in_which_that_of_river_does(name, kind):
     ours, river = DETECTORS[name]
     found = 0
-    for seed in range(4 if name.startswith("kswin") else 24):
-        values = rises(kind, seed, 400 if name.startswith("kswin") else 1_500)
+    for seed in range(3 if name.startswith("kswin") else 24):
+        values = rises(kind, seed, 300 if name.startswith("kswin") else 1_500)
         rows = rows_of(ours, values)
         assert rows == rows_of_river(river(), values.tolist()), seed
         found += len(rows)
@@ -128,7 +128,9 @@ def test_rate_of_errors_fires_in_the_rows_in_which_that_of_river_does(name, kind
 )
 def test_fires_on_the_series_that_river_brings_as_river_does(series, name):
     ours, river = DETECTORS[name]
-    values = [float(next(iter(y.values())) if isinstance(y, dict) else y) for _, y in series()][:800]
+    values = [float(next(iter(y.values())) if isinstance(y, dict) else y) for _, y in series()][
+        : 250 if name.startswith("kswin") else 800
+    ]
     values = np.asarray(values) / max(values)
     assert rows_of(ours, values) == rows_of_river(river(), values.tolist())
 

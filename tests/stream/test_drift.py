@@ -88,8 +88,9 @@ class Slow(Configured, Learner):
         self.n *= factor
 
 
+# The sequential one forgets a few times in five hours alone: blocks of examples are learned at one go.
 MODELS = {
-    "sequential": lambda: StandardScaler(half_life="1h") | LogisticRegression(FTRL(half_life="9h"), bits=8),
+    "sequential": lambda: StandardScaler(half_life="160h") | LogisticRegression(FTRL(half_life="90h"), bits=8),
     "micro-batches": lambda: StandardScaler(half_life="1h") | Slow(),
 }
 QUICK = {"min_instances": 5, "threshold": 1.0}  # fires every few blocks
@@ -202,6 +203,44 @@ def test_detector_hears_the_loss_of_the_predictions_that_were_made_before_the_la
     results = run.engine.results()
     assert results["last_drift_example"] == last
     assert results["last_drift_time"] == pytest.approx(rows[known[last]]["time"], abs=1e-5)
+
+
+def test_delayed_label_is_heard_with_the_prediction_that_waited_for_it():
+    detector = PageHinkley(**QUICK)
+    run = Run(pipeline(detector, features=[numeric("price")]))
+    rows = [(role, row) for role, rows in stream(1) for row in rows]
+    waiting, labels = {}, []
+    for first in range(0, 400, 40):  # events of half an hour, which learn nothing from one another, then their labels
+        chunk = {
+            of: [row for role, row in rows if role == of and first <= int(row["id"]) < first + 40]
+            for of in ("events", "labels")
+        }
+        waiting |= dict(zip((row["id"] for row in chunk["events"]), run.feed("events", chunk["events"])))
+        run.feed("labels", chunk["labels"])
+        labels += chunk["labels"]
+    assert run.count("joined") == len(labels)
+    y = np.array([row["sold"] for row in labels], np.float32)
+    p = np.array([waiting[row["id"]] for row in labels], np.float32)
+    alone, fired = detector.unbound(), np.empty(len(labels), bool)
+    alone.bind(run.engine.spec, state := allocate(alone.layout(run.engine.spec)), {})
+    alone.update(watched("loss", "binary", y, p[:, None]), fired)
+    assert run.count("drifts") == fired.sum() > 0
+    np.testing.assert_array_equal(run.engine.arrays["drift/detector/sums"], state["sums"])
+    assert run.engine.results()["last_drift_time"] == pytest.approx(labels[np.flatnonzero(fired)[-1]]["time"], abs=1e-5)
+
+
+def test_rows_without_a_label_after_the_end_of_a_block_are_predicted_by_the_model_that_was_acted_on():
+    rows = stream(3, 200, delayed=False)[0][1]
+    for i, row in enumerate(rows):
+        row["sold"] = None if i % (BLOCK + 5) >= BLOCK else (i // 50 + (row["price"] > 5)) % 2 == 0
+    whole, cut = (
+        Run(pipeline(PageHinkley(**QUICK, action="reset"), delayed=False, features=[numeric("price")]))
+        for _ in range(2)
+    )
+    expected = [whole.feed("events", rows[a : a + BLOCK + 5]) for a in range(0, 200, BLOCK + 5)]
+    got = [cut.feed("events", [row]) for row in rows]
+    np.testing.assert_array_equal(np.concatenate(got), np.concatenate(expected))
+    assert whole.engine.results()["drift_actions"] > 1
 
 
 @pytest.mark.parametrize("delayed", [False, True])
