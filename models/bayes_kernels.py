@@ -68,17 +68,12 @@ def log_count(count: float) -> float:
     return math.log(count) if count > 0.0 else 0.0
 
 
+# A likelihood is exp(scores[c]) * products[c]: one logarithm for many factors, each of which lies between 1e-150 and
+# 1e150. The arrays are not handed to a helper for it: counting their references would take longer than the arithmetic.
 @njit(cache=True, nogil=True, error_model="numpy")
-def multiply(scores: ndarray, products: ndarray, c: int, factor: float) -> None:
-    """Multiply the likelihood of class c, which is exp(scores[c]) * products[c], by a factor from 1e-150 to 1e150.
-
-    The logarithm is taken when the product would leave float64: one for many factors.
-    """
-    product = products[c] * factor
-    if product < SMALL or product > LARGE:
-        scores[c] += math.log(product)
-        product = 1.0
-    products[c] = product
+def is_full(product: float) -> bool:
+    """Whether the logarithm of a product must be taken before it is multiplied again."""
+    return product < SMALL or product > LARGE
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -170,13 +165,21 @@ def score_gaussian(
             for c in range(C):
                 d = x - mean[j, c]
                 density = math.exp(d * d * bells[j, c, 0]) * bells[j, c, 1]
-                multiply(scores, products, c, LEAST_DENSITY + density)
+                product = products[c] * (LEAST_DENSITY + density)
+                if is_full(product):
+                    scores[c] += math.log(product)
+                    product = 1.0
+                products[c] = product
     for k in range(categories.shape[1]):
         if categories[i, k] != 0:
             r = slot_of(categories[i, k], shift)
             extra = alpha * (distinct[k] + 1.0)
             for c in range(C):
-                multiply(scores, products, c, (table[r, c] + alpha) / (value_count[k, c] + extra))
+                product = products[c] * ((table[r, c] + alpha) / (value_count[k, c] + extra))
+                if is_full(product):
+                    scores[c] += math.log(product)
+                    product = 1.0
+                products[c] = product
     for c in range(C):
         scores[c] += math.log(products[c])
 
@@ -358,7 +361,11 @@ def score_multinomial(
             drawn += 1.0
             r = slot_of(categories[i, k], shift)
             for c in range(C):
-                multiply(scores, products, c, table[r, c] + alpha)
+                product = products[c] * (table[r, c] + alpha)
+                if is_full(product):
+                    scores[c] += math.log(product)
+                    product = 1.0
+                products[c] = product
     for c in range(C):
         scores[c] += math.log(products[c]) - drawn * spread[c]
 
