@@ -162,6 +162,13 @@ def test_a_label_that_is_no_class_and_a_prediction_that_is_no_number_are_passed_
     assert results("multiclass", np.insert(y, 9, 2), broken) == wanted
 
 
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_first_label_is_foretold_by_none(task):
+    C = 1 if task == "binary" else 2
+    for labels, right in (([0], None), ([0, 1], 0.0), ([0, 0, 1], 0.5)):
+        assert results(task, labels, np.full((len(labels), C), 0.5))["accuracy_no_change"] == right
+
+
 @pytest.mark.parametrize("C", [2, 5])
 def test_loss_of_the_prior_is_that_of_saying_the_frequencies_so_far(C):
     rng = np.random.default_rng(C)
