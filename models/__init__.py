@@ -19,6 +19,7 @@ from .linear import LinearRegression, LogisticRegression
 from .metrics import Metrics
 from .optimizers import FTRL, SGD, AdaGrad
 from .scaler import StandardScaler
+from .trees import HoeffdingTreeClassifier
 
 __all__ = [
     "FTRL",
@@ -27,6 +28,7 @@ __all__ = [
     "Array",
     "Chain",
     "Detector",
+    "HoeffdingTreeClassifier",
     "Learner",
     "LinearRegression",
     "LogisticRegression",

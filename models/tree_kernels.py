@@ -1,0 +1,733 @@
+"""The arithmetic of Hoeffding trees in Numba: go down, vote, observe, split, row by row on flat arrays of nodes.
+
+Helpers and kernels stand in one file because Numba's cache does not see a change in another file.
+No fastmath: NaN means missing, and sums run in the order in which classes were first seen, as in River, so that merits,
+thresholds and the example at which a leaf splits come out the same.
+
+Letters: B rows, N numeric columns, K categories, C classes, M nodes, S slots for what leaves observe, V values kept of
+a category at a leaf.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy import ndarray
+
+MAJORITY, BAYES, ADAPTIVE = 0, 1, 2  # what a leaf predicts with
+INFO_GAIN, GINI = 0, 1
+
+NODES, SLOTS, REFUSED = range(3)  # places in `size`
+LEFT, PARENT, DEPTH, SLOT, KNOWN = range(5)  # columns of `links`
+TOTAL, ATTEMPT, MAJORITY_RIGHT, BAYES_RIGHT = range(4)  # columns of `weights`
+COUNT, MEAN, SQUARES, LOWEST, HIGHEST, RANK = range(6)  # of a Gaussian in `gaussians`
+
+HALF_LOG_TAU = 0.5 * math.log(math.tau)
+LARGEST = 1e100  # numbers are held within these, so that their squares are finite
+LEAST_VOTE = -1e290  # of one column, so that a sum of votes is finite
+NEGLIGIBLE = 1e-12  # share of a weight that rounding may leave behind
+
+
+class Tree(NamedTuple):
+    """The state: the nodes, node 0 the root, and what leaves observe, each in a slot of its own."""
+
+    size: ndarray  # int64 (3,): nodes in use, slots in use, splits refused for want of room
+    links: ndarray  # int32 (M, 5): left child (0: a leaf; the right one follows), parent, depth, slot or -1, classes
+    column: ndarray  # uint64 (M,): key of the column a branch asks
+    threshold: ndarray  # float64 (M,): left where a number is <= this
+    value: ndarray  # uint64 (M,): left where a category is this
+    weights: ndarray  # float64 (M, 4): total, total at the last attempt, what each way to predict had right
+    counts: ndarray  # float64 (M, C): weight of each class; of a branch as it stood when it split
+    classes: ndarray  # int32 (M, C): the classes known, in the order in which they came
+    seen: ndarray  # int32 (S,): columns seen
+    first: ndarray  # int32 (N, S): when a column was first seen, 1 for the first; 0: not yet
+    gaussians: ndarray  # float64 (N, S, C, 6): count, mean, sum of squares, lowest, highest, when the class came
+    category_first: ndarray  # int32 (K, S): as `first`
+    category_totals: ndarray  # float64 (K, S, C, 2): weight of a class, when it came
+    values: ndarray  # uint64 (K, S, V): hashes of the values kept; 0: free
+    value_counts: ndarray  # float64 (K, S, V, C): weight of each value and class
+
+
+class Settings(NamedTuple):
+    """What a tree is told: all of one type each, for another would be compiled anew."""
+
+    prediction: int  # MAJORITY, BAYES, ADAPTIVE
+    criterion: int  # INFO_GAIN, GINI
+    grace_period: float
+    log_confidence: float  # ln(1 / delta)
+    tau: float
+    max_depth: int
+    nb_threshold: float
+    n_splits: int
+    min_branch_fraction: float
+    max_share_to_split: float
+    merit_preprune: bool
+
+
+class Columns(NamedTuple):
+    """The columns of the rows by their keys: a table with open addressing, of a power of two."""
+
+    by_place: ndarray  # uint64 (N + K,): key of each column, numeric ones first
+    keys: ndarray  # uint64 (T,)
+    places: ndarray  # int32 (T,): -1: free
+
+
+class Scratch(NamedTuple):
+    """Room to work in; nothing in it lasts."""
+
+    votes: ndarray  # float64 (C,)
+    order: ndarray  # int32 (C,): classes in the order in which a column saw them
+    deviations: ndarray  # float64 (C,)
+    left: ndarray  # float64 (C,): weights of classes left of a split, in that order
+    left_classes: ndarray  # int32 (C,)
+    right: ndarray  # float64 (C,)
+    right_classes: ndarray  # int32 (C,)
+    found: ndarray  # int32 (K,): where the values of a row stand among those kept
+
+
+# --- going down
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def place_of(key: np.uint64, columns: Columns) -> int:
+    """Which column of the rows has this key; -1: none, its feature is gone."""
+    mask = np.uint64(columns.keys.shape[0] - 1)
+    h = key & mask
+    while columns.places[np.intp(h)] >= 0:
+        if columns.keys[np.intp(h)] == key:
+            return int(columns.places[np.intp(h)])
+        h = (h + np.uint64(1)) & mask
+    return -1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def step_down(node: int, numeric: ndarray, categories: ndarray, tree: Tree, columns: Columns) -> tuple[int, bool]:
+    """The child of a branch that a row goes to, and whether the branch's column was there to ask.
+
+    Where it is missing, or its feature is gone from the declaration, the row goes to the heavier child.
+    """
+    left = int(tree.links[node, LEFT])
+    place = place_of(tree.column[node], columns)
+    N = numeric.shape[0]
+    if 0 <= place < N:
+        x = np.float64(numeric[place])
+        if x - x == 0.0:
+            return (left if x <= tree.threshold[node] else left + 1), True
+    elif place >= N and categories[place - N] != 0:
+        return (left if categories[place - N] == tree.value[node] else left + 1), True
+    heavier = left + 1 if tree.weights[left, TOTAL] < tree.weights[left + 1, TOTAL] else left
+    return heavier, place < 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def leaf_of(numeric: ndarray, categories: ndarray, tree: Tree, columns: Columns) -> int:
+    """The leaf that a row comes to."""
+    node = 0
+    while tree.links[node, LEFT] != 0:
+        node, _ = step_down(node, numeric, categories, tree, columns)
+    return node
+
+
+# --- predicting
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def total_of(node: int, tree: Tree) -> float:
+    """The weight of the examples of a leaf, added up in the order of its classes."""
+    total = 0.0
+    for k in range(tree.links[node, KNOWN]):
+        total += tree.counts[node, tree.classes[node, k]]
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def find_value(value: np.uint64, values: ndarray) -> int:
+    """Where a value stands among those kept, (V,); -1: it is not kept."""
+    for v in range(values.shape[0]):
+        if values[v] == value:
+            return v
+    return -1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def vote(node: int, numeric: ndarray, categories: ndarray, tree: Tree, scratch: Scratch) -> bool:
+    """Write naive Bayes' probabilities to scratch.votes, in the order of the leaf's classes; False: nothing known.
+
+    A column that says nothing about a class (fewer than two values, no variance, a value never seen with it) adds
+    nothing to its vote.
+    """
+    votes = scratch.votes
+    slot = int(tree.links[node, SLOT])
+    known = tree.links[node, KNOWN]
+    total = total_of(node, tree)
+    if known == 0 or total == 0.0:
+        return False
+    for k in range(categories.shape[0]):
+        scratch.found[k] = find_value(categories[k], tree.values[k, slot]) if categories[k] != 0 else -1
+    for i in range(known):
+        c = tree.classes[node, i]
+        if not tree.counts[node, c] > 0.0:
+            votes[i] = 0.0  # so it is in River: a class of no weight has the vote of a certain one
+            continue
+        votes[i] = max(math.log(tree.counts[node, c] / total), LEAST_VOTE)
+        for j in range(numeric.shape[0]):
+            x = np.float64(numeric[j])
+            n = tree.gaussians[j, slot, c, COUNT]
+            if x - x == 0.0 and n > 1.0:
+                variance = tree.gaussians[j, slot, c, SQUARES] / (n - 1.0)
+                if variance > 0.0:
+                    d = min(max(x, -LARGEST), LARGEST) - tree.gaussians[j, slot, c, MEAN]
+                    log_density = d * d / (-2.0 * variance) - HALF_LOG_TAU - 0.5 * math.log(variance)
+                    if log_density > -math.inf:
+                        votes[i] += max(log_density, LEAST_VOTE)
+        for k in range(categories.shape[0]):
+            if scratch.found[k] >= 0:
+                share = tree.value_counts[k, slot, scratch.found[k], c] / tree.category_totals[k, slot, c, 0]
+                if share > 0.0:
+                    votes[i] += math.log(share)
+    most = votes[0]
+    for i in range(1, known):
+        most = max(most, votes[i])
+    likelihood = 0.0
+    for i in range(known):
+        likelihood += math.exp(votes[i] - most)
+    level = most + math.log(likelihood)
+    for i in range(known):
+        votes[i] = math.exp(votes[i] - level)
+    return True
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def write_prediction(out: ndarray, node: int, probabilities: ndarray, scale: float, by_class: bool, tree: Tree) -> None:
+    """Write probabilities times scale to out (O,): P(true), or P of each class.
+
+    probabilities   (C,), by class or in the order of the leaf's classes
+    """
+    out[:] = 0.0
+    for i in range(tree.links[node, KNOWN]):
+        c = tree.classes[node, i]
+        p = min((probabilities[c] if by_class else probabilities[i]) * scale, 1.0)
+        if out.shape[0] > 1:
+            out[c] = p
+        elif c == 1:
+            out[0] = p
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def predict_row(
+    numeric: ndarray, categories: ndarray, tree: Tree, settings: Settings, columns: Columns, scratch: Scratch,
+    out: ndarray,
+) -> bool:  # fmt: skip
+    """Write the prediction of one row to out (O,); whether scratch.votes now holds the votes of its leaf.
+
+    Before anything was learned every class is as likely as another.
+    """
+    if tree.size[NODES] == 0:
+        out[:] = 1.0 / tree.counts.shape[1]
+        return False
+    node = leaf_of(numeric, categories, tree, columns)
+    right = tree.weights[node]
+    bayes = tree.links[node, SLOT] >= 0 and (
+        (settings.prediction == BAYES and total_of(node, tree) >= settings.nb_threshold)
+        or (settings.prediction == ADAPTIVE and right[BAYES_RIGHT] >= right[MAJORITY_RIGHT])
+    )
+    if bayes and vote(node, numeric, categories, tree, scratch):
+        write_prediction(out, node, scratch.votes, 1.0, False, tree)
+        return True
+    total = total_of(node, tree)
+    if total > 0.0:
+        write_prediction(out, node, tree.counts[node], 1.0 / total, True, tree)
+    else:
+        out[:] = 1.0 / tree.counts.shape[1]
+    return False
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def predict_rows(
+    numeric: ndarray, categories: ndarray, tree: Tree, settings: Settings, columns: Columns, scratch: Scratch,
+    out: ndarray,
+) -> None:  # fmt: skip
+    """Write the predictions of B rows to out (B, O); the state is only read. Arguments as in `learn_rows`."""
+    for i in range(numeric.shape[0]):
+        predict_row(numeric[i], categories[i], tree, settings, columns, scratch, out[i])
+
+
+# --- splitting
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def entropy_of(weights: ndarray, known: int) -> float:
+    """Entropy, in bits, of the first `known` weights."""
+    entropy = 0.0
+    total = 0.0
+    for i in range(known):
+        if weights[i] > 0.0:
+            entropy -= weights[i] * math.log2(weights[i])
+            total += weights[i]
+    return (entropy + total * math.log2(total)) / total if total > 0.0 else 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def gini_of(weights: ndarray, known: int, total: float) -> float:
+    """Gini impurity of the first `known` weights, which add up to total."""
+    gini = 1.0
+    for i in range(known):
+        gini -= (weights[i] / total) * (weights[i] / total)
+    return gini
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def sum_of(weights: ndarray, known: int) -> float:
+    """The first `known` weights added up, in order."""
+    total = 0.0
+    for i in range(known):
+        total += weights[i]
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def merit_of(settings: Settings, entropy: float, lefts: int, rights: int, scratch: Scratch) -> float:
+    """How good the split in scratch is, with so many classes on either side; -inf: one side is too small.
+
+    entropy   of the leaf before the split
+    """
+    left, right = scratch.left, scratch.right
+    a, b = sum_of(left, lefts), sum_of(right, rights)
+    total = a + b
+    least = settings.min_branch_fraction
+    if not (total > 0.0 and a / total > least and b / total > least):
+        return -math.inf
+    if settings.criterion == GINI:
+        return 1.0 - (a / total * gini_of(left, lefts, a) + b / total * gini_of(right, rights, b))
+    return entropy - (a * entropy_of(left, lefts) + b * entropy_of(right, rights)) / total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def order_classes(ranks: ndarray, order: ndarray) -> int:
+    """Write the classes to order as ranks (C,), 1 for the first, say they came; how many came (rank above 0)."""
+    came = 0
+    for c in range(ranks.shape[0]):
+        if ranks[c] > 0.0:
+            order[int(ranks[c]) - 1] = c
+            came += 1
+    return came
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def prepare_gaussians(gaussians: ndarray, scratch: Scratch) -> int:
+    """Order and standard deviations of the classes of one column at one leaf, to scratch; how many classes came.
+
+    gaussians   float64 (C, 6)
+    """
+    came = order_classes(gaussians[:, RANK], scratch.order)
+    for i in range(came):
+        c = scratch.order[i]
+        n = gaussians[c, COUNT]
+        variance = gaussians[c, SQUARES] / (n - 1.0) if n > 1.0 else 0.0
+        scratch.deviations[c] = math.sqrt(max(variance, 0.0))
+    return came
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def divide_number(threshold: float, gaussians: ndarray, came: int, scratch: Scratch) -> tuple[int, int]:
+    """Estimate in scratch what would come to either side of a threshold; how many classes on each.
+
+    gaussians   float64 (C, 6), prepared
+    """
+    lefts = rights = 0
+    for i in range(came):
+        c = scratch.order[i]
+        n = gaussians[c, COUNT]
+        below = 0.0
+        if threshold >= gaussians[c, HIGHEST]:
+            below = n
+        elif threshold >= gaussians[c, LOWEST] and scratch.deviations[c] > 0.0:
+            z = (threshold - gaussians[c, MEAN]) / scratch.deviations[c]
+            below = 0.5 * (1.0 + math.erf(z / math.sqrt(2.0))) * n
+        if threshold >= gaussians[c, LOWEST]:
+            scratch.left[lefts] = below
+            scratch.left_classes[lefts] = c
+            lefts += 1
+        if threshold < gaussians[c, HIGHEST]:
+            scratch.right[rights] = n - below
+            scratch.right_classes[rights] = c
+            rights += 1
+    return lefts, rights
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def best_threshold(gaussians: ndarray, entropy: float, settings: Settings, scratch: Scratch) -> tuple[float, float]:
+    """Merit and threshold of the best split of one numeric column at one leaf, gaussians (C, 6); -inf: there is none.
+
+    Tried are n_splits points, evenly between the lowest and the highest value.
+    """
+    came = prepare_gaussians(gaussians, scratch)
+    best, where = -math.inf, 0.0
+    low, high = math.inf, -math.inf
+    for i in range(came):
+        low = min(low, gaussians[scratch.order[i], LOWEST])
+        high = max(high, gaussians[scratch.order[i], HIGHEST])
+    if came > 0:
+        width = (high - low) / (settings.n_splits + 1.0)
+        for i in range(settings.n_splits):
+            threshold = low + width * (i + 1)
+            if low < threshold < high:
+                lefts, rights = divide_number(threshold, gaussians, came, scratch)
+                merit = merit_of(settings, entropy, lefts, rights, scratch)
+                if merit > best:
+                    best, where = merit, threshold
+    return best, where
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def divide_category(counts: ndarray, totals: ndarray, came: int, scratch: Scratch) -> tuple[int, int]:
+    """Put in scratch what has one value of a category, and what has another; how many classes on each side.
+
+    counts, totals  float64 (C,), (C, 2)   weights of the value; of the column, whose classes stand in scratch.order
+    """
+    lefts = rights = 0
+    for i in range(came):
+        c = scratch.order[i]
+        if counts[c] > 0.0:
+            scratch.left[lefts] = counts[c]
+            scratch.left_classes[lefts] = c
+            lefts += 1
+        rest = totals[c, 0] - counts[c]
+        if rest > NEGLIGIBLE * totals[c, 0]:
+            scratch.right[rights] = rest
+            scratch.right_classes[rights] = c
+            rights += 1
+    return lefts, rights
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def best_value(
+    values: ndarray, counts: ndarray, totals: ndarray, entropy: float, settings: Settings, scratch: Scratch
+) -> tuple[float, int]:
+    """Merit and place of the best value to split one category by at one leaf; -inf: there is none.
+
+    values, counts, totals   (V,), (V, C), (C, 2)
+    """
+    came = order_classes(totals[:, 1], scratch.order)
+    best, where = -math.inf, 0
+    for v in range(values.shape[0]):
+        if values[v] != 0:
+            lefts, rights = divide_category(counts[v], totals, came, scratch)
+            merit = merit_of(settings, entropy, lefts, rights, scratch)
+            if merit > best:
+                best, where = merit, v
+    return best, where
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def clear_slot(slot: int, tree: Tree) -> None:
+    """Forget what a leaf has observed."""
+    tree.seen[slot] = 0
+    for j in range(tree.first.shape[0]):
+        tree.first[j, slot] = 0
+        tree.gaussians[j, slot] = 0.0
+    for k in range(tree.category_first.shape[0]):
+        tree.category_first[k, slot] = 0
+        tree.category_totals[k, slot] = 0.0
+        tree.values[k, slot] = 0
+        tree.value_counts[k, slot] = 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def add_child(
+    node: int, parent: int, slot: int, weights: ndarray, classes: ndarray, known: int, tree: Tree
+) -> float:  # fmt: skip
+    """Make a node a leaf that begins with the weights (C,) of `known` classes; what they add up to."""
+    tree.links[node, LEFT] = 0
+    tree.links[node, PARENT] = parent
+    tree.links[node, DEPTH] = tree.links[parent, DEPTH] + 1
+    tree.links[node, SLOT] = slot
+    tree.links[node, KNOWN] = known
+    for i in range(known):
+        tree.classes[node, i] = classes[i]
+        tree.counts[node, classes[i]] = weights[i]
+    total = sum_of(weights, known)
+    tree.weights[node, TOTAL] = total
+    tree.weights[node, ATTEMPT] = total
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def split(node: int, lefts: int, rights: int, tree: Tree, scratch: Scratch) -> None:
+    """Give a leaf two children, which begin with what stands in scratch; the left one takes its slot."""
+    left = int(tree.size[NODES])
+    slot = int(tree.links[node, SLOT])
+    clear_slot(slot, tree)
+    a = add_child(left, node, slot, scratch.left, scratch.left_classes, lefts, tree)
+    b = add_child(left + 1, node, int(tree.size[SLOTS]), scratch.right, scratch.right_classes, rights, tree)
+    tree.size[NODES] += 2
+    tree.size[SLOTS] += 1
+    tree.links[node, LEFT] = left
+    tree.links[node, SLOT] = -1
+    more = a + b - tree.weights[node, TOTAL]  # rows that lack the column of the split are in neither child
+    while node >= 0:
+        tree.weights[node, TOTAL] += more
+        node = int(tree.links[node, PARENT])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def try_to_split(node: int, total: float, tree: Tree, settings: Settings, columns: Columns, scratch: Scratch) -> None:
+    """Split a leaf of this total weight if the best column is better than the second by more than the bound.
+
+    Where not to split is the best, what the leaf observed is forgotten and observed anew.
+    """
+    known = tree.links[node, KNOWN]
+    slot = int(tree.links[node, SLOT])
+    kinds = 0
+    largest = 0.0
+    for i in range(known):
+        count = tree.counts[node, tree.classes[node, i]]
+        scratch.votes[i] = count
+        largest = max(largest, count)
+        kinds += count != 0.0
+    if kinds < 2:
+        return
+    if largest / total > settings.max_share_to_split:
+        clear_slot(slot, tree)
+        return
+
+    N = tree.first.shape[0]
+    entropy = entropy_of(scratch.votes, known)
+    candidates = 1 if settings.merit_preprune else 0
+    best, second, place, when = -math.inf, -math.inf, -1, 0
+    threshold, v = 0.0, 0
+    for p in range(N + tree.category_first.shape[0]):
+        came = int(tree.first[p, slot] if p < N else tree.category_first[p - N, slot])
+        if came == 0:
+            continue
+        candidates += 1
+        t, u = 0.0, 0
+        if p < N:
+            merit, t = best_threshold(tree.gaussians[p, slot], entropy, settings, scratch)
+        else:
+            k = p - N
+            merit, u = best_value(
+                tree.values[k, slot], tree.value_counts[k, slot], tree.category_totals[k, slot], entropy, settings,
+                scratch,
+            )  # fmt: skip
+        if merit > best or (merit == best and came > when):  # of equals, the one that came last
+            best, second, place, when, threshold, v = merit, best, p, came, t, u
+        else:
+            second = max(second, merit)
+
+    reach = math.log2(max(known, 2)) if settings.criterion == INFO_GAIN else 1.0
+    bound = math.sqrt(reach * reach * settings.log_confidence / (2.0 * total))
+    if candidates == 0 or (candidates > 1 and not (best - second > bound or bound < settings.tau)):
+        return
+    if best == -math.inf:
+        clear_slot(slot, tree)
+    elif tree.size[NODES] + 2 > tree.links.shape[0]:
+        tree.size[REFUSED] += 1
+    else:
+        tree.column[node] = columns.by_place[place]
+        if place < N:
+            gaussians = tree.gaussians[place, slot]
+            tree.threshold[node] = threshold
+            lefts, rights = divide_number(threshold, gaussians, prepare_gaussians(gaussians, scratch), scratch)
+        else:
+            k = place - N
+            totals = tree.category_totals[k, slot]
+            tree.value[node] = tree.values[k, slot, v]
+            came = order_classes(totals[:, 1], scratch.order)
+            lefts, rights = divide_category(tree.value_counts[k, slot, v], totals, came, scratch)
+        split(node, lefts, rights, tree, scratch)
+
+
+# --- learning
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def next_rank(ranks: ndarray) -> int:
+    """The rank of the class that comes next, where ranks (C,) are those of the classes that came."""
+    rank = 1
+    for c in range(ranks.shape[0]):
+        rank += ranks[c] > 0.0
+    return rank
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def see_column(first: ndarray, slot: int, tree: Tree) -> None:
+    """Note when a leaf first sees a column, first (S,)."""
+    if first[slot] == 0:
+        tree.seen[slot] += 1
+        first[slot] = tree.seen[slot]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def observe_number(x: float, c: int, weight: float, gaussians: ndarray) -> None:
+    """Fold a number of class c into the moments of its column, gaussians (C, 6).
+
+    Source: Welford (1962), with weights as in West (1979), Updating mean and variance estimates.
+    """
+    x = min(max(x, -LARGEST), LARGEST)
+    g = gaussians[c]
+    if g[RANK] == 0.0:
+        g[RANK] = next_rank(gaussians[:, RANK])
+        g[LOWEST] = x
+        g[HIGHEST] = x
+    g[LOWEST] = min(g[LOWEST], x)
+    g[HIGHEST] = max(g[HIGHEST], x)
+    g[COUNT] += weight
+    before = g[MEAN]
+    g[MEAN] += weight / g[COUNT] * (x - before)
+    g[SQUARES] += weight * (x - before) * (x - g[MEAN])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def observe_value(value: np.uint64, c: int, weight: float, values: ndarray, counts: ndarray, totals: ndarray) -> None:
+    """Count a value of class c in its column: values (V,), counts (V, C), totals (C, 2).
+
+    A value that finds no room takes the place of the lightest one if that is no heavier than itself; else it counts
+    in the totals only. Where many are as light, the search begins at another place each time, so that a value that
+    comes again soon is still there.
+    """
+    if totals[c, 1] == 0.0:
+        totals[c, 1] = next_rank(totals[:, 1])
+    totals[c, 0] += weight
+    place = find_value(value, values)
+    if place >= 0:
+        counts[place, c] += weight
+        return
+    place = find_value(np.uint64(0), values)
+    if place < 0:
+        V = values.shape[0]
+        start = int(sum_of(totals[:, 0], totals.shape[0]) % float(V))
+        lightest = math.inf
+        for i in range(V):
+            v = (start + i) % V
+            heaviness = sum_of(counts[v], counts.shape[1])
+            if heaviness < lightest:
+                place, lightest = v, heaviness
+        if lightest > weight:
+            return
+    values[place] = value
+    counts[place] = 0.0
+    counts[place, c] = weight
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def first_largest(weights: ndarray, known: int) -> int:
+    """Which of the first `known` weights is the largest; of equals the first."""
+    best = 0
+    for i in range(1, known):
+        if weights[i] > weights[best]:
+            best = i
+    return best
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def score_leaf(
+    node: int, numeric: ndarray, categories: ndarray, c: int, weight: float, voted: bool, tree: Tree, scratch: Scratch
+) -> None:
+    """Note which of the two ways to predict would have been right about class c.
+
+    voted   whether scratch.votes holds the votes of this leaf for this row already
+    """
+    known = tree.links[node, KNOWN]
+    known_now = voted or vote(node, numeric, categories, tree, scratch)
+    if known_now and tree.classes[node, first_largest(scratch.votes, known)] == c:
+        tree.weights[node, BAYES_RIGHT] += weight
+    total = total_of(node, tree)
+    scale = 1.0 / total if total > 0.0 else 1.0
+    for i in range(known):
+        scratch.votes[i] = tree.counts[node, tree.classes[node, i]] * scale
+    if known == 0 or tree.classes[node, first_largest(scratch.votes, known)] == c:
+        tree.weights[node, MAJORITY_RIGHT] += weight
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_row(
+    numeric: ndarray, categories: ndarray, c: int, weight: float, voted: bool, tree: Tree, settings: Settings,
+    columns: Columns, scratch: Scratch,
+) -> None:  # fmt: skip
+    """Learn that one row is of class c."""
+    if tree.size[NODES] == 0:
+        tree.size[NODES] = 1
+        tree.size[SLOTS] = 1
+        tree.links[0, PARENT] = -1
+    node, asked = 0, True
+    while tree.links[node, LEFT] != 0:
+        tree.weights[node, TOTAL] += weight
+        node, there = step_down(node, numeric, categories, tree, columns)
+        asked = asked and there
+
+    slot = int(tree.links[node, SLOT])
+    if settings.prediction == ADAPTIVE and slot >= 0:
+        score_leaf(node, numeric, categories, c, weight, voted, tree, scratch)
+    known = tree.links[node, KNOWN]
+    new = True
+    for i in range(known):
+        new = new and tree.classes[node, i] != c
+    if new:
+        tree.classes[node, known] = c
+        tree.links[node, KNOWN] += 1
+    tree.counts[node, c] += weight
+    total = total_of(node, tree)
+    tree.weights[node, TOTAL] = total
+    if slot < 0:
+        return
+
+    for j in range(numeric.shape[0]):
+        x = np.float64(numeric[j])
+        if x - x == 0.0:
+            see_column(tree.first[j], slot, tree)
+            observe_number(x, c, weight, tree.gaussians[j, slot])
+    for k in range(categories.shape[0]):
+        if categories[k] != 0:
+            see_column(tree.category_first[k], slot, tree)
+            kept = tree.values[k, slot], tree.value_counts[k, slot], tree.category_totals[k, slot]
+            observe_value(categories[k], c, weight, *kept)
+    if not asked:
+        return  # as River: a row that lacks what a branch asks is learned, and no cause to split
+    if tree.links[node, DEPTH] >= settings.max_depth:
+        tree.links[node, SLOT] = -1
+    elif total - tree.weights[node, ATTEMPT] >= settings.grace_period:
+        try_to_split(node, total, tree, settings, columns, scratch)
+        tree.weights[node, ATTEMPT] = total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def class_of(y: float, classes: int, binary: bool) -> int:
+    """The class of a label; -1: it is none."""
+    if y - y != 0.0:
+        return -1
+    if binary:
+        return 1 if y >= 0.5 else 0
+    return int(y) if 0.0 <= y < classes else -1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_rows(
+    before: ndarray, numeric: ndarray, same: bool, categories: ndarray, y: ndarray, weight: ndarray, tree: Tree,
+    settings: Settings, columns: Columns, scratch: Scratch, out: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: predict before[i] to out[i], then learn numeric[i], which is the same row after it was observed.
+
+    before, numeric  float   (B, N)  NaN or infinite: missing
+    same             whether before and numeric are one array: votes are then counted once
+    categories       uint64  (B, K)  0: missing
+    y, weight        float32 (B, 1), (B,)  a row with a label that is no class, or a weight that is not above 0 and
+                                     finite, is predicted and not learned
+    tree             the state, changed in place
+    settings, columns, scratch       as their classes say
+    out              float (B, O)    P(true) or P of each class; (0, O) where no predictions are wanted
+
+    Result does not depend on where the stream is cut.
+    Source: Domingos and Hulten (2000), Mining high-speed data streams.
+    """
+    voted = False
+    for i in range(numeric.shape[0]):
+        if out.shape[0] > 0:
+            voted = predict_row(before[i], categories[i], tree, settings, columns, scratch, out[i])
+        c = class_of(np.float64(y[i, 0]), tree.counts.shape[1], out.shape[1] == 1)
+        w = np.float64(weight[i])
+        if c >= 0 and w > 0.0 and w - w == 0.0:
+            learn_row(numeric[i], categories[i], c, w, voted and same, tree, settings, columns, scratch)
