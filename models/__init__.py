@@ -19,7 +19,7 @@ from .linear import LinearRegression, LogisticRegression
 from .metrics import Metrics
 from .optimizers import FTRL, SGD, AdaGrad
 from .scaler import StandardScaler
-from .trees import HoeffdingTreeClassifier
+from .trees import HoeffdingTreeClassifier, HoeffdingTreeRegressor
 
 __all__ = [
     "FTRL",
@@ -29,6 +29,7 @@ __all__ = [
     "Chain",
     "Detector",
     "HoeffdingTreeClassifier",
+    "HoeffdingTreeRegressor",
     "Learner",
     "LinearRegression",
     "LogisticRegression",

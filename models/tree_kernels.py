@@ -25,8 +25,18 @@ LEFT, PARENT, DEPTH, SLOT, KNOWN = range(5)  # columns of `links`
 TOTAL, ATTEMPT, MAJORITY_RIGHT, BAYES_RIGHT = range(4)  # columns of `weights`
 COUNT, MEAN, SQUARES, LOWEST, HIGHEST, RANK = range(6)  # of a Gaussian in `gaussians`
 
+MEAN_ONLY, MODEL_ONLY, MEAN_OR_MODEL = 0, 1, 2  # what a leaf of a regression tree predicts with
+PASSIVE = 4  # column of `links`, in the place of KNOWN
+MEAN_ERROR, MODEL_ERROR = 2, 3  # columns of `weights`
+GO, ADD, REMOVE, WEIGH = range(4)  # what is still to do on the walk through a search tree
+AT_LEFT, AT_RIGHT, AT_NODE, AT_NODE_BELOW = range(4)  # how far the walk that prunes one is at a node
+
+Moments = tuple[float, float, float]  # count, mean, sum of squares
+
 HALF_LOG_TAU = 0.5 * math.log(math.tau)
 LARGEST = 1e100  # numbers are held within these, so that their squares are finite
+LARGEST_VALUE = 1e30  # of a prediction, so that it fits float32
+LARGEST_SLOPE = 1e12  # of the loss; as River's clip_gradient
 LEAST_VOTE = -1e290  # of one column, so that a sum of votes is finite
 NEGLIGIBLE = 1e-12  # share of a weight that rounding may leave behind
 
@@ -67,12 +77,57 @@ class Settings(NamedTuple):
     merit_preprune: bool
 
 
+class RegressionTree(NamedTuple):
+    """The state of a tree that predicts values; what it shares with `Tree` is named and shaped as there.
+
+    A leaf keeps its slot for as long as it is one.
+    """
+
+    size: ndarray
+    links: ndarray  # int32 (M, 5): as in `Tree`, but for the last: 1: observes no more
+    column: ndarray
+    threshold: ndarray
+    value: ndarray
+    weights: ndarray  # float64 (M, 4): total, total at the last attempt, faded squared errors of mean and model
+    targets: ndarray  # float64 (M, 3): count, mean, sum of squares; of a branch as it stood when it split
+    intercepts: ndarray  # float64 (S,): of the linear models
+    coefficients: ndarray  # float64 (N, S)
+    seen: ndarray
+    first: ndarray
+    used: ndarray  # int32 (N, S): nodes in a search tree
+    values: ndarray  # float64 (N, S, V): their numbers
+    children: ndarray  # int32 (N, S, V, 2): lower and higher; 0: none
+    moments: ndarray  # float64 (N, S, V, 3): targets at a number or below it, of those that came by
+    category_first: ndarray
+    categories: ndarray  # uint64 (K, S, W): hashes of the values kept; 0: free
+    category_moments: ndarray  # float64 (K, S, W, 3): their targets
+
+
+class RegressionSettings(NamedTuple):
+    """What a tree that predicts values is told."""
+
+    prediction: int  # MEAN_ONLY, MODEL_ONLY, MEAN_OR_MODEL
+    grace_period: float
+    log_confidence: float  # ln(1 / delta)
+    tau: float
+    max_depth: int
+    min_samples_split: float
+    factor: float  # numbers are rounded to multiples of 1 / factor
+    model_selector_decay: float
+    lr: float
+    intercept_lr: float
+    merit_preprune: bool
+
+
 class Columns(NamedTuple):
     """The columns of the rows by their keys: a table with open addressing, of a power of two."""
 
     by_place: ndarray  # uint64 (N + K,): key of each column, numeric ones first
     keys: ndarray  # uint64 (T,)
     places: ndarray  # int32 (T,): -1: free
+
+
+AnyTree = Tree | RegressionTree
 
 
 class Scratch(NamedTuple):
@@ -104,7 +159,7 @@ def place_of(key: np.uint64, columns: Columns) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def step_down(node: int, numeric: ndarray, categories: ndarray, tree: Tree, columns: Columns) -> tuple[int, bool]:
+def step_down(node: int, numeric: ndarray, categories: ndarray, tree: AnyTree, columns: Columns) -> tuple[int, bool]:
     """The child of a branch that a row goes to, and whether the branch's column was there to ask.
 
     Where it is missing, or its feature is gone from the declaration, the row goes to the heavier child.
@@ -123,7 +178,7 @@ def step_down(node: int, numeric: ndarray, categories: ndarray, tree: Tree, colu
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def leaf_of(numeric: ndarray, categories: ndarray, tree: Tree, columns: Columns) -> int:
+def leaf_of(numeric: ndarray, categories: ndarray, tree: AnyTree, columns: Columns) -> int:
     """The leaf that a row comes to."""
     node = 0
     while tree.links[node, LEFT] != 0:
@@ -554,7 +609,7 @@ def next_rank(ranks: ndarray) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def see_column(first: ndarray, slot: int, tree: Tree) -> None:
+def see_column(first: ndarray, slot: int, tree: AnyTree) -> None:
     """Note when a leaf first sees a column, first (S,)."""
     if first[slot] == 0:
         tree.seen[slot] += 1
@@ -731,3 +786,505 @@ def learn_rows(
         w = np.float64(weight[i])
         if c >= 0 and w > 0.0 and w - w == 0.0:
             learn_row(numeric[i], categories[i], c, w, voted and same, tree, settings, columns, scratch)
+
+
+# --- regression: leaves keep the moments of the target, of each numeric column in a search tree, and a linear model
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def added(a: Moments, b: Moments) -> Moments:
+    """Count, mean and sum of squares of two samples together.
+
+    Source: Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance.
+    """
+    n = a[0] + b[0]
+    if n == 0.0:
+        return a
+    d = a[1] - b[1]
+    return n, (a[0] * a[1] + b[0] * b[1]) / n, a[2] + b[2] + d * d * a[0] * b[0] / n
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def taken_away(a: Moments, b: Moments) -> Moments:
+    """Count, mean and sum of squares of a sample without a part of it: the way back from `added`."""
+    n = a[0] - b[0]
+    mean = (a[0] * a[1] - b[0] * b[1]) / n if n > 0.0 else 0.0
+    n = max(n, 0.0)
+    d = mean - b[1]
+    whole = n + b[0]
+    return n, mean, a[2] - b[2] - (d * d * n * b[0] / whole if whole != 0.0 else 0.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def variance_of(a: Moments) -> float:
+    """Sample variance; 0 of fewer than two."""
+    return a[2] / (a[0] - 1.0) if a[0] > 1.0 else 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def moments_at(row: ndarray) -> Moments:
+    """Count, mean and sum of squares in a row of three."""
+    return row[0], row[1], row[2]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def fold_in(y: float, weight: float, row: ndarray) -> None:
+    """Fold a target into count, mean and sum of squares, (3,)."""
+    row[0] += weight
+    before = row[1]
+    row[1] += weight / row[0] * (y - before)
+    row[2] += weight * (y - before) * (y - row[1])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def reduction_of(whole: Moments, left: Moments, right: Moments, least: float) -> float:
+    """By how much a split reduces the variance; 0 where one side has less than `least` weight."""
+    if left[0] < least or right[0] < least:
+        return 0.0
+    reduction = variance_of(whole)
+    reduction -= left[0] / whole[0] * variance_of(left)
+    reduction -= right[0] / whole[0] * variance_of(right)
+    return reduction
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def rounded(x: float, factor: float) -> float:
+    """x rounded to the nearest multiple of 1 / factor, halves to even, as the decimal number it is."""
+    y = x * factor
+    if abs(y) >= 2.0**52:
+        return x
+    z = float(np.rint(y))
+    if abs(y - z) == 0.5:
+        # Which side of the half x really lies on: the error of the product, exactly (Dekker 1971).
+        a = 134217729.0 * x
+        a = a - (a - x)
+        b = 134217729.0 * factor
+        b = b - (b - factor)
+        error = ((a * b - y) + a * (factor - b) + (x - a) * b) + (x - a) * (factor - b)
+        if error > 0.0:
+            z = math.floor(y) + 1.0
+        elif error < 0.0:
+            z = math.floor(y)
+    return z / factor
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def insert(x: float, y: float, weight: float, used: int, values: ndarray, children: ndarray, moments: ndarray) -> int:
+    """Add a number to a search tree, node 0 the root; how many nodes it then has.
+
+    Each node keeps the moments of the targets that came with its value, or came by on their way to a lower one. A
+    value that finds no room is in the moments of those it came by, and can itself be no threshold.
+    values, children, moments   float64 (V,), int32 (V, 2), float64 (V, 3)   changed in place
+    """
+    at, parent, side = 0, -1, 0
+    if used > 0:
+        while True:
+            if x <= values[at]:
+                fold_in(y, weight, moments[at])
+                if x == values[at]:
+                    return used
+                side = 0
+            else:
+                side = 1
+            parent = at
+            at = int(children[at, side])
+            if at == 0:
+                break
+    if used == values.shape[0]:
+        return used
+    if parent >= 0:
+        children[parent, side] = used
+    values[used] = x
+    children[used] = 0
+    moments[used] = 0.0
+    fold_in(y, weight, moments[used])
+    return used + 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def best_value_below(
+    whole: Moments, least: float, used: int, values: ndarray, children: ndarray, moments: ndarray, stack: ndarray
+) -> tuple[float, float, Moments, Moments]:
+    """Merit, threshold and the targets on either side of the best split of a search tree; -inf: it is empty.
+
+    The tree is walked in order; `below` holds what stands under the nodes whose right side is being walked.
+    stack   int32 (4 V + 4, 2)   scratch
+    """
+    best, where, best_left, best_right = -math.inf, 0.0, whole, whole
+    below = (0.0, 0.0, 0.0)
+    depth = 0
+    if used > 0:
+        stack[0, 0], stack[0, 1] = GO, 0
+        depth = 1
+    while depth > 0:
+        depth -= 1
+        what, node = stack[depth, 0], stack[depth, 1]
+        if what == GO:
+            if children[node, 1] != 0:
+                stack[depth, 0], stack[depth, 1] = REMOVE, node
+                stack[depth + 1, 0], stack[depth + 1, 1] = GO, children[node, 1]
+                stack[depth + 2, 0], stack[depth + 2, 1] = ADD, node
+                depth += 3
+            stack[depth, 0], stack[depth, 1] = WEIGH, node
+            depth += 1
+            if children[node, 0] != 0:
+                stack[depth, 0], stack[depth, 1] = GO, children[node, 0]
+                depth += 1
+        elif what == ADD:
+            below = added(below, moments_at(moments[node]))
+        elif what == REMOVE:
+            below = taken_away(below, moments_at(moments[node]))
+        else:
+            left = added(moments_at(moments[node]), below)
+            right = taken_away(whole, left)
+            merit = reduction_of(whole, left, right, least)
+            if merit > best:
+                best, where, best_left, best_right = merit, values[node], left, right
+    return best, where, best_left, best_right
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def prune(
+    whole: Moments, best: float, floor: float, least: float, used: int,
+    values: ndarray, children: ndarray, moments: ndarray, stack: ndarray, kept: ndarray,
+) -> int:  # fmt: skip
+    """Drop from a search tree the values that are hopeless, from the bottom up; how many nodes are left.
+
+    Hopeless: merit / best < floor, and all below are. stack int32 (4 V + 4, 2), kept float64 (V, 6): scratch.
+    Source: Ikonomovska, Gama and Dzeroski (2011), Learning model trees from evolving data streams.
+    """
+    if used == 0:
+        return 0
+    below = (0.0, 0.0, 0.0)
+    hopeless = False  # of the subtree walked last
+    depth = 1
+    stack[0, 0], stack[0, 1] = 0, AT_LEFT
+    while depth > 0:
+        node, phase = stack[depth - 1, 0], stack[depth - 1, 1]
+        if phase == AT_LEFT:
+            stack[depth - 1, 1] = AT_RIGHT
+            hopeless = True
+            if children[node, 0] != 0:
+                stack[depth, 0], stack[depth, 1] = children[node, 0], AT_LEFT
+                depth += 1
+            continue
+        if phase == AT_RIGHT:
+            if not hopeless:
+                depth -= 1
+                continue
+            stack[depth - 1, 1] = AT_NODE
+            if children[node, 1] != 0:
+                below = added(below, moments_at(moments[node]))
+                stack[depth - 1, 1] = AT_NODE_BELOW
+                stack[depth, 0], stack[depth, 1] = children[node, 1], AT_LEFT
+                depth += 1
+            continue
+        if phase == AT_NODE_BELOW:
+            below = taken_away(below, moments_at(moments[node]))
+        depth -= 1
+        if hopeless:
+            left = added(moments_at(moments[node]), below)
+            hopeless = reduction_of(whole, left, taken_away(whole, left), least) / best < floor
+            if hopeless:
+                if depth == 0:
+                    return 0
+                parent = stack[depth - 1, 0]
+                side = 0 if stack[depth - 1, 1] == AT_RIGHT else 1
+                children[parent, side] = 0
+                children[node] = 0
+    return compact(used, values, children, moments, stack, kept)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def compact(used: int, values: ndarray, children: ndarray, moments: ndarray, stack: ndarray, kept: ndarray) -> int:
+    """Move the nodes of a search tree that hang together to the front; how many they are. Arguments as in `prune`."""
+    for node in range(used):
+        kept[node, 0] = values[node]
+        kept[node, 1:4] = moments[node]
+        kept[node, 4] = children[node, 0]
+        kept[node, 5] = children[node, 1]
+    many = 1
+    depth = 1
+    stack[0, 0], stack[0, 1] = 0, 0  # the node as it was, and where it goes
+    while depth > 0:
+        depth -= 1
+        was, to = stack[depth, 0], stack[depth, 1]
+        values[to] = kept[was, 0]
+        moments[to] = kept[was, 1:4]
+        for side in range(2):
+            child = int(kept[was, 4 + side])
+            children[to, side] = many if child != 0 else 0
+            if child != 0:
+                stack[depth, 0], stack[depth, 1] = child, many
+                depth += 1
+                many += 1
+    return many
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def model_of(node: int, numeric: ndarray, tree: RegressionTree) -> float:
+    """What the linear model of a leaf says of a row; a missing number adds nothing."""
+    slot = int(tree.links[node, SLOT])
+    raw = 0.0
+    for j in range(numeric.shape[0]):
+        x = np.float64(numeric[j])
+        if x - x == 0.0:
+            raw += tree.coefficients[j, slot] * min(max(x, -LARGEST), LARGEST)
+    return min(max(raw + tree.intercepts[slot], -LARGEST_VALUE), LARGEST_VALUE)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def value_of(
+    numeric: ndarray, categories: ndarray, tree: RegressionTree, settings: RegressionSettings, columns: Columns
+) -> float:
+    """The prediction for one row; 0 before anything was learned."""
+    if tree.size[NODES] == 0:
+        return 0.0
+    node = leaf_of(numeric, categories, tree, columns)
+    errors = tree.weights[node]
+    if settings.prediction == MEAN_ONLY or (
+        settings.prediction == MEAN_OR_MODEL and errors[MEAN_ERROR] < errors[MODEL_ERROR]
+    ):
+        return min(max(tree.targets[node, 1], -LARGEST_VALUE), LARGEST_VALUE)
+    return model_of(node, numeric, tree)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def clear_regression_slot(slot: int, tree: RegressionTree) -> None:
+    """Forget what a leaf has observed; its model stays."""
+    tree.seen[slot] = 0
+    for j in range(tree.first.shape[0]):
+        tree.first[j, slot] = 0
+        tree.used[j, slot] = 0
+    for k in range(tree.category_first.shape[0]):
+        tree.category_first[k, slot] = 0
+        tree.categories[k, slot] = 0
+        tree.category_moments[k, slot] = 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def split_regression(node: int, left: Moments, right: Moments, tree: RegressionTree) -> None:
+    """Give a leaf two children that begin with these targets and with its model; the left one takes its slot."""
+    first = int(tree.size[NODES])
+    slot, new = int(tree.links[node, SLOT]), int(tree.size[SLOTS])
+    clear_regression_slot(slot, tree)
+    for j in range(tree.coefficients.shape[0]):
+        tree.coefficients[j, new] = tree.coefficients[j, slot]
+    tree.intercepts[new] = tree.intercepts[slot]
+    for side in range(2):
+        child = first + side
+        targets = right if side == 1 else left
+        tree.links[child, PARENT] = node
+        tree.links[child, DEPTH] = tree.links[node, DEPTH] + 1
+        tree.links[child, SLOT] = new if side == 1 else slot
+        for i in range(3):
+            tree.targets[child, i] = targets[i]
+        tree.weights[child, TOTAL] = targets[0]
+        tree.weights[child, ATTEMPT] = targets[0]
+        tree.weights[child, MEAN_ERROR] = tree.weights[node, MEAN_ERROR]
+        tree.weights[child, MODEL_ERROR] = tree.weights[node, MODEL_ERROR]
+    tree.size[NODES] += 2
+    tree.size[SLOTS] += 1
+    tree.links[node, LEFT] = first
+    tree.links[node, SLOT] = -1
+    more = left[0] + right[0] - tree.weights[node, TOTAL]
+    while node >= 0:
+        tree.weights[node, TOTAL] += more
+        node = int(tree.links[node, PARENT])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def best_category(whole: Moments, least: float, values: ndarray, moments: ndarray) -> tuple[float, int]:
+    """Merit and place of the best value to split a category by, values (V,), moments (V, 3); -inf: there is none.
+
+    Of equals the lowest hash.
+    """
+    best, where = -math.inf, 0
+    for v in range(values.shape[0]):
+        if values[v] != 0:
+            left = moments_at(moments[v])
+            merit = reduction_of(whole, left, taken_away(whole, left), least)
+            if merit > best or (merit == best and values[v] < values[where]):
+                best, where = merit, v
+    return best, where
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def try_to_split_regression(
+    node: int, tree: RegressionTree, settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray
+) -> None:
+    """Split a leaf if the second best column is worse than the best by more than the bound, as a ratio.
+
+    Where none splits, values without a chance are dropped; where not to split is the best, what the leaf observed is.
+    """
+    slot = int(tree.links[node, SLOT])
+    whole = moments_at(tree.targets[node])
+    least = settings.min_samples_split
+    N = tree.first.shape[0]
+    candidates = 1 if settings.merit_preprune else 0
+    best, second, place, when = -math.inf, -math.inf, -1, 0
+    where = 0.0
+    v = 0
+    left, right = whole, whole
+    for p in range(N + tree.category_first.shape[0]):
+        came = int(tree.first[p, slot] if p < N else tree.category_first[p - N, slot])
+        if came == 0:
+            continue
+        candidates += 1
+        t, u, a, b = 0.0, 0, whole, whole
+        if p < N:
+            merit, t, a, b = best_value_below(
+                whole, least, int(tree.used[p, slot]), tree.values[p, slot], tree.children[p, slot],
+                tree.moments[p, slot], stack,
+            )  # fmt: skip
+        else:
+            merit, u = best_category(whole, least, tree.categories[p - N, slot], tree.category_moments[p - N, slot])
+            a = moments_at(tree.category_moments[p - N, slot, u])
+            b = taken_away(whole, a)
+        if merit > best or (merit == best and came > when):  # of equals, the one that came last
+            second = best
+            best, place, when, where, v, left, right = merit, p, came, t, u, a, b
+        else:
+            second = max(second, merit)
+
+    bound = math.sqrt(settings.log_confidence / (2.0 * whole[0]))
+    if candidates == 0:
+        return
+    if candidates == 1 or (best > 0.0 and (second / best < 1.0 - bound or bound < settings.tau)):
+        if best == -math.inf:
+            clear_regression_slot(slot, tree)
+        elif tree.size[NODES] + 2 > tree.links.shape[0]:
+            tree.size[REFUSED] += 1
+        else:
+            tree.column[node] = columns.by_place[place]
+            if place < N:
+                tree.threshold[node] = where
+            else:
+                tree.value[node] = tree.categories[place - N, slot, v]
+            split_regression(node, left, right, tree)
+    elif best > 0.0 and second > 0.0:
+        for j in range(N):
+            if tree.first[j, slot] != 0:
+                tree.used[j, slot] = prune(
+                    whole, best, second / best - 2.0 * bound, least, int(tree.used[j, slot]),
+                    tree.values[j, slot], tree.children[j, slot], tree.moments[j, slot], stack, kept,
+                )  # fmt: skip
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def observe_target(y: float, value: np.uint64, weight: float, start: float, values: ndarray, moments: ndarray) -> None:
+    """Fold the target of a value of a category into values (V,), moments (V, 3); room is made as in `observe_value`."""
+    place = find_value(value, values)
+    if place < 0:
+        place = find_value(np.uint64(0), values)
+        if place < 0:
+            V = values.shape[0]
+            first = int(start % float(V))
+            lightest = math.inf
+            for i in range(V):
+                at = (first + i) % V
+                if moments[at, 0] < lightest:
+                    place, lightest = at, moments[at, 0]
+            if lightest > weight:
+                return
+        values[place] = value
+        moments[place] = 0.0
+    fold_in(y, weight, moments[place])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_value(
+    numeric: ndarray, categories: ndarray, y: float, weight: float, tree: RegressionTree,
+    settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray,
+) -> None:  # fmt: skip
+    """Learn that one row has the target y."""
+    if tree.size[NODES] == 0:
+        tree.size[NODES] = 1
+        tree.size[SLOTS] = 1
+        tree.links[0, PARENT] = -1
+    node, asked = 0, True
+    while tree.links[node, LEFT] != 0:
+        tree.weights[node, TOTAL] += weight
+        node, there = step_down(node, numeric, categories, tree, columns)
+        asked = asked and there
+
+    slot = int(tree.links[node, SLOT])
+    targets = tree.targets[node]
+    raw = 0.0
+    if settings.prediction != MEAN_ONLY:
+        raw = model_of(node, numeric, tree)
+    if settings.prediction == MEAN_OR_MODEL:
+        errors = tree.weights[node]
+        errors[MEAN_ERROR] = settings.model_selector_decay * errors[MEAN_ERROR] + (y - targets[1]) * (y - targets[1])
+        errors[MODEL_ERROR] = settings.model_selector_decay * errors[MODEL_ERROR] + (y - raw) * (y - raw)
+    fold_in(y, weight, targets)
+    tree.weights[node, TOTAL] = targets[0]
+    if settings.prediction != MEAN_ONLY:
+        slope = min(max(2.0 * (raw - y) * weight, -LARGEST_SLOPE), LARGEST_SLOPE)
+        tree.intercepts[slot] -= settings.intercept_lr * slope
+        for j in range(numeric.shape[0]):
+            x = np.float64(numeric[j])
+            if x - x == 0.0:
+                tree.coefficients[j, slot] -= settings.lr * (slope * min(max(x, -LARGEST), LARGEST))
+    if tree.links[node, PASSIVE] != 0:
+        return
+
+    for j in range(numeric.shape[0]):
+        x = np.float64(numeric[j])
+        if x - x == 0.0:
+            see_column(tree.first[j], slot, tree)
+            tree.used[j, slot] = insert(
+                rounded(min(max(x, -LARGEST), LARGEST), settings.factor), y, weight, int(tree.used[j, slot]),
+                tree.values[j, slot], tree.children[j, slot], tree.moments[j, slot],
+            )  # fmt: skip
+    for k in range(categories.shape[0]):
+        if categories[k] != 0:
+            see_column(tree.category_first[k], slot, tree)
+            kept_here = tree.categories[k, slot], tree.category_moments[k, slot]
+            observe_target(y, categories[k], weight, targets[0], *kept_here)
+    if not asked:
+        return  # as River: a row that lacks what a branch asks is learned, and no cause to split
+    if tree.links[node, DEPTH] >= settings.max_depth:
+        tree.links[node, PASSIVE] = 1
+    elif targets[0] - tree.weights[node, ATTEMPT] >= settings.grace_period:
+        total = targets[0]
+        try_to_split_regression(node, tree, settings, columns, stack, kept)
+        tree.weights[node, ATTEMPT] = total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def predict_values(
+    numeric: ndarray, categories: ndarray, tree: RegressionTree, settings: RegressionSettings, columns: Columns,
+    out: ndarray,
+) -> None:  # fmt: skip
+    """Write the predictions of B rows to out (B, 1); the state is only read. Arguments as in `learn_values`."""
+    for i in range(numeric.shape[0]):
+        out[i, 0] = value_of(numeric[i], categories[i], tree, settings, columns)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_values(
+    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: RegressionTree,
+    settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray, out: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: predict before[i] to out[i], then learn numeric[i], which is the same row after it was observed.
+
+    before, numeric  float   (B, N)  NaN or infinite: missing
+    categories       uint64  (B, K)  0: missing
+    y, weight        float32 (B, 1), (B,)  a row with a label that is not finite, or a weight that is not above 0 and
+                                     finite, is predicted and not learned
+    tree             the state, changed in place
+    settings, columns                as their classes say
+    stack, kept      int32 (4 V + 4, 2), float64 (V, 6)   scratch
+    out              float (B, 1), or (0, 1) where no predictions are wanted
+
+    Result does not depend on where the stream is cut.
+    Source: Ikonomovska, Gama and Dzeroski (2011), Learning model trees from evolving data streams.
+    """
+    for i in range(numeric.shape[0]):
+        if out.shape[0] > 0:
+            out[i, 0] = value_of(before[i], categories[i], tree, settings, columns)
+        t = np.float64(y[i, 0])
+        w = np.float64(weight[i])
+        if t - t == 0.0 and w > 0.0 and w - w == 0.0:
+            learn_value(numeric[i], categories[i], t, w, tree, settings, columns, stack, kept)

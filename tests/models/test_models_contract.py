@@ -19,6 +19,7 @@ from headrace.models import (
     AdaGrad,
     Chain,
     HoeffdingTreeClassifier,
+    HoeffdingTreeRegressor,
     LinearRegression,
     LogisticRegression,
     Rows,
@@ -32,6 +33,7 @@ from headrace.models import (
 )
 
 SMALL = {"bits": 6}  # 64 slots: categories collide, in the stream and within rows
+TREE = {"grace_period": 20, "delta": 0.1, "max_nodes": 31, "category_values": 4}  # splits early and is soon full
 MODELS = {
     "ftrl": lambda: StandardScaler() | LogisticRegression(FTRL(0.2, l1=0.5, l2=0.1), **SMALL),
     "adagrad": lambda: StandardScaler() | LogisticRegression(AdaGrad(0.1, l2=0.01), dtype="float32", **SMALL),
@@ -39,18 +41,20 @@ MODELS = {
     "squared": lambda: StandardScaler(clip=5.0) | LinearRegression(FTRL(), **SMALL),
     "quantile": lambda: StandardScaler() | LinearRegression(AdaGrad(), loss="quantile", quantile=0.9, **SMALL),
     "poisson": lambda: StandardScaler() | StandardScaler() | LinearRegression(FTRL(0.05), loss="poisson", **SMALL),
-    "tree": lambda: HoeffdingTreeClassifier(grace_period=20, delta=0.1, max_nodes=31, category_values=4),
+    "tree": lambda: HoeffdingTreeClassifier(**TREE),
     "scaled_tree": lambda: (
         StandardScaler() | HoeffdingTreeClassifier(grace_period=50, max_nodes=31, leaf_prediction="mc")
     ),
+    "regression_tree": lambda: StandardScaler() | HoeffdingTreeRegressor(**TREE, tau=0.3, max_values=16),
 }
-NEVER_FORGET = {"sgd", "tree", "scaled_tree"}
+NEVER_FORGET = {"sgd", "tree", "scaled_tree", "regression_tree"}
 BARE = {
     "bare_ftrl": lambda: LogisticRegression(FTRL(), dtype="float32", **SMALL),
     "bare_adagrad": lambda: LinearRegression(AdaGrad(), dtype="float32", **SMALL),
     "bare_sgd": lambda: LinearRegression(SGD(1.0), loss="poisson", dtype="float32", **SMALL),
 }
 LABELS = {"bare_adagrad": "value", "bare_sgd": "count", "squared": "value", "quantile": "value", "poisson": "count"}
+LABELS |= {"regression_tree": "value"}
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -472,6 +476,7 @@ for task, model in (
     ("binary", StandardScaler() | LogisticRegression(AdaGrad(0.2, l2=0.1), bits=6, base_rate=False)),
     ("regression", LinearRegression(SGD(0.01), loss="poisson", bits=6)),
     ("binary", HoeffdingTreeClassifier(grace_period=10, delta=0.5, max_nodes=15)),
+    ("regression", HoeffdingTreeRegressor(grace_period=10, delta=0.5, max_nodes=15, max_values=8)),
 ):
     spec = Spec(("a", "b"), ("c",), task, 1)
     layout = model.layout(spec) if isinstance(model, Chain) else as_chain(model).layout(spec)

@@ -2,11 +2,20 @@
 
 import numpy as np
 import pytest
-from river import datasets, tree
+from river import datasets, linear_model, optim, preprocessing, tree
 from river.tree.nodes.branch import DTBranch, NominalBinaryBranch
 
 from headrace.errors import DeclarationError
-from headrace.models import HoeffdingTreeClassifier, Rows, Spec, Truth, allocate, allocate_touched
+from headrace.models import (
+    HoeffdingTreeClassifier,
+    HoeffdingTreeRegressor,
+    Rows,
+    Spec,
+    StandardScaler,
+    Truth,
+    allocate,
+    allocate_touched,
+)
 from headrace.models.tree_kernels import (
     ATTEMPT,
     BAYES_RIGHT,
@@ -14,10 +23,14 @@ from headrace.models.tree_kernels import (
     KNOWN,
     LEFT,
     MAJORITY_RIGHT,
+    MEAN_ERROR,
+    MODEL_ERROR,
     NODES,
+    PASSIVE,
     REFUSED,
     SLOT,
     TOTAL,
+    rounded,
 )
 from headrace.models.trees import key_of
 
@@ -310,7 +323,7 @@ def test_branches_find_their_columns_when_features_come_and_go(bind, stream):
     [
         ({"grace_period": 0}, r"HoeffdingTreeClassifier\(grace_period=\).*above 0"),
         ({"delta": 1.5}, r"\(delta=\).*at most 1"),
-        ({"max_nodes": 0}, r"\(max_nodes=\).*at least 1.*got 0"),
+        ({"max_nodes": 0}, r"\(max_nodes=\).*from 1 to.*got 0"),
         ({"max_depth": 2.5}, r"\(max_depth=\).*whole number"),
         ({"category_values": True}, r"\(category_values=\).*whole number"),
         ({"leaf_prediction": "mean"}, "expected one of mc, nb, nba.*'mean'"),
@@ -324,8 +337,229 @@ def test_a_tree_declared_wrongly_says_what_to_write(settings, match):
 
 
 @pytest.mark.parametrize(
-    ("task", "outputs", "match"), [("regression", 1, "a regression task.*LinearRegression"), (None, 1, "no labels")]
+    ("task", "outputs", "match"),
+    [("regression", 1, "a regression task.*HoeffdingTreeRegressor"), (None, 1, "no labels")],
 )
 def test_task_without_classes_is_refused(task, outputs, match):
     with pytest.raises(DeclarationError, match=match):
         HoeffdingTreeClassifier().layout(Spec(("a",), (), task, outputs))
+
+
+# --- regression
+
+REGRESSION = {
+    "default": {},
+    "eager": EAGER,
+    "mean": {"leaf_prediction": "mean", "tau": 0.3} | EAGER,
+    "model": {"leaf_prediction": "model", "lr": 0.02, "intercept_lr": 0.1} | EAGER,
+    "coarse": {"digits": 0, "model_selector_decay": 0.8, "merit_preprune": False} | EAGER,
+    "shallow": {"max_depth": 2, "min_samples_split": 30} | EAGER,
+    "patient": {"grace_period": 25, "delta": 1e-9, "tau": 0.0, "digits": 2},
+}
+
+
+def river_regression_tree(digits=1, lr=0.01, intercept_lr=0.01, **settings):
+    return tree.HoeffdingTreeRegressor(
+        splitter=tree.splitter.TEBSTSplitter(digits),
+        leaf_model=linear_model.LinearRegression(optim.SGD(lr), intercept_lr=intercept_lr),
+        **settings,
+    )
+
+
+def run_river_regression(river, before, after, truth):
+    out, nodes = [], []
+    for i, (x, learned) in enumerate(zip(river_rows(before), river_rows(after))):
+        out.append(river.predict_one(x))
+        river.learn_one(learned, float(truth.y[i, 0]), w=float(truth.weight[i]))
+        nodes.append(river._root.n_nodes)
+    return np.array(out).reshape(-1, 1), nodes
+
+
+def run_our_regression(bound, before, after, truth):
+    out, nodes = np.zeros((len(truth.y), 1)), []
+    for i in range(len(out)):
+        row = slice(i, i + 1)
+        rows = [Rows(x.numeric[row], x.categories[row]) for x in (before, after)]
+        bound.chain.learner.test_then_learn(rows[0], Truth(truth.y[row], truth.weight[row]), out[row], rows[1])
+        nodes.append(int(bound.state["0/size"][NODES]))
+    return out, nodes
+
+
+def moments_of(var):
+    return [var.mean.n, var.mean._mean, var._S]
+
+
+def search_tree(node):
+    """What River's search tree holds, node by node."""
+    if node is None:
+        return None
+    return [node.att_val, moments_of(node.estimator), search_tree(node._left), search_tree(node._right)]
+
+
+def our_search_tree(state, column, slot, node=0):
+    left, right = state["children"][column, slot, node]
+    return [
+        state["values"][column, slot, node],
+        state["moments"][column, slot, node].tolist(),
+        our_search_tree(state, column, slot, left) if left else None,
+        our_search_tree(state, column, slot, right) if right else None,
+    ]
+
+
+def assert_same_regression(theirs, bound, node=0):
+    """Every node, model and search tree below, to the bit; how many branches there are."""
+    state = {name.removeprefix("0/"): array for name, array in bound.state.items()}
+    links, weights, slot = state["links"][node], state["weights"][node], state["links"][node, SLOT]
+    assert state["targets"][node].tolist() == moments_of(theirs.stats)
+    assert links[DEPTH] == theirs.depth
+    assert weights[TOTAL] == pytest.approx(theirs.total_weight, rel=1e-9)
+    if isinstance(theirs, DTBranch):
+        nominal = isinstance(theirs, NominalBinaryBranch)
+        assert state["column"][node] == key_of("category" if nominal else "numeric", theirs.feature)
+        assert (state["value"] if nominal else state["threshold"])[node] == (
+            theirs.value if nominal else theirs.threshold
+        )
+        left = int(links[LEFT])
+        return 1 + sum(assert_same_regression(child, bound, left + side) for side, child in enumerate(theirs.children))
+    assert links[LEFT] == 0
+    assert (links[PASSIVE] == 0) == theirs.is_active()
+    if hasattr(theirs, "_leaf_model"):
+        coefficients = {f"n{j}": w for j, w in enumerate(state["coefficients"][:, slot]) if w}
+        assert coefficients == pytest.approx({name: w for name, w in theirs._leaf_model.weights.items() if w}, rel=1e-9)
+        assert state["intercepts"][slot] == pytest.approx(theirs._leaf_model.intercept, rel=1e-9)
+    if hasattr(theirs, "_fmse_mean"):
+        assert weights[[MEAN_ERROR, MODEL_ERROR]] == pytest.approx([theirs._fmse_mean, theirs._fmse_model], rel=1e-9)
+    if theirs.is_active():
+        assert weights[ATTEMPT] == theirs.last_split_attempt_at
+        for name, splitter in theirs.splitters.items():
+            column = int(name[1:])
+            if name.startswith("c"):
+                rows = zip(state["categories"][column, slot], state["category_moments"][column, slot])
+                assert {int(v): m.tolist() for v, m in rows if v} == {
+                    v: moments_of(var) for v, var in splitter._statistics.items()
+                }
+            elif state["used"][column, slot]:
+                assert our_search_tree(state, column, slot) == search_tree(splitter._root)
+            else:
+                assert splitter._root is None
+    return 0
+
+
+def standardised(x):
+    numeric = (x.numeric - np.nanmean(x.numeric, 0)) / np.nanstd(x.numeric, 0)
+    return Rows(numeric.astype(np.float32), x.categories)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", REGRESSION)
+def test_regression_tree_equals_river_node_by_node(name, seed, bind, stream):
+    x, truth = stream(1200, seed, "value", numeric=4, categories=0)
+    x = standardised(x)
+    if seed == 2:  # ties: few values, no missing ones, weights of 1
+        x = Rows(np.round(np.nan_to_num(x.numeric) * 2) / 4, x.categories)
+        truth = Truth(np.round(truth.y), np.ones_like(truth.weight))
+    river = river_regression_tree(**REGRESSION[name])
+    expected, their_nodes = run_river_regression(river, x, x, truth)
+    bound = bind(HoeffdingTreeRegressor(**REGRESSION[name], max_values=1200), 4, 0, "regression")
+    out, nodes = run_our_regression(bound, x, x, truth)
+    assert nodes == their_nodes
+    branches = assert_same_regression(river._root, bound)
+    assert branches > 1 or name in ("default", "patient")
+    np.testing.assert_allclose(out, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_regression_tree_with_categories_equals_river_with_binary_splits(seed, bind, stream):
+    x, truth = stream(1500, seed, "value")
+    x = standardised(x)
+    settings = EAGER | {"leaf_prediction": "mean"}
+    river = river_regression_tree(**settings, binary_split=True, nominal_attributes=["c0", "c1"])
+    expected, their_nodes = run_river_regression(river, x, x, truth)
+    bound = bind(HoeffdingTreeRegressor(**settings, max_values=1500, category_values=8), 3, 2, "regression")
+    out, nodes = run_our_regression(bound, x, x, truth)
+    assert nodes == their_nodes
+    assert assert_same_regression(river._root, bound) > 2
+    assert np.count_nonzero(bound.state["0/value"]) > 0
+    np.testing.assert_allclose(out, expected, rtol=1e-9)
+
+
+def test_trump_approval_gives_the_tree_and_the_error_of_river(bind):
+    rows = list(datasets.TrumpApproval())
+    names = list(rows[0][0])
+    scaler, before, after = preprocessing.StandardScaler(), [], []
+    for x, _ in rows:
+        before.append([scaler.transform_one(x)[name] for name in names])
+        scaler.learn_one(x)
+        after.append([scaler.transform_one(x)[name] for name in names])
+    none = np.empty((len(rows), 0), np.uint64)
+    before, after = Rows(np.array(before), none), Rows(np.array(after), none)
+    truth = Truth(np.array([[y] for _, y in rows], np.float32), np.ones(len(rows), np.float32))
+    river = river_regression_tree()
+    expected, their_nodes = run_river_regression(river, before, after, truth)
+    bound = bind(HoeffdingTreeRegressor(), len(names), 0, "regression")
+    out, nodes = run_our_regression(bound, before, after, truth)
+    assert nodes == their_nodes
+    assert_same_regression(river._root, bound)
+    np.testing.assert_allclose(out, expected, rtol=1e-9)
+    assert np.abs(out - truth.y).mean() == pytest.approx(0.956, abs=5e-4)
+
+    raw = Rows(np.array([[x[name] for name in names] for x, _ in rows], np.float32), none)
+    chained = bind(StandardScaler(half_life=None) | HoeffdingTreeRegressor(), len(names), 0, "regression")
+    chained.chain.test_then_learn(raw, truth, out)
+    assert np.abs(out - truth.y).mean() == pytest.approx(0.956, abs=5e-3)
+
+
+def test_numbers_are_rounded_as_decimals():
+    rng = np.random.default_rng(0)
+    for digits in (0, 1, 2, 6):
+        halves = (rng.integers(-10_000, 10_000, 2000) + 0.5) / 10**digits
+        for x in (*halves, *rng.normal(size=1000), 0.15, 2.675, 1e17 / 3, -1e100, 0.0):
+            for near in (x, np.nextafter(x, np.inf), np.nextafter(x, -np.inf)):
+                assert rounded(near, 10.0**digits) == round(float(near), digits), (near, digits)
+
+
+def test_full_regression_tree_and_full_columns_go_on_learning(bind, stream):
+    x, truth = stream(3000, 5, "value")
+    x = standardised(x)
+    errors = []
+    for settings in ({}, {"max_nodes": 6}, {"max_values": 8}):
+        bound = bind(HoeffdingTreeRegressor(**EAGER | settings), 3, 2, "regression")
+        out = np.empty((3000, 1))
+        bound.chain.test_then_learn(x, truth, out)
+        size, used = bound.state["0/size"], bound.state["0/used"]
+        errors.append(np.abs(out - truth.y)[1000:].mean())
+        assert (size[REFUSED] > 0) == ("max_nodes" in settings)
+        assert size[NODES] == 5 if "max_nodes" in settings else size[NODES] > 5
+        assert used.max() <= settings.get("max_values", 256)
+        leaves = [n for n in range(size[NODES]) if bound.state["0/links"][n, LEFT] == 0]
+        assert np.isfinite(bound.state["0/targets"][leaves]).all()
+    assert max(errors) < 1.5 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "nodes", "values", "kept"), [(3, 2, 7, 9, 4), (5, 0, 100, 256, 32), (0, 3, 1, 2, 1)]
+)
+def test_memory_of_a_regression_tree_is_what_the_docstring_says(n, k, nodes, values, kept):
+    model = HoeffdingTreeRegressor(max_nodes=nodes, max_values=values, category_values=kept)
+    layout = model.layout(Spec(("n",) * n, ("c",) * k, "regression", 1))
+    stated = 24 + nodes * 100 + (nodes + 1) // 2 * (12 + n * (16 + 40 * values) + k * (4 + 32 * kept))
+    assert sum(array.nbytes for array in allocate(layout).values()) == stated
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"digits": -1}, r"HoeffdingTreeRegressor\(digits=\).*from 0 to 15"),
+        ({"leaf_prediction": "nba"}, "expected one of mean, model, adaptive.*'nba'"),
+        ({"min_samples_split": 0}, r"\(min_samples_split=\).*at least 1"),
+        ({"model_selector_decay": 2}, r"\(model_selector_decay=\).*at most 1"),
+    ],
+)
+def test_a_regression_tree_declared_wrongly_says_what_to_write(settings, match):
+    with pytest.raises(DeclarationError, match=match):
+        HoeffdingTreeRegressor(**settings)
+
+
+def test_task_without_a_value_is_refused():
+    with pytest.raises(DeclarationError, match=r"a binary task.*HoeffdingTreeClassifier"):
+        HoeffdingTreeRegressor().layout(Spec(("a",), (), "binary", 1))
