@@ -127,9 +127,6 @@ class Columns(NamedTuple):
     places: ndarray  # int32 (T,): -1: free
 
 
-AnyTree = Tree | RegressionTree
-
-
 class Scratch(NamedTuple):
     """Room to work in; nothing in it lasts."""
 
@@ -147,42 +144,49 @@ class Scratch(NamedTuple):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def place_of(key: np.uint64, columns: Columns) -> int:
+def place_of(key: np.uint64, keys: ndarray, places: ndarray) -> int:
     """Which column of the rows has this key; -1: none, its feature is gone."""
-    mask = np.uint64(columns.keys.shape[0] - 1)
+    mask = np.uint64(keys.shape[0] - 1)
     h = key & mask
-    while columns.places[np.intp(h)] >= 0:
-        if columns.keys[np.intp(h)] == key:
-            return int(columns.places[np.intp(h)])
+    while places[np.intp(h)] >= 0:
+        if keys[np.intp(h)] == key:
+            return int(places[np.intp(h)])
         h = (h + np.uint64(1)) & mask
     return -1
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def step_down(node: int, numeric: ndarray, categories: ndarray, tree: AnyTree, columns: Columns) -> tuple[int, bool]:
+def step_down(
+    node: int, numeric: ndarray, categories: ndarray, links: ndarray, column: ndarray, threshold: ndarray,
+    value: ndarray, weights: ndarray, keys: ndarray, places: ndarray,
+) -> tuple[int, bool]:  # fmt: skip
     """The child of a branch that a row goes to, and whether the branch's column was there to ask.
 
     Where it is missing, or its feature is gone from the declaration, the row goes to the heavier child.
+    Arguments: of a row, of a `Tree`, of `Columns`.
     """
-    left = int(tree.links[node, LEFT])
-    place = place_of(tree.column[node], columns)
+    left = int(links[node, LEFT])
+    place = place_of(column[node], keys, places)
     N = numeric.shape[0]
     if 0 <= place < N:
         x = np.float64(numeric[place])
         if x - x == 0.0:
-            return (left if x <= tree.threshold[node] else left + 1), True
+            return (left if x <= threshold[node] else left + 1), True
     elif place >= N and categories[place - N] != 0:
-        return (left if categories[place - N] == tree.value[node] else left + 1), True
-    heavier = left + 1 if tree.weights[left, TOTAL] < tree.weights[left + 1, TOTAL] else left
+        return (left if categories[place - N] == value[node] else left + 1), True
+    heavier = left + 1 if weights[left, TOTAL] < weights[left + 1, TOTAL] else left
     return heavier, place < 0
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def leaf_of(numeric: ndarray, categories: ndarray, tree: AnyTree, columns: Columns) -> int:
-    """The leaf that a row comes to."""
+def leaf_of(
+    numeric: ndarray, categories: ndarray, links: ndarray, column: ndarray, threshold: ndarray, value: ndarray,
+    weights: ndarray, keys: ndarray, places: ndarray,
+) -> int:  # fmt: skip
+    """The leaf that a row comes to. Arguments as in `step_down`."""
     node = 0
-    while tree.links[node, LEFT] != 0:
-        node, _ = step_down(node, numeric, categories, tree, columns)
+    while links[node, LEFT] != 0:
+        node, _ = step_down(node, numeric, categories, links, column, threshold, value, weights, keys, places)
     return node
 
 
@@ -190,11 +194,11 @@ def leaf_of(numeric: ndarray, categories: ndarray, tree: AnyTree, columns: Colum
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def total_of(node: int, tree: Tree) -> float:
+def total_of(node: int, links: ndarray, counts: ndarray, classes: ndarray) -> float:
     """The weight of the examples of a leaf, added up in the order of its classes."""
     total = 0.0
-    for k in range(tree.links[node, KNOWN]):
-        total += tree.counts[node, tree.classes[node, k]]
+    for k in range(links[node, KNOWN]):
+        total += counts[node, classes[node, k]]
     return total
 
 
@@ -208,39 +212,42 @@ def find_value(value: np.uint64, values: ndarray) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def vote(node: int, numeric: ndarray, categories: ndarray, tree: Tree, scratch: Scratch) -> bool:
-    """Write naive Bayes' probabilities to scratch.votes, in the order of the leaf's classes; False: nothing known.
+def vote(
+    node: int, numeric: ndarray, categories: ndarray, links: ndarray, counts: ndarray, classes: ndarray,
+    gaussians: ndarray, values: ndarray, value_counts: ndarray, category_totals: ndarray, votes: ndarray,
+    found: ndarray,
+) -> bool:  # fmt: skip
+    """Write naive Bayes' probabilities to votes (C,), in the order of the leaf's classes; False: nothing known.
 
     A column that says nothing about a class (fewer than two values, no variance, a value never seen with it) adds
-    nothing to its vote.
+    nothing to its vote. Arguments: of a row, of a `Tree`, of `Scratch`.
     """
-    votes = scratch.votes
-    slot = int(tree.links[node, SLOT])
-    known = tree.links[node, KNOWN]
-    total = total_of(node, tree)
+    slot = int(links[node, SLOT])
+    known = links[node, KNOWN]
+    total = total_of(node, links, counts, classes)
     if known == 0 or total == 0.0:
         return False
     for k in range(categories.shape[0]):
-        scratch.found[k] = find_value(categories[k], tree.values[k, slot]) if categories[k] != 0 else -1
+        found[k] = find_value(categories[k], values[k, slot]) if categories[k] != 0 else -1
     for i in range(known):
-        c = tree.classes[node, i]
-        if not tree.counts[node, c] > 0.0:
+        c = classes[node, i]
+        if not counts[node, c] > 0.0:
             votes[i] = 0.0  # so it is in River: a class of no weight has the vote of a certain one
             continue
-        votes[i] = max(math.log(tree.counts[node, c] / total), LEAST_VOTE)
+        votes[i] = max(math.log(counts[node, c] / total), LEAST_VOTE)
         for j in range(numeric.shape[0]):
             x = np.float64(numeric[j])
-            n = tree.gaussians[j, slot, c, COUNT]
+            n = gaussians[j, slot, c, COUNT]
             if x - x == 0.0 and n > 1.0:
-                variance = tree.gaussians[j, slot, c, SQUARES] / (n - 1.0)
+                variance = gaussians[j, slot, c, SQUARES] / (n - 1.0)
                 if variance > 0.0:
-                    d = min(max(x, -LARGEST), LARGEST) - tree.gaussians[j, slot, c, MEAN]
+                    d = min(max(x, -LARGEST), LARGEST) - gaussians[j, slot, c, MEAN]
                     log_density = d * d / (-2.0 * variance) - HALF_LOG_TAU - 0.5 * math.log(variance)
                     if log_density > -math.inf:
                         votes[i] += max(log_density, LEAST_VOTE)
         for k in range(categories.shape[0]):
-            if scratch.found[k] >= 0:
-                share = tree.value_counts[k, slot, scratch.found[k], c] / tree.category_totals[k, slot, c, 0]
+            if found[k] >= 0:
+                share = value_counts[k, slot, found[k], c] / category_totals[k, slot, c, 0]
                 if share > 0.0:
                     votes[i] += math.log(share)
     most = votes[0]
@@ -256,14 +263,16 @@ def vote(node: int, numeric: ndarray, categories: ndarray, tree: Tree, scratch: 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def write_prediction(out: ndarray, node: int, probabilities: ndarray, scale: float, by_class: bool, tree: Tree) -> None:
+def write_prediction(
+    out: ndarray, node: int, probabilities: ndarray, scale: float, by_class: bool, links: ndarray, classes: ndarray
+) -> None:
     """Write probabilities times scale to out (O,): P(true), or P of each class.
 
     probabilities   (C,), by class or in the order of the leaf's classes
     """
     out[:] = 0.0
-    for i in range(tree.links[node, KNOWN]):
-        c = tree.classes[node, i]
+    for i in range(links[node, KNOWN]):
+        c = classes[node, i]
         p = min((probabilities[c] if by_class else probabilities[i]) * scale, 1.0)
         if out.shape[0] > 1:
             out[c] = p
@@ -283,18 +292,24 @@ def predict_row(
     if tree.size[NODES] == 0:
         out[:] = 1.0 / tree.counts.shape[1]
         return False
-    node = leaf_of(numeric, categories, tree, columns)
-    right = tree.weights[node]
-    bayes = tree.links[node, SLOT] >= 0 and (
-        (settings.prediction == BAYES and total_of(node, tree) >= settings.nb_threshold)
-        or (settings.prediction == ADAPTIVE and right[BAYES_RIGHT] >= right[MAJORITY_RIGHT])
+    # Taking an array out of a tuple is counted, and counting costs: each once, and the helpers are handed arrays.
+    links, weights, counts, classes = tree.links, tree.weights, tree.counts, tree.classes
+    node = leaf_of(
+        numeric, categories, links, tree.column, tree.threshold, tree.value, weights, columns.keys, columns.places
     )
-    if bayes and vote(node, numeric, categories, tree, scratch):
-        write_prediction(out, node, scratch.votes, 1.0, False, tree)
+    total = total_of(node, links, counts, classes)
+    bayes = links[node, SLOT] >= 0 and (
+        (settings.prediction == BAYES and total >= settings.nb_threshold)
+        or (settings.prediction == ADAPTIVE and weights[node, BAYES_RIGHT] >= weights[node, MAJORITY_RIGHT])
+    )
+    if bayes and vote(
+        node, numeric, categories, links, counts, classes, tree.gaussians, tree.values, tree.value_counts,
+        tree.category_totals, scratch.votes, scratch.found,
+    ):  # fmt: skip
+        write_prediction(out, node, scratch.votes, 1.0, False, links, classes)
         return True
-    total = total_of(node, tree)
     if total > 0.0:
-        write_prediction(out, node, tree.counts[node], 1.0 / total, True, tree)
+        write_prediction(out, node, counts[node], 1.0 / total, True, links, classes)
     else:
         out[:] = 1.0 / tree.counts.shape[1]
     return False
@@ -609,31 +624,32 @@ def next_rank(ranks: ndarray) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def see_column(first: ndarray, slot: int, tree: AnyTree) -> None:
-    """Note when a leaf first sees a column, first (S,)."""
-    if first[slot] == 0:
-        tree.seen[slot] += 1
-        first[slot] = tree.seen[slot]
+def see_column(first: ndarray, j: int, slot: int, seen: ndarray) -> None:
+    """Note when the leaf with this slot first sees column j: first (., S), seen (S,)."""
+    if first[j, slot] == 0:
+        seen[slot] += 1
+        first[j, slot] = seen[slot]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def observe_number(x: float, c: int, weight: float, gaussians: ndarray) -> None:
-    """Fold a number of class c into the moments of its column, gaussians (C, 6).
+def observe_number(x: float, j: int, slot: int, c: int, weight: float, gaussians: ndarray) -> None:
+    """Fold a number of class c into the moments of column j at the leaf with this slot, gaussians (N, S, C, 6).
 
     Source: Welford (1962), with weights as in West (1979), Updating mean and variance estimates.
     """
     x = min(max(x, -LARGEST), LARGEST)
-    g = gaussians[c]
-    if g[RANK] == 0.0:
-        g[RANK] = next_rank(gaussians[:, RANK])
-        g[LOWEST] = x
-        g[HIGHEST] = x
-    g[LOWEST] = min(g[LOWEST], x)
-    g[HIGHEST] = max(g[HIGHEST], x)
-    g[COUNT] += weight
-    before = g[MEAN]
-    g[MEAN] += weight / g[COUNT] * (x - before)
-    g[SQUARES] += weight * (x - before) * (x - g[MEAN])
+    if gaussians[j, slot, c, RANK] == 0.0:
+        gaussians[j, slot, c, RANK] = next_rank(gaussians[j, slot, :, RANK])
+        gaussians[j, slot, c, LOWEST] = x
+        gaussians[j, slot, c, HIGHEST] = x
+    gaussians[j, slot, c, LOWEST] = min(gaussians[j, slot, c, LOWEST], x)
+    gaussians[j, slot, c, HIGHEST] = max(gaussians[j, slot, c, HIGHEST], x)
+    count = gaussians[j, slot, c, COUNT] + weight
+    before = gaussians[j, slot, c, MEAN]
+    mean = before + weight / count * (x - before)
+    gaussians[j, slot, c, COUNT] = count
+    gaussians[j, slot, c, MEAN] = mean
+    gaussians[j, slot, c, SQUARES] += weight * (x - before) * (x - mean)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -680,22 +696,22 @@ def first_largest(weights: ndarray, known: int) -> int:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def score_leaf(
-    node: int, numeric: ndarray, categories: ndarray, c: int, weight: float, voted: bool, tree: Tree, scratch: Scratch
-) -> None:
+    node: int, c: int, weight: float, voted: bool, links: ndarray, counts: ndarray, classes: ndarray, weights: ndarray,
+    votes: ndarray,
+) -> None:  # fmt: skip
     """Note which of the two ways to predict would have been right about class c.
 
-    voted   whether scratch.votes holds the votes of this leaf for this row already
+    voted   whether votes (C,) holds the votes of this leaf for this row; it is written over
     """
-    known = tree.links[node, KNOWN]
-    known_now = voted or vote(node, numeric, categories, tree, scratch)
-    if known_now and tree.classes[node, first_largest(scratch.votes, known)] == c:
-        tree.weights[node, BAYES_RIGHT] += weight
-    total = total_of(node, tree)
+    known = links[node, KNOWN]
+    if voted and classes[node, first_largest(votes, known)] == c:
+        weights[node, BAYES_RIGHT] += weight
+    total = total_of(node, links, counts, classes)
     scale = 1.0 / total if total > 0.0 else 1.0
     for i in range(known):
-        scratch.votes[i] = tree.counts[node, tree.classes[node, i]] * scale
-    if known == 0 or tree.classes[node, first_largest(scratch.votes, known)] == c:
-        tree.weights[node, MAJORITY_RIGHT] += weight
+        votes[i] = counts[node, classes[node, i]] * scale
+    if known == 0 or classes[node, first_largest(votes, known)] == c:
+        weights[node, MAJORITY_RIGHT] += weight
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -708,36 +724,43 @@ def learn_row(
         tree.size[NODES] = 1
         tree.size[SLOTS] = 1
         tree.links[0, PARENT] = -1
+    links, weights, counts, classes = tree.links, tree.weights, tree.counts, tree.classes
+    column, threshold, value, keys, places = tree.column, tree.threshold, tree.value, columns.keys, columns.places
     node, asked = 0, True
-    while tree.links[node, LEFT] != 0:
-        tree.weights[node, TOTAL] += weight
-        node, there = step_down(node, numeric, categories, tree, columns)
+    while links[node, LEFT] != 0:
+        weights[node, TOTAL] += weight
+        node, there = step_down(node, numeric, categories, links, column, threshold, value, weights, keys, places)
         asked = asked and there
 
-    slot = int(tree.links[node, SLOT])
+    slot = int(links[node, SLOT])
     if settings.prediction == ADAPTIVE and slot >= 0:
-        score_leaf(node, numeric, categories, c, weight, voted, tree, scratch)
-    known = tree.links[node, KNOWN]
+        voted = voted or vote(
+            node, numeric, categories, links, counts, classes, tree.gaussians, tree.values, tree.value_counts,
+            tree.category_totals, scratch.votes, scratch.found,
+        )  # fmt: skip
+        score_leaf(node, c, weight, voted, links, counts, classes, weights, scratch.votes)
+    known = links[node, KNOWN]
     new = True
     for i in range(known):
-        new = new and tree.classes[node, i] != c
+        new = new and classes[node, i] != c
     if new:
-        tree.classes[node, known] = c
+        classes[node, known] = c
         tree.links[node, KNOWN] += 1
-    tree.counts[node, c] += weight
-    total = total_of(node, tree)
-    tree.weights[node, TOTAL] = total
+    counts[node, c] += weight
+    total = total_of(node, links, counts, classes)
+    weights[node, TOTAL] = total
     if slot < 0:
         return
 
+    first, seen, gaussians = tree.first, tree.seen, tree.gaussians
     for j in range(numeric.shape[0]):
         x = np.float64(numeric[j])
         if x - x == 0.0:
-            see_column(tree.first[j], slot, tree)
-            observe_number(x, c, weight, tree.gaussians[j, slot])
+            see_column(first, j, slot, seen)
+            observe_number(x, j, slot, c, weight, gaussians)
     for k in range(categories.shape[0]):
         if categories[k] != 0:
-            see_column(tree.category_first[k], slot, tree)
+            see_column(tree.category_first, k, slot, seen)
             kept = tree.values[k, slot], tree.value_counts[k, slot], tree.category_totals[k, slot]
             observe_value(categories[k], c, weight, *kept)
     if not asked:
@@ -1040,7 +1063,10 @@ def value_of(
     """The prediction for one row; 0 before anything was learned."""
     if tree.size[NODES] == 0:
         return 0.0
-    node = leaf_of(numeric, categories, tree, columns)
+    node = leaf_of(
+        numeric, categories, tree.links, tree.column, tree.threshold, tree.value, tree.weights, columns.keys,
+        columns.places,
+    )  # fmt: skip
     errors = tree.weights[node]
     if settings.prediction == MEAN_ONLY or (
         settings.prediction == MEAN_OR_MODEL and errors[MEAN_ERROR] < errors[MODEL_ERROR]
@@ -1202,10 +1228,12 @@ def learn_value(
         tree.size[NODES] = 1
         tree.size[SLOTS] = 1
         tree.links[0, PARENT] = -1
+    links, weights = tree.links, tree.weights
+    column, threshold, value, keys, places = tree.column, tree.threshold, tree.value, columns.keys, columns.places
     node, asked = 0, True
-    while tree.links[node, LEFT] != 0:
-        tree.weights[node, TOTAL] += weight
-        node, there = step_down(node, numeric, categories, tree, columns)
+    while links[node, LEFT] != 0:
+        weights[node, TOTAL] += weight
+        node, there = step_down(node, numeric, categories, links, column, threshold, value, weights, keys, places)
         asked = asked and there
 
     slot = int(tree.links[node, SLOT])
@@ -1232,14 +1260,14 @@ def learn_value(
     for j in range(numeric.shape[0]):
         x = np.float64(numeric[j])
         if x - x == 0.0:
-            see_column(tree.first[j], slot, tree)
+            see_column(tree.first, j, slot, tree.seen)
             tree.used[j, slot] = insert(
                 rounded(min(max(x, -LARGEST), LARGEST), settings.factor), y, weight, int(tree.used[j, slot]),
                 tree.values[j, slot], tree.children[j, slot], tree.moments[j, slot],
             )  # fmt: skip
     for k in range(categories.shape[0]):
         if categories[k] != 0:
-            see_column(tree.category_first[k], slot, tree)
+            see_column(tree.category_first, k, slot, tree.seen)
             kept_here = tree.categories[k, slot], tree.category_moments[k, slot]
             observe_target(y, categories[k], weight, targets[0], *kept_here)
     if not asked:
