@@ -24,6 +24,7 @@ from .optimizers import FTRL, SGD, AdaGrad
 from .passive_aggressive import PAClassifier, PARegressor
 from .scaler import StandardScaler
 from .softmax import SoftmaxRegression
+from .trees import HoeffdingTreeClassifier, HoeffdingTreeRegressor
 
 __all__ = [
     "ADWIN",
@@ -37,6 +38,8 @@ __all__ = [
     "Detector",
     "GaussianNB",
     "DriftDetector",
+    "HoeffdingTreeClassifier",
+    "HoeffdingTreeRegressor",
     "Learner",
     "LinearRegression",
     "LogisticRegression",

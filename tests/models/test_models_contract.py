@@ -19,6 +19,8 @@ from headrace.models import (
     AdaGrad,
     Chain,
     GaussianNB,
+    HoeffdingTreeClassifier,
+    HoeffdingTreeRegressor,
     LinearRegression,
     LogisticRegression,
     MultinomialNB,
@@ -39,6 +41,7 @@ from headrace.models import (
 )
 
 SMALL = {"bits": 6}  # 64 slots: categories collide, in the stream and within rows
+TREE = {"grace_period": 20, "delta": 0.1, "max_nodes": 31, "category_values": 4}  # splits early and is soon full
 MODELS = {
     "ftrl": lambda: StandardScaler() | LogisticRegression(FTRL(0.2, l1=0.5, l2=0.1), **SMALL),
     "adagrad": lambda: StandardScaler() | LogisticRegression(AdaGrad(0.1, l2=0.01), dtype="float32", **SMALL),
@@ -54,6 +57,11 @@ MODELS = {
     "passive_aggressive_value": lambda: StandardScaler(half_life=None) | PARegressor(0.1, mode=2, **SMALL),
     "gaussian_nb": lambda: GaussianNB(**SMALL),
     "multinomial_nb": lambda: StandardScaler(clip=1.0) | MultinomialNB(**SMALL),  # above the mean is an occurrence
+    "tree": lambda: HoeffdingTreeClassifier(**TREE),
+    "scaled_tree": lambda: (
+        StandardScaler() | HoeffdingTreeClassifier(grace_period=50, max_nodes=31, leaf_prediction="mc")
+    ),
+    "regression_tree": lambda: StandardScaler() | HoeffdingTreeRegressor(**TREE, tau=0.3, max_values=16),
 }
 BARE = {
     "bare_ftrl": lambda: LogisticRegression(FTRL(), dtype="float32", **SMALL),
@@ -77,6 +85,7 @@ LABELS = {  # of the streams they learn; the others are binary
     "softmax": "classes",
     "softmax_weighted": "classes",
     "passive_aggressive_value": "value",
+    "regression_tree": "value",
     "prior_of_classes": "classes",
     "running_mean": "value",
     "no_change_of_classes": "classes",
@@ -89,6 +98,7 @@ LABELS = {  # of the streams they learn; the others are binary
     "bare_passive_aggressive_value": "value",
 }
 FORGETS_NOTHING = {
+    "tree", "scaled_tree", "regression_tree",
     "sgd", "passive_aggressive", "passive_aggressive_value", "no_change", "no_change_of_classes", "no_change_of_values",
 }  # fmt: skip
 NASTY_LABELS = {"binary": [0, 1], "classes": [0, 1, 2, 3, -1, 3e38, np.nan, np.inf]}
@@ -567,6 +577,8 @@ for task, model in (
     ("regression", StandardScaler() | RunningMean()),
     ("binary", GaussianNB(bits=6)),
     ("binary", MultinomialNB(bits=6)),
+    ("binary", HoeffdingTreeClassifier(grace_period=10, delta=0.5, max_nodes=15)),
+    ("regression", HoeffdingTreeRegressor(grace_period=10, delta=0.5, max_nodes=15, max_values=8)),
 ):
     outputs = 3 if task == "multiclass" else 1
     spec = Spec(("a", "b"), ("c",), task, outputs)
