@@ -18,20 +18,20 @@ from .load import load_pipeline
 
 BASELINES = {  # of each figure: what it is called in the results, and what it means
     "log_loss": {
-        "log_loss_constant": "the share of each class, known in hindsight",
+        "log_loss_constant": "the share of each class, in hindsight",
         "log_loss_prior": "the share of each class so far",
     },
     "accuracy": {
-        "accuracy_majority": "always the most frequent class, known in hindsight",
+        "accuracy_majority": "the most frequent class, in hindsight",
         "accuracy_no_change": "the label before",
     },
     "mae": {
-        "mae_constant": "the median, known in hindsight",
+        "mae_constant": "the median, in hindsight",
         "mae_running_mean": "the mean so far",
         "mae_no_change": "the label before",
     },
     "rmse": {
-        "rmse_constant": "the mean, known in hindsight",
+        "rmse_constant": "the mean, in hindsight",
         "rmse_running_mean": "the mean so far",
         "rmse_no_change": "the label before",
     },

@@ -226,7 +226,7 @@ def test_report_shows_figures_baselines_and_dead_letters(frames, tmp_path, capsy
     for words in (
         "999",
         "mean absolute error",
-        "the median, known in hindsight",
+        "the median, in hindsight",
         "the mean so far",
         "the label before",
         "baseline",
