@@ -2,7 +2,8 @@
 
 Helpers and kernels stand in one file because Numba's cache does not see a change in another file.
 No fastmath: NaN means missing, and sums run in the order in which classes were first seen, as in River, so that merits,
-thresholds and the example at which a leaf splits come out the same.
+thresholds and the example at which a leaf splits come out the same. What runs for every row is inlined by force, for
+handing twenty arrays to a call takes longer than what the call does.
 
 Letters: B rows, N numeric columns, K categories, C classes, M nodes, S slots for what leaves observe, V values kept of
 a category at a leaf.
@@ -143,7 +144,7 @@ class Scratch(NamedTuple):
 # --- going down
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def place_of(key: np.uint64, keys: ndarray, places: ndarray) -> int:
     """Which column of the rows has this key; -1: none, its feature is gone."""
     mask = np.uint64(keys.shape[0] - 1)
@@ -155,7 +156,7 @@ def place_of(key: np.uint64, keys: ndarray, places: ndarray) -> int:
     return -1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def step_down(
     node: int, numeric: ndarray, categories: ndarray, links: ndarray, column: ndarray, threshold: ndarray,
     value: ndarray, weights: ndarray, keys: ndarray, places: ndarray,
@@ -178,7 +179,7 @@ def step_down(
     return heavier, place < 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def leaf_of(
     numeric: ndarray, categories: ndarray, links: ndarray, column: ndarray, threshold: ndarray, value: ndarray,
     weights: ndarray, keys: ndarray, places: ndarray,
@@ -193,7 +194,7 @@ def leaf_of(
 # --- predicting
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def total_of(node: int, links: ndarray, counts: ndarray, classes: ndarray) -> float:
     """The weight of the examples of a leaf, added up in the order of its classes."""
     total = 0.0
@@ -262,7 +263,7 @@ def vote(
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def write_prediction(
     out: ndarray, node: int, probabilities: ndarray, scale: float, by_class: bool, links: ndarray, classes: ndarray
 ) -> None:
@@ -280,38 +281,36 @@ def write_prediction(
             out[0] = p
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def predict_row(
-    numeric: ndarray, categories: ndarray, tree: Tree, settings: Settings, columns: Columns, scratch: Scratch,
-    out: ndarray,
+    numeric: ndarray, categories: ndarray, size: ndarray, links: ndarray, column: ndarray, threshold: ndarray,
+    value: ndarray, weights: ndarray, counts: ndarray, classes: ndarray, gaussians: ndarray, values: ndarray,
+    value_counts: ndarray, category_totals: ndarray, settings: Settings, keys: ndarray, places: ndarray,
+    votes: ndarray, found: ndarray, out: ndarray,
 ) -> bool:  # fmt: skip
-    """Write the prediction of one row to out (O,); whether scratch.votes now holds the votes of its leaf.
+    """Write the prediction of one row to out (O,); whether votes now holds the votes of its leaf.
 
     Before anything was learned every class is as likely as another.
     """
-    if tree.size[NODES] == 0:
-        out[:] = 1.0 / tree.counts.shape[1]
+    if size[NODES] == 0:
+        out[:] = 1.0 / counts.shape[1]
         return False
-    # Taking an array out of a tuple is counted, and counting costs: each once, and the helpers are handed arrays.
-    links, weights, counts, classes = tree.links, tree.weights, tree.counts, tree.classes
-    node = leaf_of(
-        numeric, categories, links, tree.column, tree.threshold, tree.value, weights, columns.keys, columns.places
-    )
+    node = leaf_of(numeric, categories, links, column, threshold, value, weights, keys, places)
     total = total_of(node, links, counts, classes)
     bayes = links[node, SLOT] >= 0 and (
         (settings.prediction == BAYES and total >= settings.nb_threshold)
         or (settings.prediction == ADAPTIVE and weights[node, BAYES_RIGHT] >= weights[node, MAJORITY_RIGHT])
     )
     if bayes and vote(
-        node, numeric, categories, links, counts, classes, tree.gaussians, tree.values, tree.value_counts,
-        tree.category_totals, scratch.votes, scratch.found,
+        node, numeric, categories, links, counts, classes, gaussians, values, value_counts, category_totals, votes,
+        found,
     ):  # fmt: skip
-        write_prediction(out, node, scratch.votes, 1.0, False, links, classes)
+        write_prediction(out, node, votes, 1.0, False, links, classes)
         return True
     if total > 0.0:
         write_prediction(out, node, counts[node], 1.0 / total, True, links, classes)
     else:
-        out[:] = 1.0 / tree.counts.shape[1]
+        out[:] = 1.0 / counts.shape[1]
     return False
 
 
@@ -321,8 +320,16 @@ def predict_rows(
     out: ndarray,
 ) -> None:  # fmt: skip
     """Write the predictions of B rows to out (B, O); the state is only read. Arguments as in `learn_rows`."""
+    # Taking an array out of a tuple is counted, and counting costs: each once, and the helpers are handed arrays.
+    size, links, column, threshold, value = tree.size, tree.links, tree.column, tree.threshold, tree.value
+    weights, counts, classes, gaussians = tree.weights, tree.counts, tree.classes, tree.gaussians
+    values, value_counts, category_totals = tree.values, tree.value_counts, tree.category_totals
+    keys, places, votes, found = columns.keys, columns.places, scratch.votes, scratch.found
     for i in range(numeric.shape[0]):
-        predict_row(numeric[i], categories[i], tree, settings, columns, scratch, out[i])
+        predict_row(
+            numeric[i], categories[i], size, links, column, threshold, value, weights, counts, classes, gaussians,
+            values, value_counts, category_totals, settings, keys, places, votes, found, out[i],
+        )  # fmt: skip
 
 
 # --- splitting
@@ -694,7 +701,7 @@ def first_largest(weights: ndarray, known: int) -> int:
     return best
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def score_leaf(
     node: int, c: int, weight: float, voted: bool, links: ndarray, counts: ndarray, classes: ndarray, weights: ndarray,
     votes: ndarray,
@@ -714,18 +721,19 @@ def score_leaf(
         weights[node, MAJORITY_RIGHT] += weight
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def learn_row(
-    numeric: ndarray, categories: ndarray, c: int, weight: float, voted: bool, tree: Tree, settings: Settings,
-    columns: Columns, scratch: Scratch,
-) -> None:  # fmt: skip
-    """Learn that one row is of class c."""
-    if tree.size[NODES] == 0:
-        tree.size[NODES] = 1
-        tree.size[SLOTS] = 1
-        tree.links[0, PARENT] = -1
-    links, weights, counts, classes = tree.links, tree.weights, tree.counts, tree.classes
-    column, threshold, value, keys, places = tree.column, tree.threshold, tree.value, columns.keys, columns.places
+    numeric: ndarray, categories: ndarray, c: int, weight: float, voted: bool, size: ndarray, links: ndarray,
+    column: ndarray, threshold: ndarray, value: ndarray, weights: ndarray, counts: ndarray, classes: ndarray,
+    seen: ndarray, first: ndarray, gaussians: ndarray, category_first: ndarray, values: ndarray,
+    value_counts: ndarray, category_totals: ndarray, settings: Settings, keys: ndarray, places: ndarray,
+    votes: ndarray, found: ndarray,
+) -> int:  # fmt: skip
+    """Learn that one row is of class c. The leaf that is now due to try to split; -1: none."""
+    if size[NODES] == 0:
+        size[NODES] = 1
+        size[SLOTS] = 1
+        links[0, PARENT] = -1
     node, asked = 0, True
     while links[node, LEFT] != 0:
         weights[node, TOTAL] += weight
@@ -735,24 +743,23 @@ def learn_row(
     slot = int(links[node, SLOT])
     if settings.prediction == ADAPTIVE and slot >= 0:
         voted = voted or vote(
-            node, numeric, categories, links, counts, classes, tree.gaussians, tree.values, tree.value_counts,
-            tree.category_totals, scratch.votes, scratch.found,
+            node, numeric, categories, links, counts, classes, gaussians, values, value_counts, category_totals, votes,
+            found,
         )  # fmt: skip
-        score_leaf(node, c, weight, voted, links, counts, classes, weights, scratch.votes)
+        score_leaf(node, c, weight, voted, links, counts, classes, weights, votes)
     known = links[node, KNOWN]
     new = True
     for i in range(known):
         new = new and classes[node, i] != c
     if new:
         classes[node, known] = c
-        tree.links[node, KNOWN] += 1
+        links[node, KNOWN] += 1
     counts[node, c] += weight
     total = total_of(node, links, counts, classes)
     weights[node, TOTAL] = total
     if slot < 0:
-        return
+        return -1
 
-    first, seen, gaussians = tree.first, tree.seen, tree.gaussians
     for j in range(numeric.shape[0]):
         x = np.float64(numeric[j])
         if x - x == 0.0:
@@ -760,16 +767,16 @@ def learn_row(
             observe_number(x, j, slot, c, weight, gaussians)
     for k in range(categories.shape[0]):
         if categories[k] != 0:
-            see_column(tree.category_first, k, slot, seen)
-            kept = tree.values[k, slot], tree.value_counts[k, slot], tree.category_totals[k, slot]
+            see_column(category_first, k, slot, seen)
+            kept = values[k, slot], value_counts[k, slot], category_totals[k, slot]
             observe_value(categories[k], c, weight, *kept)
     if not asked:
-        return  # as River: a row that lacks what a branch asks is learned, and no cause to split
-    if tree.links[node, DEPTH] >= settings.max_depth:
-        tree.links[node, SLOT] = -1
-    elif total - tree.weights[node, ATTEMPT] >= settings.grace_period:
-        try_to_split(node, total, tree, settings, columns, scratch)
-        tree.weights[node, ATTEMPT] = total
+        return -1  # as River: a row that lacks what a branch asks is learned, and no cause to split
+    if links[node, DEPTH] >= settings.max_depth:
+        links[node, SLOT] = -1
+    elif total - weights[node, ATTEMPT] >= settings.grace_period:
+        return node
+    return -1
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -801,14 +808,31 @@ def learn_rows(
     Result does not depend on where the stream is cut.
     Source: Domingos and Hulten (2000), Mining high-speed data streams.
     """
+    # Taking an array out of a tuple is counted, and counting costs: each once, and the helpers are handed arrays.
+    size, links, column, threshold, value = tree.size, tree.links, tree.column, tree.threshold, tree.value
+    weights, counts, classes, gaussians = tree.weights, tree.counts, tree.classes, tree.gaussians
+    values, value_counts, category_totals = tree.values, tree.value_counts, tree.category_totals
+    keys, places, votes, found = columns.keys, columns.places, scratch.votes, scratch.found
+    seen, first, category_first = tree.seen, tree.first, tree.category_first
     voted = False
     for i in range(numeric.shape[0]):
         if out.shape[0] > 0:
-            voted = predict_row(before[i], categories[i], tree, settings, columns, scratch, out[i])
-        c = class_of(np.float64(y[i, 0]), tree.counts.shape[1], out.shape[1] == 1)
+            voted = predict_row(
+                before[i], categories[i], size, links, column, threshold, value, weights, counts, classes, gaussians,
+                values, value_counts, category_totals, settings, keys, places, votes, found, out[i],
+            )  # fmt: skip
+        c = class_of(np.float64(y[i, 0]), counts.shape[1], out.shape[1] == 1)
         w = np.float64(weight[i])
         if c >= 0 and w > 0.0 and w - w == 0.0:
-            learn_row(numeric[i], categories[i], c, w, voted and same, tree, settings, columns, scratch)
+            leaf = learn_row(
+                numeric[i], categories[i], c, w, voted and same, size, links, column, threshold, value, weights,
+                counts, classes, seen, first, gaussians, category_first, values, value_counts, category_totals,
+                settings, keys, places, votes, found,
+            )  # fmt: skip
+            if leaf >= 0:
+                total = weights[leaf, TOTAL]
+                try_to_split(leaf, total, tree, settings, columns, scratch)
+                weights[leaf, ATTEMPT] = total
 
 
 # --- regression: leaves keep the moments of the target, of each numeric column in a search tree, and a linear model
