@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
+from numba.core.event import install_timer
+
 from ..connectors import record_batches, record_writer, spans
 from ..connectors.groups import Member
 from ..connectors.leases import Slots
@@ -371,10 +373,11 @@ class Runner:
         engine = Engine(self.pipeline)
         engine.enter = self.stages.enter
         began = time.perf_counter()
-        for part in (spans, record_batches, record_writer, fast_json, arrow_text, fast_encode, engine, publisher):
-            part.warm_up()
+        with install_timer("numba:compile", lambda seconds: None) as compiling:
+            for part in (spans, record_batches, record_writer, fast_json, arrow_text, fast_encode, engine, publisher):
+                part.warm_up()
         libraries()  # or the first snapshot would wait for their files
-        if (seconds := time.perf_counter() - began) > 2:
+        if (seconds := time.perf_counter() - began) > 2 and compiling.done:
             log.info("compiled the kernels in %.1f s; from now on they are in the cache", seconds)
         return engine
 
