@@ -213,12 +213,21 @@ def register(cls: T) -> T:
     return cls
 
 
+# Metadata of a setting that came later: `config` leaves it out while it is at its default, so that what was written
+# down before there was such a setting is still the same
+LATER = {"later": True}
+
+
 class Configured:
     """A dataclass whose settings are its fields."""
 
     def config(self) -> dict[str, Any]:
         """The settings as JSON-able values, with "name"; `build` is the way back."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
+        values = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if f.init and not (f.metadata.get("later") and getattr(self, f.name) == f.default)
+        }
         return {"name": type(self).__name__} | {
             name: value.config() if isinstance(value, Configured) else value for name, value in values.items()
         }

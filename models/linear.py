@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import DeclarationError
 from . import linear_kernels as kernels
-from .base import Array, Rows, Spec, Truth, check_number, register
+from .base import LATER, Array, Rows, Spec, Truth, check_number, register
 from .linear_base import OptimizedLearner, class_weights
 from .optimizers import FTRL, Optimizer
 
@@ -132,7 +132,7 @@ class LogisticRegression(LinearModel):
     bits: int = 20
     base_rate: bool = True
     intercept_lr: float | None = None
-    class_weight: Mapping[bool, float] | Sequence[float] | None = None  # kept as a list
+    class_weight: Mapping[bool, float] | Sequence[float] | None = field(default=None, metadata=LATER)  # kept as a list
     dtype: str = "float64"
 
     def __post_init__(self) -> None:
@@ -178,7 +178,7 @@ class LinearRegression(LinearModel):
     _: KW_ONLY
     loss: str = "squared"
     quantile: float = 0.5
-    delta: float = 1.0
+    delta: float = field(default=1.0, metadata=LATER)
     bits: int = 20
     base_rate: bool = True
     intercept_lr: float | None = None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from headrace.errors import DeclarationError
-from headrace.models import Array, allocate, allocate_touched
+from headrace.models import Array, LinearRegression, LogisticRegression, allocate, allocate_touched, build
 from headrace.models.durations import parse_duration
 
 
@@ -38,3 +38,14 @@ def test_arrays_start_at_their_fill_and_row_groups_have_a_bit_per_64_rows():
     assert list(touched) == ["table"]
     assert touched["table"].shape == (3,)
     assert touched["table"].dtype == np.uint8
+
+
+def test_a_setting_that_came_later_is_written_down_only_where_it_is_set():
+    """Or a reader would refuse the snapshots of a version before."""
+    assert "class_weight" not in LogisticRegression().config()
+    assert "delta" not in LinearRegression().config()
+    weighted = LogisticRegression(class_weight=[1.0, 5.0])
+    assert weighted.config()["class_weight"] == [1.0, 5.0]
+    assert build(weighted.config()).class_weight == [1.0, 5.0]
+    assert build(LinearRegression(delta=2.0).config()).delta == 2.0
+    assert build(LogisticRegression().config()).class_weight is None
