@@ -83,15 +83,13 @@ def _has_not_finite(flat: np.ndarray, touched: np.ndarray, width: int) -> bool:
     return False
 
 
-def find_not_finite(array: np.ndarray, touched: np.ndarray | None = None) -> tuple[int, ...] | None:
+def find_not_finite(array: np.ndarray, touched: np.ndarray) -> tuple[int, ...] | None:
     """The place of the first number of a float array that is NaN or infinite; None: all are finite.
 
-    touched   as `allocate_touched` gives it for the array's row group: when none of the blocks marked there holds such
-              a number, the others are not looked at
+    touched   uint8 (ceil(R / 64),), as `allocate_touched` gives it for the array's row group: when none of the blocks
+              marked there holds such a number, the others are not looked at
     """
     flat = array.reshape(-1)
-    if touched is None:
-        touched = np.ones(-(-len(array) // 64), np.uint8)
     if not _has_not_finite(flat, touched, 64 * (flat.size // max(1, len(array)))):
         return None
     places = np.argwhere(~np.isfinite(array))
