@@ -124,7 +124,8 @@ def _model(p: Pipeline) -> Iterator[tuple[str, str]]:
 
 def _writes(p: Pipeline) -> Iterator[tuple[str, str]]:
     what = {"binary": "P(true)", "multiclass": "P of each class", "regression": "the value"}.get(str(p.spec.task), "")
-    yield p.predictions.topic, f"a prediction for each event: {what}"
+    why = f", with the {p.predictions.explain} features that weighed most" if p.predictions.explain else ""
+    yield p.predictions.topic, f"a prediction for each event: {what}{why}"
     yield p.predictions.dead_letters, "records that could not be used, as they came"
     yield p.journal_topic, "which slices each cycle processed"
     tie = "one transaction for each cycle" if p.delivery == "exactly_once" else "a prediction may come twice"

@@ -115,12 +115,14 @@ class Predictions:
 
     headers      carry the headers of an event's record on to its prediction: trace ids such as `traceparent`
     compression  of all that the worker writes, the journal too; a batch that it makes no smaller is left as it is
+    explain      with each prediction go so many features, those that weighed most in it; None: no explanations
     """
 
     topic: str
     dead_letters: str = field(default="", kw_only=True)
     headers: bool = field(default=False, kw_only=True)
     compression: Literal["lz4", "zstd"] | None = field(default=None, kw_only=True)
+    explain: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.dead_letters, str) and not self.dead_letters:

@@ -19,6 +19,7 @@ from ..connectors.record_table import RecordTable
 from ..connectors.spans import I64, Spans, join
 from .columns import Columns
 from .declaration import Events, Labels, Pipeline
+from .explain import Explained
 from .fast_json import FlatJson, FlatRows
 from .fields import Field, Fields, joined
 from .hashing import U64
@@ -47,6 +48,7 @@ class Batch:
     values  float64 (B, V) what aggregates fold in, NaN: missing     y  float32 (B,) label, NaN: none
     marks   offsets of end-of-stream marks
     headers of their records, as they lie on the wire, where the predictions carry them on
+    explained  of its predictions, where they are to be explained; the engine fills it in as it predicts
     """
 
     role: Role
@@ -67,6 +69,7 @@ class Batch:
     dead: list[DeadLetter] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     headers: Spans | None = None
+    explained: Explained | None = None
 
     def __len__(self) -> int:
         return len(self.offset)

@@ -66,7 +66,12 @@ class Watch:
             yield slice(at, len(y))
 
     def test_then_learn(
-        self, x: Rows, y: NDArray[np.float32], time: NDArray[np.int64], out: NDArray[np.float32]
+        self,
+        x: Rows,
+        y: NDArray[np.float32],
+        time: NDArray[np.int64],
+        out: NDArray[np.float32],
+        contributions: NDArray[np.float32] | None = None,
     ) -> None:
         """As the chain's, for rows that hold their label; NaN in y float32 (B,): none. Predictions go to out (B, O)."""
         known = np.flatnonzero(~np.isnan(y))
@@ -76,7 +81,8 @@ class Watch:
             end = int(known[last - 1]) + 1 if last <= len(known) else len(y)
             rows = slice(at, end)
             learned = Truth(y[rows, None], np.ones(end - at, np.float32))
-            self.chain.test_then_learn(Rows(x.numeric[rows], x.categories[rows]), learned, out[rows])
+            parts = None if contributions is None else contributions[rows]
+            self.chain.test_then_learn(Rows(x.numeric[rows], x.categories[rows]), learned, out[rows], parts)
             of = known[heard:last]
             if self._hear(y[of], out[of], time[of]):
                 self._act()

@@ -29,6 +29,7 @@ from .columns import Group, groups_of, value_columns, value_name
 from .declaration import Pipeline
 from .decode import Batch
 from .drift import Watch
+from .explain import Explained, heaviest, rows_at_one_go
 from .features import Aggregate
 from .ring import ABSENT, FLAG, SETTLED, Columns, Ring, row_of
 from .slices import DeadLetter, Piece, Role
@@ -88,6 +89,11 @@ class Predicted:
     lo: int
     hi: int
     out: F32
+
+    @property
+    def explained(self) -> Explained | None:
+        """What weighed most in them, where the pipeline declares it."""
+        return None if self.batch.explained is None else self.batch.explained.part(self.lo, self.hi)
 
 
 @dataclass(slots=True)
@@ -202,6 +208,7 @@ class Engine:
         self.metrics: Metrics | None = None
         if labels is not None and self.spec.task is not None:
             self.metrics = Metrics(self.spec.task, self.outputs)
+        self.explain = pipeline.predictions.explain or 0  # features named with each prediction
         detector = pipeline.drift
         self.drift = Watch(detector, self.model, self.spec, self._count) if detector is not None else None
         self._bind()
@@ -408,6 +415,8 @@ class Engine:
             self._count("dead_letters", len(dead))
             self._count(f"bad_{batch.role}", len(dead))
         out = np.empty((hi - lo if batch.role == "events" else 0, self.outputs), np.float32)
+        if self.explain and batch.role == "events" and batch.explained is None:
+            batch.explained = Explained.blank(len(batch), self.explain)
         heard, at = start, lo  # the first record that is not muted, and its row
         if place in self._muted:
             heard = min(self._muted[place], next)
@@ -438,12 +447,29 @@ class Engine:
 
     def look(self, batch: Batch) -> F32:
         """Predict for rows of events that are not part of the stream: float32 (B, O); nothing changes."""
+        x = self._rows_to_look_at(batch)
+        out = np.empty((len(batch), self.outputs), np.float32)
+        self.model.predict(x, out)
+        return out
+
+    def look_closely(self, batch: Batch) -> tuple[F32, F32]:
+        """As `look`, and what each feature adds: float32 (B, O), (B, O, N + K + 1) as `Explainer` has it.
+
+        Raises DeclarationError where the learner cannot explain.
+        """
+        x = self._rows_to_look_at(batch)
+        out = np.empty((len(batch), self.outputs), np.float32)
+        contributions = np.empty((*out.shape, self.n + self.k + 1), np.float32)
+        self.model.predict(x, out)
+        self.model.explain(x, contributions)
+        return out, contributions
+
+    def _rows_to_look_at(self, batch: Batch) -> Rows:
+        """What the model sees of events that are not part of the stream."""
         self._catch_up()
         numeric = batch.numeric.copy()
         self._look_at_folds.run(batch.time, batch.groups, batch.values, batch.y, numeric)
-        out = np.empty((len(batch), self.outputs), np.float32)
-        self.model.predict(Rows(numeric, batch.categories), out)
-        return out
+        return Rows(numeric, batch.categories)
 
     def end_cycle(self) -> None:
         """A cycle ends: a learner that learns in micro-batches learns its last, short one."""
@@ -612,14 +638,10 @@ class Engine:
         (self._look_at_folds if self._mute else self._fold_events).run(time, groups, values, y, numeric)
         self.enter("model")
         x = Rows(numeric, categories)
-        if self._mute:
-            self.model.predict(x, out)
-        elif self.immediate and self.drift is not None:
-            self.drift.test_then_learn(x, y, time, out)
-        elif self.immediate:
-            self.model.test_then_learn(x, Truth(y[:, None], np.ones(len(y), np.float32)), out)
+        if self.explain:
+            self._predict_and_explain(taken, x, y, time, out)
         else:
-            self.model.predict_then_observe(x, out)
+            self._predict(x, y, time, out, None)
         ends = list(accumulate(len(t.out) for t in taken))
         if len(taken) > 1:
             for t, end in zip(taken, ends, strict=True):
@@ -640,6 +662,36 @@ class Engine:
             for t, end in zip(taken, ends, strict=True):
                 added = t.part.pending.append(rows[end - len(t.out) : end])
                 self._count("repeated", len(t.out) - added)
+
+    def _predict(self, x: Rows, y: F32, time: I64, out: F32, contributions: F32 | None) -> None:
+        """Predict rows of events to out (B, O), and learn what is to be learned from them."""
+        if self._mute:
+            self.model.predict(x, out)
+            if contributions is not None:
+                self.model.explain(x, contributions)
+        elif self.immediate and self.drift is not None:
+            self.drift.test_then_learn(x, y, time, out, contributions)
+        elif self.immediate:
+            self.model.test_then_learn(x, Truth(y[:, None], np.ones(len(y), np.float32)), out, contributions)
+        else:
+            self.model.predict_then_observe(x, out, contributions)
+
+    def _predict_and_explain(self, taken: list[_Taken], x: Rows, y: F32, time: I64, out: F32) -> None:
+        """As `_predict`; what weighed most in each prediction goes to the batches."""
+        explained = Explained.blank(len(y), self.explain)
+        step = rows_at_one_go(self.outputs, self.n + self.k)
+        for a in range(0, len(y), step):
+            at = slice(a, a + step)
+            contributions = np.empty((len(y[at]), self.outputs, self.n + self.k + 1), np.float32)
+            self._predict(Rows(x.numeric[at], x.categories[at]), y[at], time[at], out[at], contributions)
+            heaviest(contributions, out[at], explained.part(a, a + step))
+        a = 0
+        for t in taken:
+            b = a + len(t.out)
+            assert t.batch.explained is not None
+            for to, found in zip(t.batch.explained, explained, strict=True):
+                to[t.lo : t.hi] = found[a:b]
+            a = b
 
     def _refuse(self, taken: list[_Taken]) -> None:
         """Say which of these predictions is not finite."""
@@ -952,7 +1004,7 @@ class Engine:
     def warm_up(self) -> None:
         """Compile every kernel (or load it from Numba's cache), without a trace in the state."""
         hashing.warm_up()
-        self.model.warm_up()
+        self.model.warm_up(explain=bool(self.explain))
         twin = Engine(self.pipeline)
         twin.own(0)
         now = 0

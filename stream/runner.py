@@ -706,7 +706,8 @@ class Runner:
         self.stages.enter("encode")
         pipeline, learned = self.pipeline, self._standing().last_learned
         topic, age = pipeline.events.topic, None if learned is None else time.time() - learned
-        served = Served(pipeline.name, self.version, age, pipeline.classes)
+        features = pipeline.numeric + pipeline.categories
+        served = Served(pipeline.name, self.version, age, pipeline.classes, features)
         to = pipeline.predictions.topic
         if self.settings.plain:
             for number, predicted in cycle.predicted.items():

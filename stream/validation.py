@@ -65,7 +65,9 @@ def check_pipeline(p: Pipeline) -> Checked:
     task_known = sides is not None and sides.labels_known and (task is not None or sides.labels is None)
     problems = len(found.texts)
     spec = _check_model(p.model, spec, task_known, found)
-    _check_drift(p, spec, task_known and len(found.texts) == problems, found)
+    model_known = task_known and len(found.texts) == problems
+    _check_drift(p, spec, model_known, found)
+    _check_explain(p, model_known, found)
     found.raise_for(p.name)
     return Checked(features, task, classes, spec)
 
@@ -610,6 +612,16 @@ def _check_drift(p: Pipeline, spec: Spec, model_known: bool, found: Problems) ->
                 f"boost scales down what {learner!r} could forget, which is nothing; give it or its optimizer a "
                 "half_life where it takes one, or use action='reset'",
             )
+
+
+def _check_explain(p: Pipeline, model_known: bool, found: Problems) -> None:
+    top = getattr(p.predictions, "explain", None)
+    if top is None:
+        return
+    found.count("predictions.explain", top)
+    if model_known:
+        with found.at("predictions.explain"):
+            as_chain(p.model).explainer  # noqa: B018  refused here
 
 
 def _check_name(name: Any, found: Problems) -> None:
