@@ -92,11 +92,11 @@ class Chain(Configured):
     @property
     def explainer(self) -> Explainer:
         """The learner as one that explains; raises DeclarationError where it cannot."""
-        if isinstance(self.learner, Explainer):
-            return self.learner
+        learner = self.learner
+        if isinstance(learner, Explainer) and _explains_what_it_predicts(type(learner)):
+            return learner
         raise DeclarationError(
-            f"{self.learner!r} cannot say what each feature adds to a prediction; linear models, naive Bayes and trees "
-            "can"
+            f"{learner!r} cannot say what each feature adds to a prediction; linear models, naive Bayes and trees can"
         )
 
     def layout(self, spec: Spec) -> dict[str, Array]:
@@ -222,7 +222,7 @@ class Chain(Configured):
         if explain:
             contributions = np.empty((2, outputs, n + k + 1), np.float32)
             twin.explain(x, contributions)
-            twin.test_then_learn(x, truth, out, contributions)
+            twin.test_then_learn(x, truth, out, contributions=contributions)
         for _, decay in twin.decays():
             decay(0.5)
 
@@ -307,6 +307,14 @@ def _as(what: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> np
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _explains_what_it_predicts(learner: type) -> bool:
+    """False for a subclass that predicts in its own way, and would explain in that of the class it comes from."""
+    places = {
+        name: next(at for at, of in enumerate(learner.__mro__) if name in vars(of)) for name in ("explain", "predict")
+    }
+    return places["explain"] <= places["predict"]
 
 
 def _is_transform(part: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..errors import DeclarationError
+from . import tree_explain_kernels as explaining
 from . import tree_kernels as kernels
 from .base import Array, Configured, Explainer, Link, Rows, Spec, Truth, check_number, register
 
@@ -187,14 +188,14 @@ class HoeffdingTreeClassifier(HoeffdingTree):
         kernels.learn_rows(x.numeric, after, same, x.categories, truth.y, truth.weight, *self._parts, out)
 
     def explain(self, x: Rows, out: np.ndarray) -> None:
-        kernels.explain_rows(x.numeric, x.categories, *self._parts[:3], self._room, out)
+        explaining.explain_rows(x.numeric, x.categories, *self._parts[:3], self._room, out)
 
     def explain_then_learn(
         self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
     ) -> None:
         after = x.numeric if learned is None else learned.numeric
         rows = x.numeric, after, after is x.numeric, x.categories, truth.y, truth.weight
-        kernels.explain_then_learn_rows(*rows, *self._parts, self._room, out, contributions)
+        explaining.explain_then_learn_rows(*rows, *self._parts, self._room, out, contributions)
 
 
 @register
@@ -326,14 +327,14 @@ class HoeffdingTreeRegressor(HoeffdingTree):
         )  # fmt: skip
 
     def explain(self, x: Rows, out: np.ndarray) -> None:
-        kernels.explain_values(x.numeric, x.categories, *self._parts, self._room, out)
+        explaining.explain_values(x.numeric, x.categories, *self._parts, self._room, out)
 
     def explain_then_learn(
         self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
     ) -> None:
         after = x.numeric if learned is None else learned.numeric
         rows = x.numeric, after, x.categories, truth.y, truth.weight
-        kernels.explain_then_learn_values(*rows, *self._parts, *self._scratch, self._room, out, contributions)
+        explaining.explain_then_learn_values(*rows, *self._parts, *self._scratch, self._room, out, contributions)
 
 
 def _branches(nodes: int) -> dict[str, Array]:
@@ -348,9 +349,9 @@ def _branches(nodes: int) -> dict[str, Array]:
     }
 
 
-def _room_to_explain(spec: Spec, nodes: int, classes: int) -> kernels.Explaining:
+def _room_to_explain(spec: Spec, nodes: int, classes: int) -> explaining.Explaining:
     """Zeros, which cost no memory until something is explained."""
-    return kernels.Explaining(
+    return explaining.Explaining(
         order=np.zeros(nodes, np.int32),
         sums=np.zeros((nodes, classes)),
         terms=np.zeros((len(spec.numeric) + len(spec.categories) + 1, classes)),

@@ -8,6 +8,7 @@ import pytest
 from headrace.errors import DeclarationError
 from headrace.models import (
     FTRL,
+    Explainer,
     GaussianNB,
     HoeffdingTreeClassifier,
     HoeffdingTreeRegressor,
@@ -20,8 +21,8 @@ from headrace.models import (
     SoftmaxRegression,
     StandardScaler,
     Truth,
+    as_chain,
 )
-from headrace.models.base import Explainer
 from headrace.models.tree_kernels import DEPTH, LEFT, SLOT
 from headrace.models.trees import key_of
 
@@ -223,6 +224,20 @@ def test_learner_that_cannot_explain_says_who_can(bind, stream):
     bound, x = bind(StandardScaler() | NoChange()), stream(3).x
     with pytest.raises(DeclarationError, match=r"NoChange\(eps=0.01\) cannot say.*linear models.*trees can"):
         bound.chain.explain(x, np.empty((3, 1, 6), np.float32))
+
+
+def test_subclass_that_predicts_in_its_own_way_does_not_explain_in_that_of_its_parent():
+    class Half(LogisticRegression):
+        def predict(self, x, out):
+            super().predict(x, out)
+            out *= 0.5
+
+    class Quiet(LogisticRegression):
+        pass
+
+    assert as_chain(Quiet()).explainer
+    with pytest.raises(DeclarationError, match="cannot say what each feature adds"):
+        as_chain(Half()).explainer  # noqa: B018
 
 
 def test_contributions_of_another_shape_are_refused(bind, stream):

@@ -39,7 +39,6 @@ from headrace.models import (
     as_chain,
     build,
 )
-from headrace.models.base import Explainer
 
 SMALL = {"bits": 6}  # 64 slots: categories collide, in the stream and within rows
 TREE = {"grace_period": 20, "delta": 0.1, "max_nodes": 31, "category_values": 4}  # splits early and is soon full
@@ -115,7 +114,7 @@ TASKS = {"classes": "multiclass", "value": "regression", "count": "regression"} 
 MODELS |= BASELINES
 FADES = {"gaussian_nb", "multinomial_nb"}  # counts decay and their smoothing does not: categories come to say nothing
 every_model = pytest.mark.parametrize("name", MODELS)
-EXPLAINERS = [name for name, make in (MODELS | BARE).items() if isinstance(as_chain(make()).learner, Explainer)]
+EXPLAINERS = [name for name in MODELS | BARE if name not in BASELINES]  # and who does not is refused
 every_explainer = pytest.mark.parametrize("name", EXPLAINERS)
 INVERSE = {  # of links: predictions of raw scores (B, O)
     "identity": lambda raw: raw,
@@ -345,11 +344,13 @@ def test_row_is_explained_as_it_is_predicted_and_all_else_stays_the_same(fresh, 
     for method, more in (("test_then_learn", (part.truth,)), ("predict_then_observe", ())):
         out = run(plain, method, part)
         contributions, said = blank_contributions(whole, part), np.empty_like(out)
-        getattr(whole.chain, method)(part.x, *more, said, contributions)
+        getattr(whole.chain, method)(part.x, *more, said, contributions=contributions)
         assert said.tobytes() == out.tobytes()
         for a, b in pairwise([0, 7, 8, 31, 60]):
             piece, told = part.piece(a, b), blank_contributions(cut, part.piece(a, b))
-            getattr(cut.chain, method)(piece.x, *(piece.truth,)[: len(more)], np.empty_like(out[a:b]), told)
+            getattr(cut.chain, method)(
+                piece.x, *(piece.truth,)[: len(more)], np.empty_like(out[a:b]), contributions=told
+            )
             assert told.tobytes() == contributions[a:b].tobytes()
         for i in range(60):
             one, told = part.piece(i, i + 1), blank_contributions(by_row, part.piece(i, i + 1))
@@ -357,6 +358,12 @@ def test_row_is_explained_as_it_is_predicted_and_all_else_stays_the_same(fresh, 
             assert told.tobytes() == contributions[i : i + 1].tobytes()
             run(by_row, method, one)
         assert plain.bits() == whole.bits() == by_row.bits() == cut.bits()
+
+
+@pytest.mark.parametrize("name", sorted({*MODELS} - {*EXPLAINERS}))
+def test_model_that_does_not_explain_is_refused(fresh, name):
+    with pytest.raises(DeclarationError, match="cannot say what each feature adds"):
+        fresh(name).chain.explainer  # noqa: B018
 
 
 @every_explainer
@@ -368,7 +375,9 @@ def test_finite_input_never_makes_a_contribution_that_is_not(fresh, name):
         x = Rows(numeric, rng.choice(np.array([0, 1, 2**64 - 1], np.uint64), (20, 2)))
         truth = Truth(rng.choice(np.float32(labels), (20, 1)), rng.choice(np.float32([1, -1, 0, 1e30]), 20))
         contributions = np.empty((20, bound.spec.outputs, 6), np.float32)
-        bound.chain.test_then_learn(x, truth, np.empty((20, bound.spec.outputs), np.float32), contributions)
+        bound.chain.test_then_learn(
+            x, truth, np.empty((20, bound.spec.outputs), np.float32), contributions=contributions
+        )
         assert np.isfinite(contributions).all()
 
 

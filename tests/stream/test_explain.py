@@ -7,6 +7,8 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from engine_run import SIDE, T0, Sale
+from engine_run import Run as PlainRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,17 +25,12 @@ from headrace.models import (
 )
 from headrace.stream import engine as engine_module
 from headrace.stream.check import report
-from headrace.stream.decode import Decoder
 from headrace.stream.encode import Served, encode_predictions
-from headrace.stream.engine import Engine
 from headrace.stream.explain import NO_FEATURE, Explained, heaviest
 from headrace.stream.fast_encode import prediction_rows
 from headrace.stream.reader import SnapshotReader
-from headrace.stream.slices import Record, Slice
 from headrace.stream.snapshot import NAN_ALLOWED, pack
 from headrace.stream.standing import Position, Standing
-
-T0 = 1_700_000_000  # seconds
 
 
 class Click(msgspec.Struct):
@@ -45,14 +42,7 @@ class Click(msgspec.Struct):
     what: str | None = None
 
 
-class Sale(msgspec.Struct):
-    id: str
-    time: float
-    sold: bool
-
-
 NAMES = ("price", "log price", "mean_label_by_site_6h", "site", "site_x_dearer")
-SIDE = dict(key="id", time="time", unit="s")
 LATER = Labels("sales", Sale, value="sold", within="1h", **SIDE)
 IN_EVENT = Labels(value="sold")
 OF_THREE = Labels(value="what", classes=["a", "b", "c"])
@@ -89,25 +79,12 @@ def clicks(seed, events=120):
         }  # fmt: skip
 
 
-class Run:
-    """An engine with one partition; predictions, what it says of them, and the records that go out."""
+class Run(PlainRun):
+    """An engine, what it says of its predictions, and the records that go out."""
 
-    def __init__(self, declared):
-        self.pipeline, self.engine = declared, Engine(declared)
-        self.decoders = {role: Decoder(declared, role) for role in ("events", "labels")[: 1 + self.engine.delayed]}
-        self.ends = dict.fromkeys(self.decoders, 0)
-        self.engine.own(0)
-
-    def feed(self, rows, role="events", cuts=(), later=False):
-        """The pieces that were processed."""
-        start, now = self.ends[role], (T0 + 10**6) * 1000
-        records = [Record(start + i, now, None, json.dumps(row).encode()) for i, row in enumerate(rows)]
-        batch = self.decoders[role].decode(Slice(role, 0, start, start + len(records), records))
-        self.ends[role] = batch.next
-        edges = [start, *(start + c for c in sorted(cuts)), batch.next]
-        done = [self.engine.process(batch, a, b, later=later) for a, b in zip(edges, edges[1:])]
-        self.engine.predict_taken()
-        return [d.predicted for d in done if d.predicted is not None]
+    def pieces(self, rows, **how):
+        """What was predicted of these events, piece by piece."""
+        return [done.predicted for done in self.process("events", list(rows), **how) if done.predicted is not None]
 
     def records(self, pieces):
         served = Served("explained", 1, None, self.pipeline.classes, NAMES)
@@ -125,12 +102,9 @@ def joined(pieces):
 def by_hand(run, rows):
     """(predictions, contributions) row by row, each as if it were the next event."""
     found = []
-    for i, row in enumerate(rows):
-        records = [Record(i, (T0 + 10**6) * 1000, None, json.dumps(row).encode())]
-        found.append(
-            run.engine.look_closely(Decoder(run.pipeline, "events").decode(Slice("events", 0, i, i + 1, records)))
-        )
-        run.feed([row])
+    for row in rows:
+        found.append(run.engine.look_closely(run.batch("events", [row])))
+        run.feed("events", [row])
     return np.concatenate([out for out, _ in found]), np.concatenate([parts for _, parts in found])
 
 
@@ -151,7 +125,7 @@ def test_what_weighed_most_is_said_of_the_prediction_that_was_made(case):
         Run(replace(CASES[case](), predictions=Predictions("scores"))),
     )
     rows = list(clicks(1))
-    pieces, quiet = run.feed(rows), silent.feed(rows)
+    pieces, quiet = run.pieces(rows), silent.pieces(rows)
     out, contributions = by_hand(twin, rows)
     assert pieces[0].out.tobytes() == out.tobytes() == quiet[0].out.tobytes()
     said = run.records(pieces)
@@ -174,21 +148,21 @@ def test_what_weighed_most_is_said_of_the_prediction_that_was_made(case):
 @pytest.mark.parametrize("case", CASES)
 def test_explanations_do_not_depend_on_the_cuts(case, cuts, later, room):
     rows = list(clicks(2))
-    whole = joined(Run(CASES[case]()).feed(rows))
+    whole = joined(Run(CASES[case]()).pieces(rows))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "rows_at_one_go", lambda outputs, features: room)
-        got = joined(Run(CASES[case]()).feed(rows, cuts=cuts, later=later))
+        got = joined(Run(CASES[case]()).pieces(rows, cuts=cuts, later=later))
     assert got.feature.tobytes() == whole.feature.tobytes()
     assert got.contribution.tobytes() == whole.contribution.tobytes()
 
 
 def test_muted_events_are_explained_too():
     run = Run(pipeline())
-    run.feed(clicks(1))
+    run.feed("events", list(clicks(1)))
     rows = list(clicks(3, 20))
     run.engine.mute({("events", 0): 10**6})
     _, contributions = by_hand(run, rows)
-    pieces = run.feed([row | {"id": f"again {i}"} for i, row in enumerate(rows)])
+    pieces = run.pieces([row | {"id": f"again {i}"} for i, row in enumerate(rows)])
     for at, row in enumerate(contributions[:, 0]):
         features = pieces[0].explained.feature[at]
         assert [f for f in features if f >= 0] == [f for f in np.argsort(-np.abs(row[:-1]), kind="stable") if row[f]][
@@ -198,7 +172,7 @@ def test_muted_events_are_explained_too():
 
 def test_more_features_than_there_are_tells_all_of_them():
     run = Run(pipeline(explain=50))
-    pieces = run.feed(clicks(1))
+    pieces = run.pieces(clicks(1))
     assert pieces[0].explained.feature.shape == (120, 50)
     assert {one["feature"] for one in run.records(pieces)[-1]["explain"]} == set(NAMES)
 
@@ -249,11 +223,11 @@ def test_reader_explains_its_predictions(redis_url, unique):
     for case, labels, model in (("a", LATER, LOGISTIC), ("b", OF_THREE, SOFTMAX)):
         declared = replace(pipeline(labels=labels, model=model), name=f"{unique}-{case}")
         run = Run(declared)
-        run.feed(clicks(1))
+        run.feed("events", list(clicks(1)))
         if labels is LATER:
-            run.feed([{"id": r["id"], "time": T0 + 7300, "sold": bool(r["sold"])} for r in clicks(1)], "labels")
+            run.feed("labels", [{"id": r["id"], "time": T0 + 7300, "sold": bool(r["sold"])} for r in clicks(1)])
         store = SnapshotStore(redis_url, declared.name, 0)
-        arrays, meta = pack(Standing(run.engine, Position(dict(run.ends), 0, 0)))
+        arrays, meta = pack(Standing(run.engine, Position(run.ends, 0, 0)))
         store.publish(arrays, meta, 1, NAN_ALLOWED)
         rows = [row | {"time": T0 + 7300.0} for row in clicks(4, 30)]
         with SnapshotReader(declared, redis_url) as reader:
