@@ -2,7 +2,9 @@
 
 from .base import (
     Array,
+    Configured,
     Detector,
+    Explainer,
     Learner,
     Opaque,
     Rows,
@@ -13,6 +15,7 @@ from .base import (
     allocate,
     allocate_touched,
     build,
+    register,
 )
 from .baselines import NoChange, Prior, RunningMean
 from .bayes import GaussianNB, MultinomialNB
@@ -35,7 +38,9 @@ __all__ = [
     "AdaGrad",
     "Array",
     "Chain",
+    "Configured",
     "Detector",
+    "Explainer",
     "GaussianNB",
     "DriftDetector",
     "HoeffdingTreeClassifier",
@@ -63,4 +68,5 @@ __all__ = [
     "allocate_touched",
     "as_chain",
     "build",
+    "register",
 ]

@@ -75,6 +75,8 @@ def _label(p: Pipeline) -> Iterator[tuple[str, str]]:
         return
     classes = f" of {len(p.classes)} classes: {', '.join(p.classes)}" if p.classes else ""
     yield show(labels.value_expr), f"{p.task}{classes}"
+    if labels.weight_expr is not None:
+        yield "weight", f"{show(labels.weight_expr)}; of 0: scored and not learned"
     if labels.topic is None:
         yield "wait", "none: the label is in the event, which is predicted before it is learned"
         return

@@ -55,7 +55,7 @@ COUNTERS = (
     "dead_letters",
     "bad_events",
     "bad_labels",
-    "unlearned",  # rows that would have been examples, but their label came or their wait ended while muted
+    "unlearned",  # rows that would be examples, but their weight is 0, or label or end of wait came while muted
     "drifts",  # times that the detector of drift fired
 )
 
@@ -130,6 +130,7 @@ class _Partition:
                 "time": ("int64", ()),
                 "y": ("float32", ()),
                 "values": ("float64", (e.label_values,)),
+                **({"weight": ("float32", ())} if e.weighted else {}),
             }
         )
         self.gone = Ring({})
@@ -170,10 +171,11 @@ class _Unlearned:
     numeric: list[F32] = field(default_factory=list)
     categories: list[NDArray[np.uint64]] = field(default_factory=list)
     y: list[F32] = field(default_factory=list)
+    weight: list[F32] = field(default_factory=list)
     rows: int = 0
 
     def copy(self) -> _Unlearned:
-        return _Unlearned(list(self.numeric), list(self.categories), list(self.y), self.rows)
+        return _Unlearned(list(self.numeric), list(self.categories), list(self.y), list(self.weight), self.rows)
 
 
 class Engine:
@@ -188,6 +190,7 @@ class Engine:
         self.delayed = labels is not None and labels.topic is not None
         self.immediate = labels is not None and labels.topic is None
         self.within = labels.within_us if labels is not None and self.delayed else 0
+        self.weighted = labels is not None and labels.weight is not None
         self.early_us = labels.early_us if labels is not None else 0
         self.tick = max(1, (self.within or 1) // TICKS)
         self.otherwise = math.nan
@@ -637,11 +640,14 @@ class Engine:
         self.enter("features")
         (self._look_at_folds if self._mute else self._fold_events).run(time, groups, values, y, numeric)
         self.enter("model")
-        x = Rows(numeric, categories)
+        weight = None
+        if self.immediate and self.weighted:
+            weight = _joined([_weight_of(b, r) for b, r in rows_of])
+        x, truth = Rows(numeric, categories), _truth(y, weight)
         if self.explain:
-            self._predict_and_explain(taken, x, y, time, out)
+            self._predict_and_explain(taken, x, y, truth, time, out)
         else:
-            self._predict(x, y, time, out, None)
+            self._predict(x, y, truth, time, out, None)
         ends = list(accumulate(len(t.out) for t in taken))
         if len(taken) > 1:
             for t, end in zip(taken, ends, strict=True):
@@ -649,7 +655,7 @@ class Engine:
         if not np.isfinite(out).all():
             self._refuse(taken)
         if self.immediate:
-            self._labels_in_events(y, out)
+            self._labels_in_events(y, weight, out)
         elif self.delayed:
             self.enter("labels")
             rows = taken[0].part.pending.blank(len(time))
@@ -663,27 +669,30 @@ class Engine:
                 added = t.part.pending.append(rows[end - len(t.out) : end])
                 self._count("repeated", len(t.out) - added)
 
-    def _predict(self, x: Rows, y: F32, time: I64, out: F32, contributions: F32 | None) -> None:
+    def _predict(self, x: Rows, y: F32, truth: Truth, time: I64, out: F32, contributions: F32 | None) -> None:
         """Predict rows of events to out (B, O), and learn what is to be learned from them."""
         if self._mute:
             self.model.predict(x, out)
             if contributions is not None:
                 self.model.explain(x, contributions)
         elif self.immediate and self.drift is not None:
-            self.drift.test_then_learn(x, y, time, out, contributions)
+            self.drift.test_then_learn(x, y, truth, time, out, contributions=contributions)
         elif self.immediate:
-            self.model.test_then_learn(x, Truth(y[:, None], np.ones(len(y), np.float32)), out, contributions)
+            self.model.test_then_learn(x, truth, out, contributions=contributions)
         else:
-            self.model.predict_then_observe(x, out, contributions)
+            self.model.predict_then_observe(x, out, contributions=contributions)
 
-    def _predict_and_explain(self, taken: list[_Taken], x: Rows, y: F32, time: I64, out: F32) -> None:
+    def _predict_and_explain(
+        self, taken: list[_Taken], x: Rows, y: F32, truth: Truth, time: I64, out: F32
+    ) -> None:  # fmt: skip
         """As `_predict`; what weighed most in each prediction goes to the batches."""
         explained = Explained.blank(len(y), self.explain)
         step = rows_at_one_go(self.outputs, self.n + self.k)
         for a in range(0, len(y), step):
             at = slice(a, a + step)
             contributions = np.empty((len(y[at]), self.outputs, self.n + self.k + 1), np.float32)
-            self._predict(Rows(x.numeric[at], x.categories[at]), y[at], time[at], out[at], contributions)
+            rows, labels = Rows(x.numeric[at], x.categories[at]), Truth(truth.y[at], truth.weight[at])
+            self._predict(rows, y[at], labels, time[at], out[at], contributions)
             heaviest(contributions, out[at], explained.part(a, a + step))
         a = 0
         for t in taken:
@@ -705,16 +714,22 @@ class Engine:
 
     # -- labels
 
-    def _labels_in_events(self, y: F32, out: F32) -> None:
+    def _labels_in_events(self, y: F32, weight: F32 | None, out: F32) -> None:
         known = ~np.isnan(y)
         count = int(known.sum())
         if not count:
             return
         self._count("labels", count)
         self._count("joined", count)
-        self._count("unlearned" if self._mute else "examples", count)
+        self._count_examples(count, None if weight is None else weight[known])
         assert self.metrics is not None
         self.metrics.update(y[known], out[known])
+
+    def _count_examples(self, rows: int, weight: F32 | None) -> None:
+        """Count rows that met their label, of these weights, as learned from or not."""
+        learned = 0 if self._mute else rows if weight is None else int(np.count_nonzero(weight))
+        self._count("examples", learned)
+        self._count("unlearned", rows - learned)
 
     def _labels(self, part: _Partition, batch: Batch, lo: int, hi: int) -> None:
         self.predict_taken()
@@ -734,7 +749,8 @@ class Engine:
             if absent.any():
                 self._unmet(part, batch, a + np.flatnonzero(absent), clock[absent])
         self._count("joined", len(rows))
-        self._meet(rows, batch.time[at], batch.y[at], batch.values[at])
+        weight = _weight_of(batch, at) if self.weighted else None
+        self._meet(rows, batch.time[at], batch.y[at], batch.values[at], weight)
         self._watch_misplaced()
 
     def _unmet(self, part: _Partition, batch: Batch, rows: I64, clock: I64) -> None:
@@ -758,6 +774,8 @@ class Engine:
             columns = part.early.named(new)
             columns["key"], columns["clock"], columns["time"] = keys[rest], clock[rest], batch.time[at]
             columns["y"], columns["values"] = batch.y[at], batch.values[at]
+            if self.weighted:
+                columns["weight"] = _weight_of(batch, at)
             self._count("duplicates", len(at) - part.early.append(new))
 
     def _early_matches(self, part: _Partition, batch: Batch, lo: int, hi: int) -> set[int]:
@@ -781,7 +799,8 @@ class Engine:
             return
         self._count("joined", 1)
         label = part.early.named(labels)
-        self._meet(rows, *(np.ascontiguousarray(label[name]) for name in ("time", "y", "values")))
+        names = ("time", "y", "values", "weight") if self.weighted else ("time", "y", "values")
+        self._meet(rows, *(np.ascontiguousarray(label[name]) for name in names))
 
     def _forget_early(self, part: _Partition, until: int) -> None:
         rows = part.early.rows(part.early.begin, until)
@@ -801,19 +820,20 @@ class Engine:
             self._meet(left, time, y, np.full((len(left), self.label_values), np.nan))
         self._count("expired", pending.move(until, part.gone, GONE))
 
-    def _meet(self, rows: U64, time: I64, y: F32, values: NDArray[np.float64]) -> None:
+    def _meet(self, rows: U64, time: I64, y: F32, values: NDArray[np.float64], weight: F32 | None = None) -> None:
         """Predictions have met their label, in this order: take the examples; `_learn_met` learns them.
 
-        rows  uint64 (B, W)  as they waited in pending
+        rows    uint64 (B, W)  as they waited in pending
+        weight  float32 (B,); None: 1 each
         """
         if not len(rows):
             return
-        self._count("unlearned" if self._mute else "examples", len(rows))
+        self._count_examples(len(rows), weight)
         if self._mute:
             assert self.metrics is not None
             self.metrics.update(y, rows.view(self._waiting_row)[:, 0]["prediction"])
             return
-        self._met.append((rows, time, y, values))
+        self._met.append((rows, time, y, values, np.ones(len(y), np.float32) if weight is None else weight))
 
     def _catch_up(self) -> None:
         """Do what was left for later; whatever looks at what was learned, or changes it, calls this first."""
@@ -826,7 +846,7 @@ class Engine:
             return
         taken, self._met = self._met, []
         self.enter("model")
-        rows, time, y, values = taken[0] if len(taken) == 1 else map(np.concatenate, zip(*taken, strict=True))
+        rows, time, y, values, weight = taken[0] if len(taken) == 1 else map(np.concatenate, zip(*taken, strict=True))
         waited = rows.view(self._waiting_row)[:, 0]
         prediction, groups, numeric, categories = (
             np.ascontiguousarray(waited[name]) for name in ("prediction", "groups", "numeric", "categories")
@@ -835,19 +855,23 @@ class Engine:
         self.metrics.update(y, prediction)
         self._fold_labels.run(time, groups, values, y, _NOTHING_READ)
         if self.drift is None:
-            self._learn(numeric, categories, y)
+            self._learn(numeric, categories, y, weight)
             return
         for part in self.drift.stretches(y, prediction, time):
-            self._learn(numeric[part], categories[part], y[part])
+            self._learn(numeric[part], categories[part], y[part], weight[part])
 
-    def _learn(self, numeric: F32, categories: NDArray[np.uint64], y: F32) -> None:
+    def _learn(self, numeric: F32, categories: NDArray[np.uint64], y: F32, weight: F32) -> None:
+        if self.weighted and not weight.all():
+            kept = weight > 0
+            numeric, categories, y, weight = numeric[kept], categories[kept], y[kept], weight[kept]
         if self.model.updates == "sequential":
-            self.model.learn(Rows(numeric, categories), Truth(y[:, None], np.ones(len(y), np.float32)))
+            self.model.learn(Rows(numeric, categories), Truth(y[:, None], weight))
             return
         u = self._unlearned
         u.numeric.append(numeric)
         u.categories.append(categories)
         u.y.append(y)
+        u.weight.append(weight)
         u.rows += len(y)
         self._learn_micro_batches(least=self.model.batch_size)
 
@@ -855,13 +879,13 @@ class Engine:
         u, size = self._unlearned, self.model.batch_size
         if u.rows < least:
             return
-        numeric, categories, y = np.concatenate(u.numeric), np.concatenate(u.categories), np.concatenate(u.y)
+        numeric, categories, y, weight = map(np.concatenate, (u.numeric, u.categories, u.y, u.weight))
         a = 0
         while u.rows - a >= least:
             b = min(a + size, u.rows)
-            self.model.learn(Rows(numeric[a:b], categories[a:b]), Truth(y[a:b, None], np.ones(b - a, np.float32)))
+            self.model.learn(Rows(numeric[a:b], categories[a:b]), Truth(y[a:b, None], weight[a:b]))
             a = b
-        self._unlearned = _Unlearned([numeric[a:]], [categories[a:]], [y[a:]], u.rows - a)
+        self._unlearned = _Unlearned([numeric[a:]], [categories[a:]], [y[a:]], [weight[a:]], u.rows - a)
 
     def _end_of_stream(self, part: _Partition, role: Role) -> None:
         """A mark was read. Once both topics of a partition have theirs, every wait of the partition ends."""
@@ -1046,6 +1070,18 @@ def _rises(clock: I64, step: int, before: int, limit: int) -> list[int]:
         rows.append(int(clock.searchsorted(max((before + 1) * step, BEFORE_ALL))))
         before = min(int(clock[rows[-1]]), limit) // step
     return rows
+
+
+def _weight_of(batch: Batch, rows: Any) -> F32:
+    """The weights of some rows, float32; 1 each where the batch does not tell them."""
+    return np.ones(len(batch), np.float32)[rows] if batch.weight is None else batch.weight[rows]
+
+
+def _truth(y: F32, weight: F32 | None) -> Truth:
+    """What is to be learned from labels (B,) in events: nothing of those with the weight 0."""
+    if weight is None:
+        return Truth(y[:, None], np.ones(len(y), np.float32))
+    return Truth(np.where(weight > 0, y, np.float32(np.nan))[:, None], weight)
 
 
 def _joined(columns: list[NDArray]) -> NDArray:

@@ -311,7 +311,7 @@ class _RowDecoder:
     def __init__(self, pipeline: Pipeline) -> None:
         events = pipeline.events
         self.schema = events.schema
-        self._decoder = Decoder(pipeline, "events")
+        self._decoder = Decoder(pipeline, "events", learned=False)
         required = {f.name for f in msgspec.structs.fields(self.schema) if f.required}
         plain, read = leaves(self.schema), _read_from_row(pipeline)
         if "." in events.key:

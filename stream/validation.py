@@ -300,14 +300,29 @@ def _check_task(sides: Sides, found: Problems) -> tuple[Task | None, tuple[str, 
         found.add("labels.classes", f"go with labels of text; here the task is {task}: leave them out")
     if task is not None:
         _check_otherwise(labels.otherwise, task, classes, found)
+    _check_weight(labels, schema, sides, found)
     return task, classes
+
+
+def _check_weight(labels: Labels, schema: Schema, sides: Sides, found: Problems) -> None:
+    weight: Any = labels.weight
+    if weight is None:
+        return
+    if not isinstance(weight, str | pl.Expr):
+        found.add("labels.weight", f"expected a field or a Polars expression, got {_came(weight)}")
+        return
+    expr = cast(pl.Expr, labels.weight_expr)
+    with found.at("labels.weight"):
+        _check_label_fields(expr, sides)
+        _check_number(expr, check_expression(expr, schema), "weight=")
 
 
 def _check_label_fields(value: pl.Expr, sides: Sides) -> None:
     unknown = [n for n in _roots(value) if not _has_field(sides.label, n)]
     if sides.delayed and sides.label is not None and any(_has_field(sides.event, n) for n in unknown):
         raise DeclarationError(
-            f"{_ticked(unknown)} is of {sides.event.__name__}; a label is made of the fields of {sides.label.__name__}"
+            f"{_ticked(unknown)} is of {sides.event.__name__}; a label and its weight are made of the fields of "
+            f"{sides.label.__name__}"
         )
 
 
