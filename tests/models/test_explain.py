@@ -155,12 +155,6 @@ def test_tree_explains_by_what_the_shares_change_on_the_way_down(bind, stream, t
         np.testing.assert_allclose(got[row], wanted, atol=1e-6)
 
 
-def test_base_of_a_tree_is_about_the_share_of_all_that_was_learned(bind, stream):
-    bound, x = taught(bind, stream, HoeffdingTreeClassifier(**TREE), 3000)
-    y = stream(3050, 0, "binary").truth.y[:3000, 0]
-    assert explained(bound, x)[0, 0, -1] == pytest.approx(y.mean(), abs=0.03)
-
-
 @pytest.mark.parametrize("task", ["binary", "multiclass"])
 def test_naive_bayes_of_a_leaf_over_two_columns_is_shared_as_shapley_has_it(bind, stream, task):
     """Of two columns the declared order and the reverse are all there are."""
