@@ -231,7 +231,7 @@ def test_explanations_are_told_as_one_by_one(classes, headers):
     rows, _ = prediction_rows({0: predicted[3]}, "clicks", served)
     explained = predicted[3][1].batch.explained
     for row, features, numbers in zip(list(rows.values)[:13], *explained.part(0, 13), strict=True):
-        told = json.loads(row)["explain"]
+        told = json.loads(b"{" + row[row.index(b'"explain"') :])["explain"]
         assert [one["feature"] for one in told] == [names[f] for f in features if f >= 0]
         assert np.array([one["contribution"] for one in told], np.float32).tolist() == numbers[: len(told)].tolist()
 
