@@ -20,6 +20,7 @@ from .base import (
 from .baselines import NoChange, Prior, RunningMean
 from .bayes import GaussianNB, MultinomialNB
 from .chain import Chain, as_chain
+from .defaults import default
 from .drift import ADWIN, DDM, KSWIN, DriftDetector, PageHinkley
 from .linear import LinearRegression, LogisticRegression
 from .metrics import Metrics
@@ -68,5 +69,6 @@ __all__ = [
     "allocate_touched",
     "as_chain",
     "build",
+    "default",
     "register",
 ]

@@ -11,6 +11,7 @@ only the numbers of its class change.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -366,18 +367,19 @@ def explain_gaussian(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def explain_then_learn_gaussian(
-    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, told: tuple, terms: ndarray,
+    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, told: Any, terms: ndarray,
     out: ndarray, contributions: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: explain before[i] to contributions[i], then as `progress_gaussian`.
 
-    told   what that takes between weight and out
+    told   a tuple: what that takes between weight and out
     terms  as in `explain_gaussian`
     """
     for i in range(numeric.shape[0]):
         row = slice(i, i + 1)
-        explain_gaussian(before[row], categories[row], *told, terms, contributions[row])
-        progress_gaussian(before[row], numeric[row], categories[row], y[row], weight[row], *told, out[row])
+        explain_gaussian(before[row], categories[row], *told, terms, contributions[row])  # type: ignore[call-arg]
+        rows = before[row], numeric[row], categories[row], y[row], weight[row]
+        progress_gaussian(*rows, *told, out[row])  # type: ignore[call-arg]
 
 
 # --- multinomial: each row is a bag of tokens; numeric columns count theirs, a category is a token that occurs once
@@ -585,15 +587,16 @@ def explain_multinomial(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def explain_then_learn_multinomial(
-    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, told: tuple, terms: ndarray,
+    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, told: Any, terms: ndarray,
     out: ndarray, contributions: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: explain before[i] to contributions[i], then as `progress_multinomial`.
 
-    told   what that takes between weight and out
+    told   a tuple: what that takes between weight and out
     terms  as in `explain_multinomial`
     """
     for i in range(numeric.shape[0]):
         row = slice(i, i + 1)
-        explain_multinomial(before[row], categories[row], *told, terms, contributions[row])
-        progress_multinomial(before[row], numeric[row], categories[row], y[row], weight[row], *told, out[row])
+        explain_multinomial(before[row], categories[row], *told, terms, contributions[row])  # type: ignore[call-arg]
+        rows = before[row], numeric[row], categories[row], y[row], weight[row]
+        progress_multinomial(*rows, *told, out[row])  # type: ignore[call-arg]

@@ -10,6 +10,7 @@ Letters: B rows, N numeric columns, K categories, R = 2**bits slots of the table
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -185,13 +186,14 @@ def explain_rows(
 @njit(cache=True, nogil=True, error_model="numpy")
 def explain_then_learn_rows(
     before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray,
-    explain: tuple, learn: tuple, out: ndarray, contributions: ndarray,
+    explain: Any, learn: Any, out: ndarray, contributions: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: explain before[i] to contributions[i], then as `learn_rows`.
 
-    explain, learn   what `explain_rows` and `learn_rows` take between the rows and their outputs
+    explain, learn   tuples: what `explain_rows` and `learn_rows` take between the rows and their outputs
     """
     for i in range(numeric.shape[0]):
         row = slice(i, i + 1)
-        explain_rows(before[row], categories[row], *explain, contributions[row])
-        learn_rows(before[row], numeric[row], categories[row], y[row], weight[row], *learn, out[row])
+        explain_rows(before[row], categories[row], *explain, contributions[row])  # type: ignore[call-arg]
+        told = before[row], numeric[row], categories[row], y[row], weight[row]
+        learn_rows(*told, *learn, out[row])  # type: ignore[call-arg]

@@ -180,9 +180,9 @@ def explain_rows(
 ) -> None:  # fmt: skip
     """Write what each feature adds to the predictions of B rows to out (B, O, N + K + 1); the state is only read.
 
-    Last is the share of the class among all that the leaves hold. A branch adds to its column by what the share among what
-    is below changes on the way to the child; one whose feature is gone adds to the last. Where a leaf predicts by naive
-    Bayes `explain_votes` adds the rest. Other arguments as in `learn_rows`.
+    Last is the share of the class among all that the leaves hold. A branch adds to its column by what the share among
+    what is below changes on the way to the child; one whose feature is gone adds to the last. Where a leaf predicts by
+    naive Bayes `explain_votes` adds the rest. Other arguments as in `learn_rows`.
     Source: Saabas (2014), Interpreting random forests.
     """
     F, C = numeric.shape[1] + categories.shape[1], tree.counts.shape[1]
@@ -255,9 +255,10 @@ def explain_values(
 ) -> None:  # fmt: skip
     """Write what each feature adds to the predictions of B rows to out (B, 1, N + K + 1); the state is only read.
 
-    Last is the mean of all targets that the leaves hold. A branch adds to its column by what the mean of what is below changes on the way to
-    the child; one whose feature is gone adds to the last. Where a leaf predicts by its linear model each column adds
-    its weight times its value besides, and to the last comes by what the intercept differs from the mean of the leaf.
+    Last is the mean of all targets that the leaves hold. A branch adds to its column by what the mean of what is below
+    changes on the way to the child; one whose feature is gone adds to the last. Where a leaf predicts by its linear
+    model each column adds its weight times its value besides, and to the last comes by what the intercept differs from
+    the mean of the leaf.
     Other arguments as in `learn_values`.
     Source: Saabas (2014), Interpreting random forests.
     """

@@ -879,7 +879,8 @@ class Engine:
         u, size = self._unlearned, self.model.batch_size
         if u.rows < least:
             return
-        numeric, categories, y, weight = map(np.concatenate, (u.numeric, u.categories, u.y, u.weight))
+        numeric, categories = np.concatenate(u.numeric), np.concatenate(u.categories)
+        y, weight = np.concatenate(u.y), np.concatenate(u.weight)
         a = 0
         while u.rows - a >= least:
             b = min(a + size, u.rows)

@@ -34,7 +34,7 @@ def rows_at_one_go(outputs: int, features: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def choose_outputs(out, chosen):
+def choose_outputs(out: NDArray[np.float32], chosen: NDArray[np.int64]) -> None:
     """Write to chosen int64 (B,) which output of a row is explained: the greatest, of equals the first. out (B, O)."""
     for i in range(out.shape[0]):
         best = 0
@@ -45,7 +45,10 @@ def choose_outputs(out, chosen):
 
 
 @njit(cache=True, nogil=True)
-def choose_heaviest(contributions, chosen, feature, contribution):
+def choose_heaviest(
+    contributions: NDArray[np.float32], chosen: NDArray[np.int64], feature: NDArray[np.int32],
+    contribution: NDArray[np.float32],
+) -> None:  # fmt: skip
     """Write the features that add or take away most from the chosen output of each row, the heaviest first.
 
     contributions  float32 (B, O, F + 1), the last is the base; chosen int64 (B,)

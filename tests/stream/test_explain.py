@@ -94,6 +94,17 @@ class Run(PlainRun):
         return [json.loads(value) for value in plain]
 
 
+def taught(declared):
+    """One that has learned from labels, where they come later."""
+    run = Run(declared)
+    if run.engine.delayed:
+        rows = [row | {"time": row["time"] - 86_400} for row in clicks(9, 60)]
+        run.feed("events", rows)
+        sales = [{"id": row["id"], "time": row["time"] + 60, "sold": row["site"] > "b"} for row in rows]
+        run.feed("labels", sales)
+    return run
+
+
 def joined(pieces):
     explained = [piece.explained for piece in pieces]
     return Explained(*map(np.concatenate, zip(*explained)))
@@ -119,11 +130,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_weighed_most_is_said_of_the_prediction_that_was_made(case):
-    run, twin, silent = (
-        Run(CASES[case]()),
-        Run(CASES[case]()),
-        Run(replace(CASES[case](), predictions=Predictions("scores"))),
-    )
+    quietly = replace(CASES[case](), predictions=Predictions("scores"))
+    run, twin, silent = taught(CASES[case]()), taught(CASES[case]()), taught(quietly)
     rows = list(clicks(1))
     pieces, quiet = run.pieces(rows), silent.pieces(rows)
     out, contributions = by_hand(twin, rows)

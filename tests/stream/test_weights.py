@@ -217,6 +217,7 @@ def test_metrics_and_aggregates_take_each_label_once(delayed):
     other = Run(pipeline(None, delayed=delayed))
     for role, rows in turns(3, delayed=delayed):
         other.feed(role, rows)
+    other.engine.results()  # nothing is left for later
     for name, array in run.engine.arrays.items():
         if name.startswith("aggregate/"):
             np.testing.assert_array_equal(array, other.engine.arrays[name], name)
@@ -247,7 +248,7 @@ def test_engine_with_weights_learns_as_river_does(kind, delayed):
                     compared += 1
             if row.get("sold") is not None and row["weight"] > 0:
                 rivers.learn_one(prices[row["id"]], row["sold"], w=row["weight"])
-    assert compared > 390
+    assert compared > 380
 
 
 # --- wherever it is cut
