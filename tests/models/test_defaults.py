@@ -21,7 +21,7 @@ def test_default_fits_its_task_and_is_rebuilt_from_its_settings(task):
 
 
 def test_other_tasks_are_refused():
-    with pytest.raises(DeclarationError, match="models.default: expected one of 'binary', .*, got 'ranking'"):
+    with pytest.raises(DeclarationError, match=r"models.default: expected one of 'binary', .*, got 'ranking'"):
         default("ranking")
 
 
