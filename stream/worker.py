@@ -35,7 +35,7 @@ from .waiting import Waiting, in_a_thread
 
 log = logging.getLogger("headrace")
 
-COLLECT_SHARE = 0.25  # of the latency, from a take of records to the next fetch
+COLLECT_SHARE = 0.2  # of the latency, from a take of records to the next fetch
 MAX_COLLECT_SECONDS = 0.05
 SESSION_SECONDS = 30.0
 REBALANCE_SECONDS = 60.0
