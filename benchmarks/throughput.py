@@ -374,7 +374,8 @@ def make_environment(script: str) -> None:
     say(f"installing {pinned(script)} into {folder.relative_to(HERE.parent)}")
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-r", str(HERE / "peers" / f"{script}.txt")], check=True)
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([*pip, "-r", str(HERE / "peers" / f"{script}.txt")], check=True, env=alone)
     mark.touch()
 
 
