@@ -91,7 +91,9 @@ class River(Learner):
 
     def unbound(self) -> River:
         """The same settings with a model as it was declared."""
-        return River(self.model, self.missing)
+        other = River(self.model, self.missing)
+        other._checked = self._checked
+        return other
 
     # -- the protocol of learners
 

@@ -144,6 +144,8 @@ def _memory(engine: Engine) -> Iterator[tuple[str, str]]:
     p = engine.pipeline
     model = sum(_nbytes(a.shape, a.dtype) for a in engine.model.layout(engine.spec).values())
     yield "model", _size(model)
+    for part in engine.model.opaque().values():
+        yield "", f"and a pickle of {_size(len(part.dump()))}, which may grow as it learns"
     folds = [Fold(f) for f in p.features if isinstance(f, Aggregate)]
     if folds:
         keys = sum(_nbytes(a.shape, a.dtype) for g in groups_of(p) for a in group_layout(g.capacity).values())
