@@ -190,7 +190,8 @@ class Learner(Part, Protocol):
 
     updates: Literal["sequential", "micro_batch"]
     batch_size: int  # 1 when sequential
-    observes: bool = False  # whether it learns from features alone, in `predict_then_observe`
+    observes: bool = False  # whether `predict_then_observe` does more than to predict
+    unsupervised: bool = False  # whether it learns from features alone, in `predict_then_observe`
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
         """Write probabilities or values to out, float32 (B, O); pure."""
@@ -199,7 +200,7 @@ class Learner(Part, Protocol):
     def predict_then_observe(self, x: Rows, out: np.ndarray, observed: Rows | None = None) -> None:
         """Row by row: predict x[i] to out[i], then learn what needs no label from observed[i] (x[i] if not given).
 
-        For rows of the stream, whose label is not known yet.
+        For rows of the stream whose label is not known; is only called where `observes`.
         """
         self.predict(x, out)
 

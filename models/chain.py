@@ -92,8 +92,13 @@ class Chain(Configured):
 
     @property
     def observes(self) -> bool:
-        """Whether the learner learns from features alone."""
+        """Whether the learner does something at a row whose label is not known, beside predicting it."""
         return bool(getattr(self.learner, "observes", False))
+
+    @property
+    def unsupervised(self) -> bool:
+        """Whether the learner learns from features alone."""
+        return bool(getattr(self.learner, "unsupervised", False))
 
     @property
     def quick(self) -> bool:
@@ -143,8 +148,7 @@ class Chain(Configured):
             part.bind(spec, _under(f"{i}/", state), _under(f"{i}/", touched))
         self._spec = spec
         self._shapes = len(spec.numeric), len(spec.categories), spec.outputs
-        self._bound_learner = self.learner
-        self._observing = hasattr(self._bound_learner, "predict_then_observe")
+        self._bound_learner, self._observes = self.learner, self.observes
         self._transforms = cast(tuple[Transform, ...], self.parts[:-1])
         self._reserve(16)
 
@@ -175,7 +179,7 @@ class Chain(Configured):
         x = self._checked(x)
         out = self._checked_out(x, out)
         before, after = self._around(x)
-        if self._observing:
+        if self._observes:
             self._bound_learner.predict_then_observe(before, out, after)
         else:
             self._bound_learner.predict(before, out)

@@ -62,6 +62,7 @@ class River(Learner):
 
     updates: ClassVar[Literal["sequential", "micro_batch"]] = "sequential"  # type: ignore[misc]
     batch_size: ClassVar[int] = 1  # type: ignore[misc]
+    observes: ClassVar[bool] = True  # type: ignore[misc]
 
     model: Any
     missing: Literal["omit", "none"] = "omit"
@@ -70,7 +71,7 @@ class River(Learner):
         if self.missing not in ("omit", "none"):
             raise DeclarationError(f"River(missing=): expected 'omit' or 'none', got {self.missing!r}")
         self._kind = kind_of(self.model)
-        self.observes = self._kind == "anomaly detector"
+        self.unsupervised = self._kind == "anomaly detector"
         if seedless := [*_seedless(described(self.model), "")]:
             raise DeclarationError(
                 f"{self!r}: {', '.join(seedless)} is None: a worker that starts again learns again what it had learned "
@@ -104,7 +105,7 @@ class River(Learner):
             self._try_categories(spec)
             self._checked.add(spec)
         odd = {"odd": Array((2,), "int64")}  # predictions that were unanswered, or undeclared
-        if self.observes:
+        if self.unsupervised:
             return odd
         if spec.task == "regression":
             return odd | {"mean": Array((2,), "float64")}  # of the labels so far, and their weight
@@ -130,17 +131,17 @@ class River(Learner):
         """Row by row: predict x[i] to out[i], then let an anomaly detector learn observed[i] (x[i] if not given)."""
         for i, (row, then) in enumerate(self._both(x, observed)):
             self._count(self._predict_row(row, out[i]))
-            if self.observes and not self._rehearsing:
+            if self.unsupervised and not self._rehearsing:
                 self._work.learn_one(then)
 
     def learn(self, x: Rows, truth: Truth) -> None:
-        if not self.observes:
+        if not self.unsupervised:
             for row, (y,), weight in zip(self._rows(x), truth.y.tolist(), truth.weight.tolist(), strict=True):
                 self._learn_row(row, y, weight)
 
     def test_then_learn(self, x: Rows, truth: Truth, out: ndarray, learned: Rows | None = None) -> None:
         """Row by row: predict x[i] to out[i], then learn learned[i] (x[i] where not given)."""
-        if self.observes:
+        if self.unsupervised:
             self.predict_then_observe(x, out, learned)
             return
         labels = zip(truth.y.tolist(), truth.weight.tolist(), strict=True)
@@ -282,7 +283,7 @@ class River(Learner):
 
     def _check_task(self, spec: Spec) -> None:
         task, kind = spec.task, self._kind
-        if self.observes:
+        if self.unsupervised:
             if task not in (None, "binary"):
                 raise DeclarationError(
                     f"{self!r} is an anomaly detector, the pipeline declares a {task} task; declare no labels, or "

@@ -72,7 +72,7 @@ def _side(schema: type | None, key: str | None, time: str | None, unit: str | No
 def _label(p: Pipeline) -> Iterator[tuple[str, str]]:
     labels = p.labels
     if labels is None:
-        learns = "the model learns from the features alone" if as_chain(p.model).observes else "does not learn"
+        learns = "the model learns from the features alone" if as_chain(p.model).unsupervised else "does not learn"
         yield "none", f"the pipeline predicts and {learns}"
         return
     classes = f" of {len(p.classes)} classes: {', '.join(p.classes)}" if p.classes else ""

@@ -661,7 +661,7 @@ class Runner:
         cycle = self._computing = Cycle()
         until = time.monotonic() + self._cycle_seconds
         limit = self.pipeline.max_cycle_rows
-        learned = "events" if engine.model.observes else "examples"
+        learned = "events" if engine.model.unsupervised else "examples"
         before = engine.counters_now(learned)
 
         def is_long(cycle: Cycle) -> bool:

@@ -333,7 +333,7 @@ def test_detector_learns_each_event_after_its_prediction_labelled_or_not(stream)
     assert outs[0].tobytes() == outs[1].tobytes() == outs[2].tobytes()
     states = [state_of(chain.learner._work) for chain in chains]
     assert states[0] == states[1] == states[2] != state_of(model)
-    assert chains[0].observes and not as_chain(River(dummy.NoChangeClassifier())).observes
+    assert chains[0].unsupervised and not as_chain(River(dummy.NoChangeClassifier())).unsupervised
 
 
 # ---- settings, to compare

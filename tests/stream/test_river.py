@@ -147,7 +147,7 @@ def test_delayed_labels_teach_river_the_features_as_of_the_prediction_in_the_ord
             hand.learn_one(features(row), row["sold"])
     np.testing.assert_array_equal(np.float32(out), np.float32(expected))
     assert state_of(run.river) == state_of(hand)
-    assert run.engine.counters()["examples"] == 280
+    assert run.engine.counters()["examples"] == 295
 
 
 def test_label_in_the_event_is_learned_before_the_next_event_is_predicted():
