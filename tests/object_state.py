@@ -33,6 +33,10 @@ def state_of(value: Any, seen: dict[int, tuple[int, Any]] | None = None) -> Any:
     seen[id(value)] = len(seen), value  # kept, or another might get its id
     if isinstance(value, random.Random):
         return value.getstate()
+    if type(value).__module__.startswith(
+        "river.proba"
+    ):  # their generators have no seed, and only serve to draw samples
+        return (type(value).__name__, state_of({k: v for k, v in vars(value).items() if k != "_rng"}, seen))
     if isinstance(value, set | frozenset):
         return ("set", *sorted(map(repr, (state_of(one, seen) for one in value))))
     if isinstance(value, list):
