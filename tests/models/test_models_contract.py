@@ -318,10 +318,12 @@ def test_finite_input_never_makes_a_prediction_or_a_state_that_is_not(fresh, nam
         weight = rng.choice(np.float32([1, -1, 0, 1e30, np.nan]), 20)
         x, truth = Rows(numeric, hashes), Truth(y, weight)
         out = np.empty((20, bound.spec.outputs), np.float32)
-        with suppress(Exception) if bound.chain.opaque() else nullcontext():  # a raise of River's makes a dead letter
+        with (
+            suppress(ArithmeticError, TypeError, ValueError) if bound.chain.opaque() else nullcontext()
+        ):  # a raise of River's makes a dead letter
             bound.chain.test_then_learn(x, truth, out)
             assert np.isfinite(out).all()
-        with suppress(Exception) if bound.chain.opaque() else nullcontext():
+        with suppress(ArithmeticError, TypeError, ValueError) if bound.chain.opaque() else nullcontext():
             bound.chain.learn(x, truth)
         for _, decay in bound.chain.decays():
             decay(1e-3)

@@ -101,7 +101,7 @@ def test_label_in_the_event_that_is_none_of_those_declared_is_counted_and_the_ev
 
 @pytest.mark.parametrize("delayed", [True, False])
 @pytest.mark.parametrize(
-    "model", [StandardScaler() | LogisticRegression(bits=4), River(linear_model.LogisticRegression())]
+    "model", [StandardScaler() | LogisticRegression(bits=6), River(linear_model.LogisticRegression())]
 )
 def test_infinite_features_are_missing_and_counted(delayed, model):
     run, plain = (Run(declare("sold", model, delayed, task="binary")) for _ in range(2))
