@@ -161,7 +161,13 @@ class Runner:
         self._store = self._store_of(slot)
 
     def _store_of(self, slot: int) -> SnapshotStore:
-        return SnapshotStore(self.settings.redis, self.pipeline.name, slot, self.pipeline.snapshots.keep)
+        return SnapshotStore(
+            self.settings.redis,
+            self.pipeline.name,
+            slot,
+            self.pipeline.snapshots.keep,
+            hmac_key=self.settings.hmac_key,
+        )
 
     # -- what health and metrics ask
 
@@ -655,7 +661,8 @@ class Runner:
         cycle = self._computing = Cycle()
         until = time.monotonic() + self._cycle_seconds
         limit = self.pipeline.max_cycle_rows
-        examples = engine.counters_now("examples")
+        learned = "events" if engine.model.unsupervised else "examples"
+        before = engine.counters_now(learned)
 
         def is_long(cycle: Cycle) -> bool:
             return cycle.rows >= limit or time.monotonic() >= until
@@ -683,7 +690,7 @@ class Runner:
         if cycle.pieces:
             end_cycle(engine, cycle)
             self._encode(cycle)
-        if engine.counters_now("examples") > examples:
+        if engine.counters_now(learned) > before:
             self._standing().last_learned = time.time()
         self._figures_old = True
         if time.monotonic() >= self._figures_due:

@@ -30,6 +30,7 @@ from .metrics_page import render
 from .preflight import check_port, check_redis, prepare_topics
 from .runner import Runner
 from .settings import WEB_HOST, Settings
+from .signing import require_key
 from .start_over import StartOver
 from .waiting import Waiting, in_a_thread
 
@@ -104,6 +105,7 @@ class WorkerApp(faust.App):
         """Faust would end without a word when a service of the app does not start."""
         start_over.take_signals()
         try:
+            require_key(self.pipeline, self.worker_settings.hmac_key)
             if self.worker_settings.web_port is not None:
                 check_port(self.worker_settings.web_port)
             await super().start()
