@@ -1,9 +1,13 @@
-"""Learners beside their counterparts of River, in one thread each: `python -m benchmarks.learners [names]`.
+"""Learners beside their counterparts elsewhere, in one thread each: `python -m benchmarks.learners [names]`.
 
 A data set that comes with River, repeated to 100,000 rows, is predicted and learned row by row. Printed for each:
 examples/s of both, ns a row, and how good the predictions were on the first pass, so that both are seen to do the same.
 Ours gets 1,000 rows a call; River gets dicts, which were made before the clock began. The clock is the time of the
 thread on the CPU: a busy machine slows neither more than the other.
+
+Other peers run in virtual environments of their own (benchmarks/peers): CapyMOA, whose loop and stream are Java, and
+Vowpal Wabbit's command line. Both read text: what that takes is left out of the first's figure, and is part of the
+second's (benchmarks/in_memory.py compares with Vowpal Wabbit from bytes to bytes).
 
     .venv/bin/python -m benchmarks.learners                          # all
     .venv/bin/python -m benchmarks.learners gaussian_nb --rows 20000
@@ -12,12 +16,18 @@ thread on the CPU: a busy machine slows neither more than the other.
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from benchmarks.run import machine, today
+from benchmarks.throughput import HERE, PEERS, make_environment, pinned
 from river import datasets, linear_model, naive_bayes, optim, preprocessing
 
 from headrace.models import (
@@ -27,6 +37,7 @@ from headrace.models import (
     LinearRegression,
     LogisticRegression,
     MultinomialNB,
+    River,
     Rows,
     Spec,
     StandardScaler,
@@ -39,12 +50,21 @@ from headrace.models import (
 CALL = 1_000  # rows
 
 
+class Peer(NamedTuple):
+    """A learner of another library, by the script in benchmarks/peers that runs it, its name there and its settings."""
+
+    script: str
+    learner: str
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+
 class Contest(NamedTuple):
     """A learner of ours, its counterpart of River with the same settings, and the data set they meet on."""
 
     data: Callable[[], Any]
     ours: Callable[[], Any]
     rivers: Callable[[], Any]
+    peers: tuple[Peer, ...] = ()
 
 
 LINEAR: dict[str, Any] = {"intercept_lr": 0.01, "base_rate": False}
@@ -53,17 +73,31 @@ CONTESTS = {  # add yours
         datasets.Phishing,
         lambda: StandardScaler(half_life=None) | LogisticRegression(AdaGrad(0.1, half_life=None), **LINEAR),
         lambda: preprocessing.StandardScaler() | linear_model.LogisticRegression(optim.AdaGrad(0.1)),
+        (
+            Peer("vowpal_wabbit_learner", "its defaults", {"options": []}),
+            Peer("vowpal_wabbit_learner", "FTRL", {"options": ["--ftrl"]}),
+        ),
     ),
     "linear_regression": Contest(
         datasets.TrumpApproval,
         lambda: StandardScaler(half_life=None) | LinearRegression(AdaGrad(0.1, half_life=None), **LINEAR),
         lambda: preprocessing.StandardScaler() | linear_model.LinearRegression(optim.AdaGrad(0.1)),
     ),
-    "gaussian_nb": Contest(datasets.Phishing, lambda: GaussianNB(half_life=None), naive_bayes.GaussianNB),
+    "gaussian_nb": Contest(
+        datasets.Phishing,
+        lambda: GaussianNB(half_life=None),
+        naive_bayes.GaussianNB,
+        (Peer("capymoa_learner", "NaiveBayes"),),
+    ),
     "gaussian_nb_7_classes": Contest(
         datasets.ImageSegments, lambda: GaussianNB(half_life=None), naive_bayes.GaussianNB
     ),
     "multinomial_nb": Contest(datasets.Phishing, lambda: MultinomialNB(half_life=None), naive_bayes.MultinomialNB),
+    "river": Contest(  # the same model twice: what it costs to call it from here
+        datasets.Phishing,
+        lambda: River(preprocessing.StandardScaler() | linear_model.LogisticRegression()),
+        lambda: preprocessing.StandardScaler() | linear_model.LogisticRegression(),
+    ),
 }
 
 
@@ -133,6 +167,19 @@ def run_rivers(model: Any, data: Data) -> tuple[float, np.ndarray]:
     return seconds, np.array([classes.index(max(p, key=p.get)) if p else 0 for p in predicted])
 
 
+def run_peer(peer: Peer, data: Data, first: int) -> tuple[float, str]:
+    """Seconds on the CPU, and how good the first so many predictions were."""
+    make_environment(peer.script)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.npz"
+        np.savez(path, x=data.x.numeric.astype(np.float64), y=data.truth.y[:, 0].astype(np.int64))
+        python, script = PEERS / peer.script / "bin" / "python", HERE / "peers" / f"{peer.script}.py"
+        told = [str(path), peer.learner, json.dumps(dict(peer.settings)), str(first)]
+        done = subprocess.run([str(python), str(script), *told], check=True, capture_output=True, text=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    return result["seconds"], result["score"]
+
+
 def score(predicted: np.ndarray, data: Data, rows: int) -> str:
     """How good the first so many predictions were."""
     y = data.truth.y[:rows, 0]
@@ -150,10 +197,11 @@ def main() -> int:
     for name in set(options.names) - CONTESTS.keys():
         parser.error(f"no learner is named {name!r}; known are {', '.join(CONTESTS)}")
 
+    beside: list[str] = []
     print("| learner | data | examples/s | ns a row | River's | ns a row | as fast | ours | River's |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name in options.names or CONTESTS:
-        dataset, ours, rivers = CONTESTS[name]
+        dataset, ours, rivers, peers = CONTESTS[name]
         data = read(dataset(), options.rows)
         runs = [run_ours(ours(), data) for _ in range(options.rounds)]
         seconds, predicted = min(runs, key=lambda run: run[0])
@@ -163,6 +211,17 @@ def main() -> int:
         where = f"{dataset.__name__}, {len(data.spec.numeric)} numbers"
         scores = f"{score(predicted, data, first)} | {score(theirs, data, first)}"
         print(f"| {name} | {where} | {rates} | {their_seconds / seconds:,.0f} times | {scores} |", flush=True)
+        for peer in peers:
+            peers_seconds, peers_score = run_peer(peer, data, first)
+            beside.append(
+                f"| {name} | {where} | {options.rows / seconds:,.0f} | {peer.learner} of {pinned(peer.script)} "
+                f"| {options.rows / peers_seconds:,.0f} | {peers_seconds / seconds:.1f} times "
+                f"| {score(predicted, data, first)} | {peers_score} |"
+            )
+    if beside:
+        print("\n| learner | data | examples/s | peer | examples/s | as fast | ours | the peer's |")
+        print("|---|---|---|---|---|---|---|---|")
+        print("\n".join(beside))
     print(f"\n{today()}, {machine()}; {options.rows:,} rows, {options.rounds} rounds; time on the CPU.")
     return 0
 

@@ -33,6 +33,7 @@ from headrace.models import (
     PAClassifier,
     PARegressor,
     Prior,
+    River,
     RunningMean,
     SoftmaxRegression,
     StandardScaler,
@@ -98,6 +99,10 @@ PAIRS = {
             lambda: scaled(linear_model.LogisticRegression(optim.SGD(0.005))),
         ),
         Pair("passive-aggressive", lambda: ours_scaled(PAClassifier()), lambda: scaled(linear_model.PAClassifier())),
+        Pair(
+            "River's own logistic", lambda: River(scaled(linear_model.LogisticRegression())),
+            lambda: scaled(linear_model.LogisticRegression()),
+        ),
         Pair("Gaussian naive Bayes", GaussianNB, naive_bayes.GaussianNB),
         Pair("Hoeffding tree", HoeffdingTreeClassifier, tree.HoeffdingTreeClassifier),
     ),

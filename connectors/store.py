@@ -129,10 +129,14 @@ class SnapshotInfo(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One version as it was published; the arrays are private to the caller and writable."""
+    """One version as it was published; the arrays are private to the caller and writable.
+
+    signed  whether the signature of the manifest, and by it every byte of the arrays, was verified with a key
+    """
 
     info: SnapshotInfo
     arrays: dict[str, np.ndarray]
+    signed: bool = False
 
     @property
     def version(self) -> int:
@@ -514,7 +518,7 @@ class SnapshotStore:
         for entry in wanted:
             data = bytearray().join(next(parts) for _ in entry.chunks)
             arrays[entry.name] = np.ndarray(entry.shape, DTYPES[entry.dtype], buffer=data)
-        return Snapshot(info, arrays)
+        return Snapshot(info, arrays, signed=self._hmac_key is not None)
 
     def _fetch(self, version: int, chunks: list[tuple[str, int]]) -> Iterator[bytes]:
         """The chunks' bytes, in order, each one checked."""
@@ -548,7 +552,9 @@ class SnapshotStore:
             and not hmac.compare_digest(self._sign(body).encode(), signature or b"")
         ):
             state = "has another signature" if signature else "is not signed"
-            raise SnapshotError(f"manifest of {where} {state}; was it published with another key?")
+            raise SnapshotError(
+                f"manifest of {where} {state}; was it published with another key (HEADRACE_HMAC_KEY), or without one?"
+            )
         try:
             found = json.loads(body)
             if isinstance(found, dict) and found.get("format") != FORMAT:

@@ -26,6 +26,7 @@ from .linear import LinearRegression, LogisticRegression
 from .metrics import Metrics
 from .optimizers import FTRL, SGD, AdaGrad
 from .passive_aggressive import PAClassifier, PARegressor
+from .river import River
 from .scaler import StandardScaler
 from .softmax import SoftmaxRegression
 from .trees import HoeffdingTreeClassifier, HoeffdingTreeRegressor
@@ -59,6 +60,7 @@ __all__ = [
     "Rows",
     "SoftmaxRegression",
     "Prior",
+    "River",
     "RunningMean",
     "Spec",
     "StandardScaler",

@@ -120,13 +120,34 @@ class Stateful(Protocol):
         """What forgets: the engine calls decay(2 ** (-k / 64)) when event time passes k multiples of half_life / 64."""
         return []
 
+    def opaque(self) -> dict[str, Opaque]:
+        """What has state beside its arrays, each under a name of its own."""
+        return {}
+
+    def counters(self) -> dict[str, int]:
+        """What is counted in the arrays for people to see, by name; over the whole stream."""
+        return {}
+
+    def rehearse(self) -> None:
+        """From now on rows are made up, to compile what they meet: nothing is asked that could raise on them."""
+        return
+
 
 @runtime_checkable
 class Opaque(Protocol):
     """A model without arrays (River): one owner, pickled, kept under the key of the HMAC."""
 
-    def dump(self) -> bytes: ...
-    def load(self, data: bytes) -> None: ...
+    def dump(self) -> bytes:
+        """The state as bytes."""
+        ...
+
+    def load(self, data: bytes) -> None:
+        """Go on from a dump, whose signature was verified if it was ever out of this process."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """What the state belongs to: that of another config cannot be loaded."""
+        ...
 
 
 class Part(Stateful, Protocol):
@@ -170,10 +191,19 @@ class Learner(Part, Protocol):
 
     updates: Literal["sequential", "micro_batch"]
     batch_size: int  # 1 when sequential
+    observes: bool = False  # whether `predict_then_observe` does more than to predict
+    unsupervised: bool = False  # whether it learns from features alone, in `predict_then_observe`
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
         """Write probabilities or values to out, float32 (B, O); pure."""
         ...
+
+    def predict_then_observe(self, x: Rows, out: np.ndarray, observed: Rows | None = None) -> None:
+        """Row by row: predict x[i] to out[i], then learn what needs no label from observed[i] (x[i] if not given).
+
+        For rows of the stream whose label is not known; is only called where `observes`.
+        """
+        self.predict(x, out)
 
     def learn(self, x: Rows, truth: Truth) -> None:
         """Learn the rows in order, those with a NaN label excepted; sequential: the same whatever the cuts."""

@@ -14,6 +14,7 @@ from .base import (
     Decay,
     Explainer,
     Learner,
+    Opaque,
     Part,
     Rows,
     Spec,
@@ -21,6 +22,7 @@ from .base import (
     Truth,
     allocate,
     allocate_touched,
+    build,
     register,
 )
 
@@ -64,6 +66,40 @@ class Chain(Configured):
     def config(self) -> dict[str, Any]:
         """The settings of the parts, JSON-able; `build` is the way back."""
         return {"name": "Chain", "parts": [part.config() for part in self.parts]}
+
+    def unbound(self) -> Chain:
+        """A new chain with the same settings and no arrays."""
+        return Chain(*(part.unbound() if hasattr(part, "unbound") else build(part.config()) for part in self.parts))
+
+    def opaque(self) -> dict[str, Opaque]:
+        """Parts with state beside their arrays; those of part i are named "i/..."."""
+        return {f"{i}/{name}": one for i, own in enumerate(self._asked("opaque")) for name, one in own.items()}
+
+    def counters(self) -> dict[str, int]:
+        """What the parts count, by name; what several count is summed up."""
+        counts: dict[str, int] = {}
+        for own in self._asked("counters"):
+            for name, count in own.items():
+                counts[name] = counts.get(name, 0) + count
+        return counts
+
+    def rehearse(self) -> None:
+        """From now on rows are made up: nothing is asked that could raise on them."""
+        self._asked("rehearse")
+
+    def _asked(self, question: str) -> list[Any]:
+        """What each part says to a question without arguments; {} where it does not know it."""
+        return [getattr(part, question, dict)() for part in self.parts]
+
+    @property
+    def observes(self) -> bool:
+        """Whether the learner does something at a row whose label is not known, beside predicting it."""
+        return bool(getattr(self.learner, "observes", False))
+
+    @property
+    def unsupervised(self) -> bool:
+        """Whether the learner learns from features alone."""
+        return bool(getattr(self.learner, "unsupervised", False))
 
     @property
     def quick(self) -> bool:
@@ -123,7 +159,7 @@ class Chain(Configured):
             part.bind(spec, _under(f"{i}/", state), _under(f"{i}/", touched))
         self._spec = spec
         self._shapes = len(spec.numeric), len(spec.categories), spec.outputs
-        self._bound_learner = self.learner
+        self._bound_learner, self._observes = self.learner, self.observes
         self._transforms = cast(tuple[Transform, ...], self.parts[:-1])
         self._reserve(16)
 
@@ -163,16 +199,19 @@ class Chain(Configured):
         self.explainer.explain(x, out)
 
     def predict_then_observe(self, x: Rows, out: np.ndarray, contributions: np.ndarray | None = None) -> None:
-        """Row by row: predict, then let the transforms observe the row, labelled or not.
+        """Row by row: predict, then let the transforms observe the row, labelled or not, and a learner that can.
 
         contributions  as `explain` gives them, of each row as it is predicted; None: not wanted
         """
         x = self._checked(x)
         out = self._checked_out(x, out)
-        before, _ = self._around(x)
-        self._bound_learner.predict(before, out)
+        before, after = self._around(x)
         if contributions is not None:
             self.explainer.explain(before, self._checked_contributions(x, contributions))
+        if self._observes:
+            self._bound_learner.predict_then_observe(before, out, after)
+        else:
+            self._bound_learner.predict(before, out)
 
     def learn(self, x: Rows, truth: Truth) -> None:
         """Learn raw rows in order, scaled as the transforms now stand; the transforms do not observe them again."""
@@ -209,6 +248,7 @@ class Chain(Configured):
         explain  also what explains
         """
         twin = self.unbound()
+        twin.rehearse()
         layout = twin.layout(self._spec)
         twin.bind(self._spec, allocate(layout), allocate_touched(layout))
         n, k, outputs = self._shapes

@@ -17,6 +17,7 @@ from .expressions import column_types, show
 from .features import Aggregate, Feature
 from .load import load_pipeline
 from .ring import Ring
+from .settings import KEY_VARIABLE
 
 UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
 
@@ -71,7 +72,8 @@ def _side(schema: type | None, key: str | None, time: str | None, unit: str | No
 def _label(p: Pipeline) -> Iterator[tuple[str, str]]:
     labels = p.labels
     if labels is None:
-        yield "none", "the pipeline predicts and does not learn"
+        learns = "the model learns from the features alone" if as_chain(p.model).unsupervised else "does not learn"
+        yield "none", f"the pipeline predicts and {learns}"
         return
     classes = f" of {len(p.classes)} classes: {', '.join(p.classes)}" if p.classes else ""
     yield show(labels.value_expr), f"{p.task}{classes}"
@@ -113,6 +115,8 @@ def _model(p: Pipeline) -> Iterator[tuple[str, str]]:
         text = repr(part)
         name, _, settings = text.partition("(")
         yield name, settings.removesuffix(")") or "as is"
+    if chain.opaque():
+        yield "keeps", f"its state as a pickle: a worker needs {KEY_VARIABLE}, `headrace evaluate` does not"
     if chain.updates == "sequential":
         yield "learns", "one example after another, the same whatever the slices"
     else:
@@ -125,9 +129,9 @@ def _model(p: Pipeline) -> Iterator[tuple[str, str]]:
 
 
 def _writes(p: Pipeline) -> Iterator[tuple[str, str]]:
-    what = {"binary": "P(true)", "multiclass": "P of each class", "regression": "the value"}.get(str(p.spec.task), "")
+    what = {None: "the score", "binary": "P(true)", "multiclass": "P of each class", "regression": "the value"}
     why = f", with the {p.predictions.explain} features that weighed most" if p.predictions.explain else ""
-    yield p.predictions.topic, f"a prediction for each event: {what}{why}"
+    yield p.predictions.topic, f"a prediction for each event: {what[p.spec.task]}{why}"
     yield p.predictions.dead_letters, "records that could not be used, as they came"
     yield p.journal_topic, "which slices each cycle processed"
     tie = "one transaction for each cycle" if p.delivery == "exactly_once" else "a prediction may come twice"
@@ -143,6 +147,8 @@ def _memory(engine: Engine) -> Iterator[tuple[str, str]]:
     p = engine.pipeline
     model = sum(_nbytes(a.shape, a.dtype) for a in engine.model.layout(engine.spec).values())
     yield "model", _size(model)
+    for part in engine.model.opaque().values():
+        yield "", f"and a pickle of {_size(len(part.dump()))}, which may grow as it learns"
     folds = [Fold(f) for f in p.features if isinstance(f, Aggregate)]
     if folds:
         keys = sum(_nbytes(a.shape, a.dtype) for g in groups_of(p) for a in group_layout(g.capacity).values())

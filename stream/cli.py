@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import HeadraceError
-from .settings import DEFAULT_BROKER, DEFAULT_REDIS, Lost
+from .settings import DEFAULT_BROKER, DEFAULT_REDIS, Lost, hmac_key
 
 app = typer.Typer(
     help="Streaming online learning on Kafka: predict each event as it comes, learn from its label when it comes.",
@@ -80,12 +80,15 @@ def run(
         bool, typer.Option("--profile", envvar="HEADRACE_PROFILE", help="say every few seconds where the time goes")
     ] = False,
 ) -> None:
-    """Start a worker. It goes on from the newest snapshot; SIGTERM ends it cleanly."""
+    """Start a worker. It goes on from the newest snapshot; SIGTERM ends it cleanly.
+
+    With HEADRACE_HMAC_KEY it signs its snapshots, and loads none that is not signed.
+    """
     from .load import load_pipeline
     from .settings import Settings
     from .worker import run_worker
 
-    settings = Settings(broker, redis, slot, web_port or None, resume, lost, plain, profile)
+    settings = Settings(broker, redis, slot, web_port or None, resume, lost, plain, profile, hmac_key())
     raise typer.Exit(run_worker(load_pipeline(file), settings))
 
 
@@ -118,7 +121,7 @@ def list_snapshots(pipeline: str, redis: Redis = DEFAULT_REDIS, slot: Slot = 0, 
     """The snapshots of a pipeline that Redis keeps, newest first."""
     from .snapshots_cli import list_snapshots as run
 
-    run(redis, pipeline, slot, as_json=json)
+    run(redis, pipeline, slot, as_json=json, hmac_key=hmac_key())
 
 
 @snapshots_app.command("show")
@@ -132,7 +135,7 @@ def show_snapshot(
     """What one snapshot holds: arrays, offsets, metrics."""
     from .snapshots_cli import show_snapshot as run
 
-    run(redis, pipeline, slot, version, as_json=json)
+    run(redis, pipeline, slot, version, as_json=json, hmac_key=hmac_key())
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -103,6 +103,7 @@ class Columns:
             self._label_fields = sorted(fields_of(self._label))
             self._label_floats = {name for name in self._label_fields if self.types[name] == pl.Float64}
             self._classes = {name: float(i) for i, name in enumerate(pipeline.classes)}
+            self._binary = pipeline.task == "binary"
             is_text = self._dtype(self._label) == pl.String
             self._label_source = self._hashed(self._label) if is_text else self._number(self._label)
             self._weight = labels.weight_expr
@@ -156,7 +157,6 @@ class Columns:
         with np.errstate(over="ignore"):
             for j, source in self._numeric:
                 numeric[:, j] = got.floats(source)
-        numeric[np.isinf(numeric)] = np.nan  # log of zero, overflow: nothing that can be learned from
         values = np.empty((rows, len(self._values)))
         for v, source in enumerate(self._values):
             values[:, v] = got.floats(source)
@@ -215,12 +215,16 @@ class Columns:
         return done, poison
 
     def _labels(self, got: _Values) -> NDArray[np.float32]:
+        """The label of each row: NaN where there is none, infinite where there is one that cannot be used."""
         if self._label_source.is_text:
-            y = np.array([self._classes.get(v or "", np.nan) for v in got.texts(self._label_source)], np.float32)
+            texts = got.texts(self._label_source)
+            y = np.array([np.nan if v is None else self._classes.get(v, np.inf) for v in texts], np.float32)
         else:
             with np.errstate(over="ignore"):
                 y = got.floats(self._label_source).astype(np.float32)
-        known = np.isfinite(y)
+            if self._binary:
+                y[(y < 0.0) | (y > 1.0)] = np.inf
+        known = np.ones(len(y), np.bool_)
         for name in self._label_fields:
             known &= got.fields[name].known
             if name in self._label_floats:
@@ -239,6 +243,8 @@ class Columns:
         value = frame.select(self._label).item()
         if isinstance(value, str):
             return f"no label: {value!r} is not one of classes={list(self._classes)}"
+        if self._binary and value is not None and value == value:
+            return f"no label: the task is binary, expected 0 or 1, got {value!r}"
         return f"no label: the value is {value!r}"
 
     def why_no_weight(self, fields: Fields, i: int) -> tuple[str, str]:

@@ -43,9 +43,11 @@ class Batch:
     offset  int64 (B,)   time  int64 (B,) microseconds since the epoch   clock  int64 (B,) the greatest time so far
     keys    the JSON text of each event's key, record_keys the keys of their records: for the prediction records
     key_hash uint64 (B, 2)
-    numeric float32 (B, N) NaN: missing, and where an aggregate is to be filled in   categories uint64 (B, K) 0: missing
+    numeric float32 (B, N) NaN or infinite: missing, or an aggregate is to be filled in
+    categories uint64 (B, K) 0: missing
     groups  uint64 (B, G) hash of the `by` fields of each group of aggregates, 0: missing
-    values  float64 (B, V) what aggregates fold in, NaN: missing     y  float32 (B,) label, NaN: none
+    values  float64 (B, V) what aggregates fold in, NaN: missing
+    y       float32 (B,) label, NaN: none, infinite: one that cannot be used
     marks   offsets of end-of-stream marks
     headers of their records, as they lie on the wire, where the predictions carry them on
     weight  float32 (B,) of the examples that its labels make, 0 or more; None: 1 each
@@ -233,7 +235,7 @@ class Decoder:
         refused |= {i: (reason, "") for i, reason in poison.items() if i not in refused}
         record_keys = table.key
         if self.role == "labels":
-            for i in np.flatnonzero(np.isnan(computed["y"])).tolist():
+            for i in np.flatnonzero(~np.isfinite(computed["y"])).tolist():
                 if i not in refused:  # on others the label's expression may raise
                     refused[i] = self._columns.why_no_label(fields, i), ""
             record_keys = Spans.none(rows)
@@ -283,7 +285,7 @@ class Decoder:
         weight = computed["weight"]
         missing = np.isnan(weight)
         if self._learned:
-            for i in np.flatnonzero(missing & ~np.isnan(computed["y"])).tolist():
+            for i in np.flatnonzero(missing & np.isfinite(computed["y"])).tolist():
                 if i not in refused:  # on others the expression may raise
                     refused[i] = self._columns.why_no_weight(fields, i)
         weight[missing] = 1.0

@@ -57,6 +57,8 @@ COUNTERS = (
     "bad_labels",
     "unlearned",  # rows that would be examples, but their weight is 0, or label or end of wait came while muted
     "drifts",  # times that the detector of drift fired
+    "infinite",  # numeric features of events that were infinite, and taken as missing
+    "unusable",  # labels in events that name no class or are not finite: the event is predicted, not learned from
 )
 
 COUNTER_AT = {name: at for at, name in enumerate(COUNTERS)}
@@ -73,6 +75,8 @@ CHECKED_BYTES = (
 TOGETHER = 512  # rows, or pieces: with fewer, events wait for those of other partitions to be predicted at one go
 GONE = 1 << 16  # keys remembered after their row has left, to tell late and repeated labels from unknown ones
 
+
+OPAQUE = "opaque/"  # begins the names of what is a pickle
 
 _NOTHING_READ = np.empty((0, 0), np.float32)
 
@@ -110,7 +114,10 @@ class Processed:
 
 @dataclass
 class EngineState:
-    """All that an engine has learned: shared arrays, arrays of each partition, and a JSON-able description."""
+    """All that an engine has learned: shared arrays, arrays of each partition, and a JSON-able description.
+
+    What a model keeps beside its arrays is in `shared` too, uint8 under OPAQUE: it must never come from a stranger.
+    """
 
     shared: dict[str, NDArray]
     partitions: dict[int, dict[str, NDArray]]
@@ -275,6 +282,7 @@ class Engine:
         # blocks of tables that were written to up to the last end of a cycle; who copies them sets them back
         self.changed = {group: np.ones_like(marks) for group, marks in self._touched.items()}
         self.model.bind(self.spec, model, self._touched)
+        self._opaque = self.model.opaque()
         self._plan_looks(model)
         self.tables: list[GroupTable] = []
         self._slotted: dict[str, int] = {}  # arrays with a row for each slot of a group, and which group
@@ -343,7 +351,7 @@ class Engine:
     def counters(self) -> dict[str, int]:
         """Counts since the beginning of the stream, with what waits now: `pending` predictions, `early` labels."""
         self._catch_up()
-        counts = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
+        counts = dict(zip(COUNTERS, self._counters.tolist(), strict=True)) | self.model.counters()
         counts["evicted"] = sum(table.evicted for table in self.tables)
         counts["pending"] = sum(p.pending.unsettled() for p in self.partitions.values())
         counts["early"] = sum(p.early.unsettled() for p in self.partitions.values())
@@ -472,6 +480,7 @@ class Engine:
         self._catch_up()
         numeric = batch.numeric.copy()
         self._look_at_folds.run(batch.time, batch.groups, batch.values, batch.y, numeric)
+        numeric[np.isinf(numeric)] = np.nan
         return Rows(numeric, batch.categories)
 
     def end_cycle(self) -> None:
@@ -507,11 +516,12 @@ class Engine:
     def undo_point(self) -> Callable[[], None]:
         """A function that puts the engine back to where it stands now, all of it, as often as it is called.
 
-        Copies all arrays. What a model keeps outside of its arrays is not put back.
+        Copies all arrays, and dumps what is opaque. What a model keeps elsewhere is not put back.
         """
         self.predict_taken()
         self.model.pull()
         arrays = {name: array.copy() for name, array in self.arrays.items()}
+        dumps = {name: part.dump() for name, part in self._opaque.items()}
         partitions = {p: part.state() for p, part in self.partitions.items()}
         touched = {group: marks.copy() for group, marks in self._touched.items()}
         met, unlearned = list(self._met), self._unlearned.copy()
@@ -520,6 +530,8 @@ class Engine:
         def undo() -> None:
             for name, array in arrays.items():
                 self.arrays[name][...] = array
+            for name, dump in dumps.items():
+                self._opaque[name].load(dump)
             for group, marks in touched.items():
                 self._touched[group][:] = marks
                 self.changed[group][:] = 1
@@ -636,9 +648,15 @@ class Engine:
         values, y = _joined([b.values[r] for b, r in rows_of]), _joined([b.y[r] for b, r in rows_of])
         numeric = _joined([b.numeric[r] for b, r in rows_of])
         categories = _joined([b.categories[r] for b, r in rows_of])
+        if self.immediate and (unusable := np.isinf(y)).any():
+            y = np.where(unusable, np.float32(np.nan), y)
+            self._count("unusable", int(unusable.sum()))
         out = taken[0].out if len(taken) == 1 else np.empty((len(time), self.outputs), np.float32)
         self.enter("features")
         (self._look_at_folds if self._mute else self._fold_events).run(time, groups, values, y, numeric)
+        if (infinite := np.isinf(numeric)).any():  # log of zero, overflow: nothing that can be learned from
+            numeric = np.where(infinite, np.float32(np.nan), numeric)  # the batch stays as it was, for another try
+            self._count("infinite", int(infinite.sum()))
         self.enter("model")
         weight = None
         if self.immediate and self.weighted:
@@ -982,14 +1000,18 @@ class Engine:
             "label_values": list(value_columns(self.pipeline, "label")),
             "metrics": {name: finite(value) for name, value in (self.results() | self.counters()).items()},
             "muted": muted,
-        }
+        } | ({"opaque": {name: part.config() for name, part in self._opaque.items()}} if self._opaque else {})
         shared = {name: array for name, array in self.arrays.items() if name not in self._derived}
         for name, g in self._slotted.items():
             shared[name] = shared[name][: self.tables[g].size]
+        shared |= {f"{OPAQUE}{name}": np.frombuffer(part.dump(), np.uint8) for name, part in self._opaque.items()}
         return EngineState(shared, {p: part.state() for p, part in self.partitions.items()}, meta)
 
     def load(self, state: EngineState) -> None:
-        """Take over a state; raises SnapshotError where it does not fit this pipeline."""
+        """Take over a state; raises SnapshotError where it does not fit this pipeline.
+
+        What is opaque in it is unpickled: whoever got it from elsewhere has verified its signature.
+        """
         for name, array in self.arrays.items():
             if name in self._derived:
                 continue
@@ -1001,6 +1023,14 @@ class Engine:
                     f"array `{name}` of pipeline {self.pipeline.name!r}: expected {array.dtype} {array.shape}, got "
                     f"{came}; was the snapshot made with another feature list or another table size?"
                 )
+        for name, part in self._opaque.items():
+            dump = state.shared.get(f"{OPAQUE}{name}")
+            if dump is None:
+                raise SnapshotError(
+                    f"the snapshot has no state of {part!r} of pipeline {self.pipeline.name!r}: was it made with "
+                    "another model? Give the pipeline another name to begin anew"
+                )
+            part.load(dump.tobytes())
         for name, array in self.arrays.items():
             if name in self._growing:
                 given = state.shared[name]
@@ -1031,6 +1061,7 @@ class Engine:
         hashing.warm_up()
         self.model.warm_up(explain=bool(self.explain))
         twin = Engine(self.pipeline)
+        twin.model.rehearse()
         twin.own(0)
         now = 0
         for role in ("events", "labels", "events") if self.delayed else ("events",):

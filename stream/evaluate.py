@@ -10,12 +10,13 @@ from typing import Any
 
 import polars as pl
 
-from ..errors import InputError
+from ..errors import HeadraceError, InputError
 from .align import Aligner, Partition
 from .declaration import Pipeline
 from .decode import Batch, Decoder
-from .engine import Engine
+from .engine import Engine, Processed
 from .files import batches, frame_batches
+from .poison import process_carefully
 from .slices import DeadLetter
 
 SHOWN_DEAD_LETTERS = 3
@@ -79,8 +80,8 @@ def _evaluate(
                 else:
                     aligner.add(batch)
             continue
-        done = engine.process(*following, later=True)
-        dead += done.dead[: SHOWN_DEAD_LETTERS - len(dead)]
+        for done in _process(engine, *following):
+            dead += done.dead[: SHOWN_DEAD_LETTERS - len(dead)]
         if engine.stop_reason:
             raise InputError(engine.stop_reason)
         if following.next == following.batch.next:
@@ -98,6 +99,22 @@ def _evaluate(
         "events_per_second": round(counters["events"] / seconds, 1) if seconds else None,
     }
     return Evaluation(results, dead, engine)
+
+
+def _process(engine: Engine, batch: Batch, start: int, next: int) -> list[Processed]:
+    """Process a piece. Where a model of others raises, its records become dead letters, as in a worker."""
+    if not engine.model.opaque():
+        return [engine.process(batch, start, next, later=True)]
+    undo = engine.undo_point()
+    try:
+        done = engine.process(batch, start, next)
+        engine.end_cycle()
+    except (HeadraceError, MemoryError):
+        raise
+    except Exception:
+        undo()
+        return process_carefully(engine, batch, start, next)[0]
+    return [done]
 
 
 def _check_sources(pipeline: Pipeline, sources: dict[str, Any]) -> None:

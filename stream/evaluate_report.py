@@ -38,6 +38,7 @@ BASELINES = {  # of each figure: what it is called in the results, and what it m
 }
 COUNTED = (
     *("events", "labels", "joined", "expired", "pending", "orphans", "late", "duplicates", "dead_letters", "drifts"),
+    *("infinite", "unusable", "unanswered", "undeclared"),
 )
 WORDS = {
     "log_loss": "log loss",

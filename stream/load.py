@@ -15,6 +15,7 @@ from ..errors import DeclarationError, HeadraceError, InputError
 from .declaration import Pipeline
 from .expressions import did_you_mean
 
+PIPELINE_MODULE = "headrace_pipeline_"  # begins the names that pipeline files have as modules
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -73,7 +74,7 @@ def _run(path: Path) -> ModuleType:
     folder = str(file.parent)
     if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
-    name = f"headrace_pipeline_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    name = f"{PIPELINE_MODULE}{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     spec = spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None

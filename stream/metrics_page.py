@@ -21,6 +21,8 @@ WAITING = {
     "pending": "predictions that wait for their label",
     "early": "labels that wait for their event",
     "evicted": "keys of aggregates that had to make room",
+    "unanswered": "predictions for which a model of River had no answer",
+    "undeclared": "predictions of a model of River that told of a class not declared",
 }
 DRIFT = {
     "drift_actions": "times that the learner was boosted or reset",

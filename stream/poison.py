@@ -39,9 +39,9 @@ def process_carefully(engine: Engine, batch: Batch, start: int, next: int) -> tu
     `clock` of the batch change in place: what is still to come of it must not feel the time of what was left out.
 
     Halves are tried, and each try is undone: that takes a copy of the engine, and some time. What a model keeps outside
-    of its arrays cannot be undone. The record to blame is the one at which the engine would have learned; where the end
-    of a wait makes the model raise, that is the record that ended the wait. What is raised without any record is let
-    out, as are the errors of headrace itself.
+    of its arrays cannot be undone, unless it is opaque. The record to blame is the one at which the engine would have
+    learned; where the end of a wait makes the model raise, that is the record that ended the wait. What is raised
+    without any record is let out, as are the errors of headrace itself.
     """
     processed: list[Processed] = []
     poison: list[int] = []

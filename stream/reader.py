@@ -30,6 +30,7 @@ from .expressions import column_types, fields_of
 from .features import Aggregate, Cross
 from .frames import rows_of
 from .leaves import Leaf, leaves
+from .signing import require_key
 from .slices import Slice
 from .snapshot import unpack
 
@@ -70,11 +71,13 @@ class SnapshotReader:
               runs the slot that is served stays; a reader that is made then serves the lowest there is
     poll      a duration: a newer version is looked for at least so often, and Redis tried again when it is away
     wait      seconds to wait for the first snapshot that can be served
-    hmac_key  if given, only snapshots signed with it are served
+    hmac_key  if given, only snapshots signed with it are served. A pipeline with a model of River needs it: its state
+              is a pickle
 
-    Raises SnapshotError when there is no snapshot, or none that is whole and of this pipeline; Unreachable or Refused
-    when Redis cannot be used: all of them at construction, which loads the first snapshot and compiles. From then on
-    there is always a version to serve, and trouble with Redis or a snapshot is told by `problem` and logged once.
+    Raises InputError where the key is needed and not given; SnapshotError when there is no snapshot, or none that is
+    whole and of this pipeline; Unreachable or Refused when Redis cannot be used: all of them at construction, which
+    loads the first snapshot and compiles. From then on there is always a version to serve, and trouble with Redis or a
+    snapshot is told by `problem` and logged once.
 
     `predict` may be called from several threads. Not promised: to survive a fork; make one in each process.
     `close` it, or use it in a `with` statement, to stop the thread that looks for newer versions.
@@ -92,6 +95,7 @@ class SnapshotReader:
     ) -> None:
         if not isinstance(pipeline, Pipeline):
             raise DeclarationError(f"SnapshotReader: expected a Pipeline, got {pipeline!r}")
+        require_key(pipeline, hmac_key)
         self.pipeline = pipeline
         self._poll = parse_duration(poll, "poll") / 1e6
         self._slots = Slots(url, pipeline.name) if slot is None else None
@@ -275,7 +279,7 @@ class SnapshotReader:
 
     def _prepare(self, snapshot: Snapshot) -> _Served:
         """An engine of its own for each version: nothing is ever loaded into one that may be predicting."""
-        state, _ = unpack(snapshot.arrays, snapshot.meta, self.pipeline)
+        state, _ = unpack(snapshot.arrays, snapshot.meta, self.pipeline, signed=snapshot.signed)
         _require_same(self.pipeline, snapshot.meta)
         engine = Engine(self.pipeline)
         engine.load(state)

@@ -59,7 +59,7 @@ def restore(engine: Engine, store: SnapshotStore) -> Standing:
     snapshot = store.load_newest_whole()
     if snapshot is None:
         return Standing(engine)
-    state, position = unpack(snapshot.arrays, snapshot.meta, engine.pipeline)
+    state, position = unpack(snapshot.arrays, snapshot.meta, engine.pipeline, signed=snapshot.signed)
     left = unpack_left(snapshot.arrays, snapshot.meta)
     frozen = {number: of.arrays for number, of in left.items()}
     state, changes = carry_over(replace(state, partitions=state.partitions | frozen), engine)

@@ -17,7 +17,8 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
 
     A new feature begins at its fill, a removed one is left behind, an aggregate or a detector of drift that is declared
     otherwise begins anew, everything else is kept; also predictions that wait keep the features that are still there.
-    Raises SnapshotError when the task or the classes are others.
+    Raises SnapshotError when the task or the classes are others, or a model whose state is opaque: its settings are in
+    the state.
     """
     blank = engine.state()
     here, there = blank.meta, state.meta
@@ -29,6 +30,12 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
                 f"the newest snapshot of {engine.pipeline.name!r} has {what} {was}, the pipeline declares {is_now}: "
                 "what was learned does not fit; give the pipeline another name"
             )
+    if changes := differences(there.get("opaque", {}), here.get("opaque", {})):
+        raise SnapshotError(
+            f"the newest snapshot of {engine.pipeline.name!r} holds the state of another model: {'; '.join(changes)}. "
+            "The settings are part of that state; declare the model as it was, or give the pipeline another name to "
+            "begin anew"
+        )
     notes = [f"`{name}` is new" for name in now if name not in before]
     notes += [f"`{name}` is gone" for name in before if name not in now]
     notes += [f"`{name}` is declared otherwise" for name in now if name in before and before[name] != now[name]]
@@ -57,15 +64,32 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
         anew |= {name for name in blank.shared if name.startswith("drift/")}
     shared: dict[str, NDArray] = {}
     for name in blank.shared:
-        layout, given = engine.layout[name], state.shared.get(name)
+        layout, given = engine.layout.get(name), state.shared.get(name)
         if given is None or name in anew:
             shared[name] = blank.shared[name]
-        elif layout.axis in ("numeric", "categories"):
+        elif layout is not None and layout.axis in ("numeric", "categories"):
             shared[name] = _by_name(given, blank.shared[name], *names[layout.axis])
         else:
             shared[name] = given
     partitions = {p: _waiting(arrays, names) for p, arrays in state.partitions.items()}
     return EngineState(shared, partitions, state.meta), notes
+
+
+def differences(was: Any, now: Any, place: str = "") -> list[str]:
+    """What is not the same in two JSON values, in words, each with its place, `model.l2`."""
+    if isinstance(was, Mapping) and isinstance(now, Mapping) and was.get("class") == now.get("class"):
+        names = [*was, *(name for name in now if name not in was)]
+        return [
+            text for name in names for text in differences(was.get(name), now.get(name), f"{place}.{name}".lstrip("."))
+        ]
+    return [] if was == now else [f"`{place}` was {_short(was)}, is {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    """A JSON value in words: a model by its class, nothing as nothing."""
+    if isinstance(value, Mapping):
+        return str(value.get("class", "another")).rpartition(".")[2]
+    return "not there" if value is None else repr(value)
 
 
 def _hearing(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,11 +59,11 @@ log = logging.getLogger("headrace")
 Answer = TypeVar("Answer")
 
 IDLE_SECONDS = 5.0  # a partition that gave nothing for so long holds the others back no longer
-COMMIT_SECONDS = 0.1  # between two commits of offsets without transactions, where the worker is not behind
+COMMIT_SECONDS = 0.25  # between two commits of offsets without transactions, where the worker is not behind
 BEHIND_SECONDS = 0.1  # a cycle may take so long while more waits than it takes; the latency, if that is longer
 TAKE_SECONDS = 0.02  # between two takes of what was fetched, where the worker is behind
 LITTLE_ROWS = 500  # are a millisecond or two of work
-SLICE_RECORDS = 10_000  # runs are joined up to so many records before they are decoded: 6 ms of work at one go
+SLICE_RECORDS = 20_000  # runs are joined up to so many records before they are decoded: 12 ms of work at one go
 LOOK_SECONDS = 0.02  # how often to look whether what waits may go on
 REPORT_SECONDS = 5.0
 FIGURES_SECONDS = 0.5
@@ -161,7 +161,13 @@ class Runner:
         self._store = self._store_of(slot)
 
     def _store_of(self, slot: int) -> SnapshotStore:
-        return SnapshotStore(self.settings.redis, self.pipeline.name, slot, self.pipeline.snapshots.keep)
+        return SnapshotStore(
+            self.settings.redis,
+            self.pipeline.name,
+            slot,
+            self.pipeline.snapshots.keep,
+            hmac_key=self.settings.hmac_key,
+        )
 
     # -- what health and metrics ask
 
@@ -655,7 +661,8 @@ class Runner:
         cycle = self._computing = Cycle()
         until = time.monotonic() + self._cycle_seconds
         limit = self.pipeline.max_cycle_rows
-        examples = engine.counters_now("examples")
+        learned = "events" if engine.model.unsupervised else "examples"
+        before = engine.counters_now(learned)
 
         def is_long(cycle: Cycle) -> bool:
             return cycle.rows >= limit or time.monotonic() >= until
@@ -683,7 +690,7 @@ class Runner:
         if cycle.pieces:
             end_cycle(engine, cycle)
             self._encode(cycle)
-        if engine.counters_now("examples") > examples:
+        if engine.counters_now(learned) > before:
             self._standing().last_learned = time.time()
         self._figures_old = True
         if time.monotonic() >= self._figures_due:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
 from ..connectors.redis_server import redis_address
@@ -16,6 +16,9 @@ DEFAULT_REDIS = "redis://127.0.0.1:6379/0"
 ADDRESS = re.compile(r"([^\s:/]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?")
 WEB_HOST = "127.0.0.1"
 Lost = Literal["stop", "earliest"]
+KEY_VARIABLE = "HEADRACE_HMAC_KEY"
+KEY_BYTES = 16  # a shorter one could be guessed
+MAKE_KEY = 'python -c "import secrets; print(secrets.token_hex(32))"'
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Settings:
     lost      what to do where records that have to be read are gone: stop, or go on from the earliest that is left
     plain     read, decode and write record by record, through public interfaces alone: the same results, slower
     profile   say every few seconds where the time goes
+    hmac_key  the secret that snapshots are signed with, and without whose signature none is loaded; None: unsigned
     """
 
     broker: str = DEFAULT_BROKER
@@ -41,10 +45,11 @@ class Settings:
     lost: Lost = "stop"
     plain: bool = False
     profile: bool = False
+    hmac_key: bytes | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
-        """HEADRACE_BROKER, _REDIS, _SLOT, _WEB_PORT, _RESUME, _LOST, _PLAIN and _PROFILE, for `faust`."""
+        """HEADRACE_BROKER, _REDIS, _SLOT, _WEB_PORT, _RESUME, _LOST, _PLAIN, _PROFILE, _HMAC_KEY, for `faust`."""
         return cls(
             broker=environment.get("HEADRACE_BROKER", DEFAULT_BROKER),
             redis=environment.get("HEADRACE_REDIS", DEFAULT_REDIS),
@@ -54,6 +59,7 @@ class Settings:
             lost=cast(Lost, environment.get("HEADRACE_LOST") or "stop"),
             plain=bool(_number(environment, "HEADRACE_PLAIN")),
             profile=bool(_number(environment, "HEADRACE_PROFILE")),
+            hmac_key=hmac_key(environment),
         )
 
     def __post_init__(self) -> None:
@@ -63,6 +69,16 @@ class Settings:
         redis_address(self.redis)
         if self.lost not in get_args(Lost):
             raise InputError(f"--lost or HEADRACE_LOST: expected {' or '.join(get_args(Lost))}, got {self.lost!r}")
+
+
+def hmac_key(environment: Mapping[str, str] = os.environ) -> bytes | None:
+    """The secret that snapshots are signed with; None: there is none. Raises InputError for one that is too short."""
+    key = environment.get(KEY_VARIABLE, "").strip().encode()
+    if key and len(key) < KEY_BYTES:
+        raise InputError(
+            f"{KEY_VARIABLE} has {len(key)} bytes, a secret takes {KEY_BYTES} or more; make one by {MAKE_KEY}"
+        )
+    return key or None
 
 
 def _number(environment: Mapping[str, str], name: str) -> int | None:

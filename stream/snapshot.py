@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ..errors import SnapshotError
 from .align import Partition
 from .declaration import Pipeline
-from .engine import EngineState
+from .engine import OPAQUE, EngineState
+from .signing import KEY_REMEDY
 from .slices import Role
 from .standing import BEGINNING as BEGINNING
 from .standing import Left, Standing
@@ -53,10 +54,21 @@ def libraries() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
 
 
-def unpack(arrays: Mapping[str, NDArray], meta: Mapping[str, Any], pipeline: Pipeline) -> tuple[EngineState, Position]:
-    """The state and the position of a snapshot; raises SnapshotError when it is of another pipeline."""
+def unpack(
+    arrays: Mapping[str, NDArray], meta: Mapping[str, Any], pipeline: Pipeline, *, signed: bool = False
+) -> tuple[EngineState, Position]:
+    """The state and the position of a snapshot, of arrays whose signature was verified or not.
+
+    Raises SnapshotError when it is of another pipeline, or holds a pickle (what is opaque) and is not signed.
+    """
     if meta.get("pipeline") != pipeline.name:
         raise SnapshotError(f"the snapshot is of pipeline {meta.get('pipeline')!r}, not of {pipeline.name!r}")
+    pickled = [name for name in arrays if name.startswith(f"shared/{OPAQUE}")]
+    if pickled and not signed:
+        raise SnapshotError(
+            f"the snapshot of {pipeline.name!r} holds a pickle (`{pickled[0]}`), and its signature was not verified: "
+            f"it is not loaded. {KEY_REMEDY}"
+        )
     shared = {name.removeprefix("shared/"): np.asarray(a) for name, a in arrays.items() if name.startswith("shared/")}
     position = Position(flat(meta["offsets"]), int(meta["journal"]), int(meta["cycle"]))
     return EngineState(shared, _by_number(arrays, "partition"), dict(meta)), position

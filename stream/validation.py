@@ -587,7 +587,8 @@ def _check_model(model: Any, spec: Spec, task_known: bool, found: Problems) -> S
     if not callable(getattr(model, "layout", None)):
         river = " of river" if type(model).__module__.startswith("river") else ""
         came = f"{type(model).__name__}{river}" if river else _came(model)
-        found.add("model", f"expected a model of headrace.models, such as {EXAMPLE_MODEL}, got {came}")
+        write = "; write River(...) around it" if river else ""
+        found.add("model", f"expected a model of headrace.models, such as {EXAMPLE_MODEL}, got {came}{write}")
         return spec
     if not callable(getattr(model, "learn", None)):
         found.add("model", f"{model!r} cannot learn a label; end with a learner, as in {EXAMPLE_MODEL}")

@@ -30,12 +30,13 @@ from .metrics_page import render
 from .preflight import check_port, check_redis, prepare_topics
 from .runner import Runner
 from .settings import WEB_HOST, Settings
+from .signing import require_key
 from .start_over import StartOver
 from .waiting import Waiting, in_a_thread
 
 log = logging.getLogger("headrace")
 
-COLLECT_SHARE = 0.25  # of the latency, from a take of records to the next fetch
+COLLECT_SHARE = 0.2  # of the latency, from a take of records to the next fetch
 MAX_COLLECT_SECONDS = 0.05
 SESSION_SECONDS = 30.0
 REBALANCE_SECONDS = 60.0
@@ -104,6 +105,7 @@ class WorkerApp(faust.App):
         """Faust would end without a word when a service of the app does not start."""
         start_over.take_signals()
         try:
+            require_key(self.pipeline, self.worker_settings.hmac_key)
             if self.worker_settings.web_port is not None:
                 check_port(self.worker_settings.web_port)
             await super().start()

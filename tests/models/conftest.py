@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from object_state import state_of
 
 from headrace.errors import DeclarationError
 from headrace.models import Chain, Rows, Spec, Truth, allocate, allocate_touched, as_chain
@@ -18,9 +19,10 @@ class Bound(NamedTuple):
     state: dict[str, np.ndarray]
     touched: dict[str, np.ndarray]
 
-    def bits(self) -> dict[str, bytes]:
+    def bits(self) -> dict[str, Any]:
         """The state, comparable to the bit."""
-        return {name: array.tobytes() for name, array in self.state.items()}
+        objects = {name: state_of(part._work) for name, part in self.chain.opaque().items()}
+        return {name: array.tobytes() for name, array in self.state.items()} | objects
 
 
 class Stream(NamedTuple):
