@@ -1,7 +1,10 @@
 """What an engine says weighed most in its predictions, and what a reader says of all features."""
 
 import json
+import re
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -222,6 +225,12 @@ def test_check_says_that_predictions_are_explained():
 
 def test_explaining_does_not_change_what_a_snapshot_fits():
     assert pipeline(explain=3).fingerprint == pipeline(explain=None).fingerprint
+
+
+def test_page_shows_a_pipeline_that_is_declared_well(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "learners" / "explain.md").read_text()
+    (tmp_path / "shown.py").write_text(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0])
+    assert runpy.run_path(str(tmp_path / "shown.py"))["pipeline"].predictions.explain == 3
 
 
 # --- the reader
