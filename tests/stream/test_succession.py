@@ -251,3 +251,28 @@ def test_who_is_best_goes_on_and_begins_anew_where_it_was_not_asked(serve):
         served = first.contest.names[first.contest.serves]
         assert engine.contest.names[engine.contest.serves] == (served if served != "a" else "c")
     feed(engine, "labels", 160, 40)
+
+
+def test_model_whose_state_is_opaque_comes_goes_and_goes_on_by_its_name():
+    river = pytest.importorskip("river")
+    from river import compose, linear_model
+
+    from headrace.models import River
+
+    assert river.__version__
+    models = dict(a=FTRLS, r=River(compose.SelectType(float) | linear_model.LogisticRegression()))
+    first = learned(**models)
+    assert [name for name in first.state().shared if name.startswith("opaque/")] == ["opaque/r/0/river"]
+    engine, notes = taken_over(first, **models)
+    assert notes == []
+    go_on(first, engine)
+    assert engine.results_of_models() == first.results_of_models()
+    alone, notes = taken_over(first, a=FTRLS)
+    assert notes == ["model `r` is gone"] and "opaque" not in alone.state().meta
+    again, notes = taken_over(alone, s=models["r"], a=FTRLS)
+    assert notes == ["model `s` is new", "`s` serves from now on"]
+    feed(again, "labels", 160, 40)
+    _, notes = taken_over(first, model=models["r"])
+    assert notes == ["model `r` goes on as the only one", "model `a` is gone"]
+    with pytest.raises(SnapshotError, match="holds the state of another model"):
+        taken_over(first, a=FTRLS, r=River(compose.SelectType(float) | linear_model.LogisticRegression(l2=0.5)))
