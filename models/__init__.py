@@ -1,5 +1,6 @@
 """Learners, optimizers and metrics: arrays in, arrays out. No Kafka, Redis, files, clock or environment."""
 
+from .average import Average
 from .base import (
     Array,
     Detector,
@@ -35,6 +36,7 @@ __all__ = [
     "SGD",
     "AdaGrad",
     "Array",
+    "Average",
     "Chain",
     "Detector",
     "GaussianNB",
