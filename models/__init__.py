@@ -1,5 +1,6 @@
 """Learners, optimizers and metrics: arrays in, arrays out. No Kafka, Redis, files, clock or environment."""
 
+from .average import Average
 from .base import (
     Array,
     Configured,
@@ -39,6 +40,7 @@ __all__ = [
     "SGD",
     "AdaGrad",
     "Array",
+    "Average",
     "Chain",
     "Configured",
     "Detector",

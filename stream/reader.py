@@ -140,7 +140,7 @@ class SnapshotReader:
         rows  as `predict` takes them. Raises what it raises, and DeclarationError where the model cannot explain.
         """
         served, spec, classes = self._served, self.pipeline.spec, self.pipeline.classes
-        names, link = spec.numeric + spec.categories, served.engine.model.explainer.link(spec)
+        names, link = spec.numeric + spec.categories, served.engine.learning.explainer.link(spec)
         most = min(ROWS, rows_at_one_go(spec.outputs, len(names)))
         told = []
         for out, contributions in self._of_batches(rows, served.engine.look_closely, most):
@@ -172,6 +172,12 @@ class SnapshotReader:
     def slot(self) -> int:
         """The slot whose version is served."""
         return self._served.store.slot
+
+    @property
+    def model(self) -> str:
+        """The name of the model that predicts, where the pipeline has several; else the pipeline's."""
+        contest = self._served.engine.contest
+        return self.pipeline.name if contest is None else contest.names[contest.serves]
 
     @property
     def age_seconds(self) -> float:
@@ -453,11 +459,11 @@ def _require_same(pipeline: Pipeline, meta: Mapping[str, Any]) -> None:
             f"the snapshot of {pipeline.name!r} was made with another feature list: {'; '.join(differences)}. "
             "Read it with the pipeline file that the worker runs"
         )
-    for what in ("task", "classes", "model"):
-        if here[what] != there.get(what):
+    for what in ("task", "classes", "model", "models", "serve"):
+        if here.get(what) != there.get(what):
             raise SnapshotError(
                 f"the snapshot of {pipeline.name!r} was made with {what} {there.get(what)}, this pipeline declares "
-                f"{here[what]}. Read it with the pipeline file that the worker runs"
+                f"{here.get(what)}. Read it with the pipeline file that the worker runs"
             )
 
 

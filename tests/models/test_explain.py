@@ -269,6 +269,6 @@ def test_learner_of_ones_own_explains_row_by_row_without_a_fused_kernel(bind, st
     bound, (x, truth) = bind(StandardScaler() | Nearest(), task="regression"), stream(20)
     truth = Truth(np.arange(20, dtype=np.float32)[:, None], truth.weight)
     out, contributions = np.empty((20, 1), np.float32), np.empty((20, 1, 6), np.float32)
-    bound.chain.test_then_learn(x, truth, out, contributions)
+    bound.chain.test_then_learn(x, truth, out, contributions=contributions)
     np.testing.assert_allclose(contributions.sum(2), out, rtol=1e-6)
     assert contributions[:, 0, -1].tolist() == [0, *range(19)]

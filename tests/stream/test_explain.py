@@ -15,7 +15,7 @@ from engine_run import Run as PlainRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace import DeclarationError, Events, Labels, Pipeline, Predictions, category, cross, mean, numeric
+from headrace import Best, DeclarationError, Events, Labels, Pipeline, Predictions, category, cross, mean, numeric
 from headrace.connectors.store import SnapshotStore
 from headrace.models import (
     ADWIN,
@@ -129,6 +129,22 @@ CASES = {
     "several classes": lambda: pipeline(model=SOFTMAX, labels=OF_THREE),
     "drift": lambda: pipeline(drift=ADWIN(0.5, clock=1, action="reset")),
 }
+
+
+@pytest.mark.parametrize("labels", [IN_EVENT, LATER])
+def test_of_several_models_the_one_that_served_is_explained(labels):
+    models = {"tree": TREE, "logistic": LOGISTIC}
+    several = replace(pipeline(labels=labels), model=None, models=models, serve=Best("6h", lead=0.1))
+    run, rows = taught(several), list(clicks(1, 300))
+    pieces = run.pieces(rows, later=True)
+    by = np.concatenate([piece.by for piece in pieces])
+    if labels is IN_EVENT:
+        assert len(set(by.tolist())) == 2
+    found = joined(pieces)
+    for at, model in enumerate(models.values()):
+        alone = joined(taught(pipeline(model=model, labels=labels)).pieces(rows, later=True))
+        assert (found.feature[by == at] == alone.feature[by == at]).all()
+        assert (found.contribution[by == at] == alone.contribution[by == at]).all()
 
 
 @pytest.mark.parametrize("case", CASES)
