@@ -23,6 +23,7 @@ from river import compose, datasets, dummy, linear_model, metrics, naive_bayes, 
 from headrace import Events, Labels, Pipeline, Predictions, category, numeric
 from headrace.models import (
     FTRL,
+    MLP,
     SGD,
     GaussianNB,
     HoeffdingTreeClassifier,
@@ -37,6 +38,7 @@ from headrace.models import (
     RunningMean,
     SoftmaxRegression,
     StandardScaler,
+    Torch,
     default,
 )
 from headrace.stream import flights
@@ -105,6 +107,7 @@ PAIRS = {
         ),
         Pair("Gaussian naive Bayes", GaussianNB, naive_bayes.GaussianNB),
         Pair("Hoeffding tree", HoeffdingTreeClassifier, tree.HoeffdingTreeClassifier),
+        Pair("MLP, steps of 4", lambda: ours_scaled(Torch(MLP(), batch_size=4)), None),
     ),
     "multiclass": (
         Pair("models.default", lambda: default("multiclass"), None),
@@ -117,6 +120,7 @@ PAIRS = {
         ),
         Pair("Gaussian naive Bayes", GaussianNB, naive_bayes.GaussianNB),
         Pair("Hoeffding tree", HoeffdingTreeClassifier, tree.HoeffdingTreeClassifier),
+        Pair("MLP, steps of 4", lambda: ours_scaled(Torch(MLP(), batch_size=4)), None),
     ),
     "regression": (
         Pair("models.default", lambda: default("regression"), None),
@@ -133,6 +137,7 @@ PAIRS = {
             "Hoeffding tree", lambda: ours_scaled(HoeffdingTreeRegressor()),
             lambda: scaled(tree.HoeffdingTreeRegressor()),
         ),
+        Pair("MLP, steps of 4", lambda: ours_scaled(Torch(MLP(), batch_size=4)), None),
     ),
 }  # fmt: skip
 

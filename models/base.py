@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numba import njit
 
-from ..errors import DeclarationError
+from ..errors import DeclarationError, SetupError, StreamStopped
 
 Task = Literal["binary", "multiclass", "regression"]
 Link = Literal["identity", "logit", "log", "softmax"]
@@ -53,16 +54,33 @@ class Array(NamedTuple):
     dtype: str = "float32"
     fill: float = 0.0
     rows: str = ""  # arrays of one row group are touched, evicted and sent together
-    axis: Literal["", "numeric", "categories", "outputs"] = ""  # axis 0 is matched by name when features change
+    # axis 0 is matched by name when features change; "features": made for just these features, begins anew with others
+    axis: Literal["", "numeric", "categories", "outputs", "features"] = ""
     merge: Literal["owner", "sum", "mean", "moments", "steps", "max"] = "owner"
     by: str = ""  # "moments": the count array; "steps": the evidence array, or "" where column 1 holds the evidence
 
 
+class NotFinite(StreamStopped):
+    """The model has turned to NaN or infinity. Nothing of the cycle in hand may be published."""
+
+
+ALIGNMENT = 64  # bytes: sums of matrix products may have other bits where memory begins elsewhere in a cache line
+
+
 def allocate(layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
-    """New arrays for a layout, each at its fill; zeros cost no memory until they are written."""
-    return {
-        name: np.full(a.shape, a.fill, a.dtype) if a.fill else np.zeros(a.shape, a.dtype) for name, a in layout.items()
-    }
+    """New arrays for a layout, each at its fill, aligned to 64 bytes; zeros cost no memory until they are written."""
+    arrays = {name: _aligned_zeros(a.shape, np.dtype(a.dtype)) for name, a in layout.items()}
+    for name, a in layout.items():
+        if a.fill:
+            arrays[name][...] = a.fill
+    return arrays
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    room = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def allocate_touched(layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
@@ -268,6 +286,21 @@ def _row(x: Rows, i: int) -> Rows:
 REGISTRY: dict[str, type] = {}
 T = TypeVar("T", bound=type)
 
+# Where models live that need an extra; they are imported when they are asked for
+NEEDS_TORCH = {"Torch": ".torch_learner", "Embeddings": ".embeddings", "Adam": ".dense_optimizers"} | dict.fromkeys(
+    ("MLP", "DCN", "DeepFM", "Imported", "Inputs", "TorchModule"), ".torch_modules"
+)
+
+
+def import_model(name: str) -> Any:
+    """A class of NEEDS_TORCH. Raises SetupError where torch is not installed."""
+    try:
+        return getattr(import_module(NEEDS_TORCH[name], __package__), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "torch":
+            raise
+        raise SetupError(f"{name} needs PyTorch, which is not installed: pip install headrace[torch]") from error
+
 
 def register(cls: T) -> T:
     """Let `build` make this class, a dataclass, from its name."""
@@ -311,6 +344,8 @@ def build(config: Mapping[str, Any]) -> Any:
         if key != "name"
     }
     name = config.get("name")
+    if name in NEEDS_TORCH and name not in REGISTRY:
+        import_model(name)
     if name not in REGISTRY:
         raise DeclarationError(f"no model is named {name!r}; known are {', '.join(sorted(REGISTRY))}")
     try:

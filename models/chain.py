@@ -238,10 +238,20 @@ class Chain(Configured):
 
         learned        the rows as parts before this chain made them once they had observed them; None: there are none
         contributions  as `explain` gives them, of each row as it is predicted; None: not wanted
+
+        A learner in micro-batches learns after each `batch_size` rows, scaled as the transforms stand then.
         """
         x = self._checked(x)
         out = self._checked_out(x, out)
         truth = self._checked_truth(x, truth)
+        if self.updates == "micro_batch" and learned is None:
+            for a in range(0, len(out), self.batch_size):
+                rows = slice(a, a + self.batch_size)
+                part = Rows(x.numeric[rows], x.categories[rows])
+                parts = None if contributions is None else contributions[rows]
+                self.predict_then_observe(part, out[rows], contributions=parts)
+                self.learn(part, Truth(truth.y[rows], truth.weight[rows]))
+            return
         before, after = self._around(x, learned)
         if contributions is None:
             self._bound_learner.test_then_learn(before, truth, out, learned=after)

@@ -94,6 +94,8 @@ class OptimizedLearner(TableLearner):
         if not isinstance(self.optimizer, Optimizer):
             raise DeclarationError(f"{name}: expected an optimizer such as FTRL(alpha=0.1), got {self.optimizer!r}")
         super().__post_init__()
+        if getattr(self.optimizer, "momentum", 0.0):
+            raise DeclarationError(f"{name}: momentum is for torch modules, leave it away; got {self.optimizer!r}")
         if self.intercept_lr is not None:
             check_number(f"{name}(intercept_lr=)", self.intercept_lr, 0.0)
 

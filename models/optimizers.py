@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 from . import linear_kernels as kernels
-from .base import Configured, check_number, register
+from .base import LATER, Configured, check_number, register
 from .durations import parse_duration
 
 SOFTEST = 1e-30  # of FTRL's beta: with none at all, z / 0 is infinite where g^2 is too small to be stored
@@ -43,6 +43,8 @@ class SGD(Optimizer):
     Has no evidence, so nothing of it decays; half_life concerns the learner's running base rate alone.
     A negative weight steps back along the gradient as it is now: exact only right after the step it takes back.
     Equal to River's optim.SGD with the learner's l2.
+
+    momentum  for the dense weights of torch modules alone: v = momentum v + g + l2 w, w -= lr v
     """
 
     kind: ClassVar[int] = kernels.SGD
@@ -52,6 +54,11 @@ class SGD(Optimizer):
     _: KW_ONLY
     l2: float = 0.0
     half_life: str | None = None
+    momentum: float = field(default=0.0, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("SGD(momentum=)", self.momentum, 0.0, high=1.0 - 1e-9)
 
     def settings(self) -> tuple[float, float, float, float]:
         return self.lr, 0.0, 0.0, self.l2

@@ -72,11 +72,13 @@ class Watch:
         truth: Truth,
         time: NDArray[np.int64],
         out: NDArray[np.float32],
+        learn: Callable[[Rows, Truth, NDArray[np.float32], NDArray[np.float32] | None], None],
         contributions: NDArray[np.float32] | None = None,
     ) -> None:
-        """As the chain's, for rows that hold their label; NaN in y float32 (B,): none. Predictions go to out (B, O).
+        """Rows that hold their label; NaN in y float32 (B,): none. Predictions go to out (B, O).
 
         truth  what is learned of the labels: less than is heard, where some have the weight 0
+        learn  predicts rows to its third argument, explains them to its fourth, and learns them
         """
         known = np.flatnonzero(~np.isnan(y))
         heard = at = 0
@@ -86,9 +88,7 @@ class Watch:
             rows = slice(at, end)
             learned = Truth(truth.y[rows], truth.weight[rows])
             parts = None if contributions is None else contributions[rows]
-            self.chain.test_then_learn(
-                Rows(x.numeric[rows], x.categories[rows]), learned, out[rows], contributions=parts
-            )
+            learn(Rows(x.numeric[rows], x.categories[rows]), learned, out[rows], parts)
             of = known[heard:last]
             if self._hear(y[of], out[of], time[of]):
                 self._act()

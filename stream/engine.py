@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..connectors.spans import Spans
-from ..errors import SnapshotError, StreamStopped
-from ..models.base import Array, Rows, Truth, allocate, allocate_touched, find_not_finite
+from ..errors import SnapshotError
+from ..models.base import Array, NotFinite, Rows, Truth, allocate, allocate_touched, find_not_finite
 from ..models.metrics import Metrics
 from . import hashing
 from .aggregate_kernels import NO_VALUE, THE_LABEL
@@ -80,10 +80,6 @@ GONE = 1 << 16  # keys remembered after their row has left, to tell late and rep
 OPAQUE = "opaque/"  # begins the names of what is a pickle
 
 _NOTHING_READ = np.empty((0, 0), np.float32)
-
-
-class NotFinite(StreamStopped):
-    """The model has turned to NaN or infinity. Nothing of the cycle in hand may be published."""
 
 
 @dataclass(slots=True)
@@ -482,6 +478,7 @@ class Engine:
         """A cycle ends: a learner that learns in micro-batches learns its last, short one."""
         self._catch_up()
         self.learning.end_cycle()
+        self.model.pull()
         for group, marks in self._touched.items():
             np.maximum(self.changed[group], marks, out=self.changed[group])
 
@@ -965,8 +962,12 @@ class Engine:
     # -- state as a value
 
     def state(self) -> EngineState:
-        """All that was learned. Shared arrays are the live ones: copy them before the next piece is processed."""
+        """All that was learned. Shared arrays are the live ones: copy them before the next piece is processed.
+
+        Taken between two cycles: examples that wait for a micro-batch to fill are not part of it.
+        """
         self._catch_up()
+        self.model.pull()
         muted: dict[Role, dict[str, int]] = {}
         for (role, partition), offset in self._muted.items():
             muted.setdefault(role, {})[str(partition)] = offset

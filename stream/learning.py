@@ -111,10 +111,28 @@ class Learning:
         truth  what is learned of the labels: not those with the weight 0
         """
         if self.drift is not None:
-            self.drift.test_then_learn(x, y, truth, time, out, contributions)
+            self.drift.test_then_learn(x, y, truth, time, out, self._test_then_learn, contributions)
         else:
-            self.model.test_then_learn(x, truth, out, contributions=contributions)
+            self._test_then_learn(x, truth, out, contributions)
         return None
+
+    def _test_then_learn(self, x: Rows, truth: Truth, out: F32, contributions: F32 | None) -> None:
+        """As `test_then_learn`, without the detector. A micro-batch is learned once it is full, wherever the cuts."""
+        if self.model.updates == "sequential":
+            self.model.test_then_learn(x, truth, out, contributions=contributions)
+            return
+        y, weight = truth.y[:, 0], truth.weight
+        known = np.flatnonzero(~np.isnan(y) & (weight != 0))
+        at = taken = 0
+        while at < len(y):
+            of = known[taken : taken + self.model.batch_size - self._unlearned.rows]
+            full = self._unlearned.rows + len(of) == self.model.batch_size
+            end = int(of[-1]) + 1 if full else len(y)
+            parts = None if contributions is None else contributions[at:end]
+            rows = Rows(x.numeric[at:end], x.categories[at:end])
+            self.model.predict_then_observe(rows, out[at:end], contributions=parts)
+            self._learn(x.numeric[of], x.categories[of], y[of], weight[of])
+            at, taken = end, taken + len(of)
 
     # -- examples
 

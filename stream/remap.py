@@ -17,7 +17,8 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
     """The state as `engine`, which has learned nothing yet, can load it; and what is different, in words.
 
     A new feature begins at its fill, a removed one is left behind, an aggregate or a detector of drift that is declared
-    otherwise begins anew, everything else is kept; also predictions that wait keep the features that are still there.
+    otherwise begins anew, as do dense weights that mix all features where there are others, everything else is kept;
+    also predictions that wait keep the features that are still there.
     Raises SnapshotError when the task or the classes are others, or a model whose state is opaque: its settings are in
     the state.
     """
@@ -65,10 +66,12 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
     }
     if _hearing(there) != _hearing(here):
         anew |= {name for name in blank.shared if name.startswith("drift/")}
+    # in another order they are the same: who declares such an axis takes them by name
+    others = any(sorted(names[axis][0]) != sorted(names[axis][1]) for axis in ("numeric", "categories"))
     shared: dict[str, NDArray] = {}
     for name in blank.shared:
         layout, given = engine.layout.get(name), state.shared.get(name)
-        if given is None or name in anew:
+        if given is None or name in anew or (layout is not None and layout.axis == "features" and others):
             shared[name] = blank.shared[name]
         elif layout is not None and layout.axis in ("numeric", "categories"):
             shared[name] = _by_name(given, blank.shared[name], *names[layout.axis])

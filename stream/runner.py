@@ -33,6 +33,7 @@ from ..connectors.topics import committed_by, remove_member
 from ..connectors.transactions import CycleProducer, Output, Records
 from ..connectors.transport import Assigned
 from ..errors import HeadraceError, InputError, SnapshotError, StreamStopped
+from ..models.base import NotFinite
 from . import arrow_text, fast_encode, fast_json, publisher
 from .adoption import Adoption
 from .align import BEFORE_ALL, Aligner, Next, Partition
@@ -41,7 +42,7 @@ from .cycle import Cycle, end_cycle, merge, run_cycle
 from .declaration import Pipeline
 from .decode import Decoder
 from .encode import JournalRecord, Served, encode_dead_letter, encode_predictions
-from .engine import Engine, NotFinite
+from .engine import Engine
 from .fast_encode import prediction_rows
 from .journal import LAG_CYCLES, committed_as_told
 from .poison import Poisoned, as_they_came

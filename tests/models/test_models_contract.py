@@ -16,11 +16,16 @@ from river import compose, linear_model, preprocessing, tree
 
 from headrace.errors import DeclarationError
 from headrace.models import (
+    DCN,
     FTRL,
+    MLP,
     SGD,
     AdaGrad,
+    Adam,
     Average,
     Chain,
+    DeepFM,
+    Embeddings,
     GaussianNB,
     HoeffdingTreeClassifier,
     HoeffdingTreeRegressor,
@@ -37,6 +42,7 @@ from headrace.models import (
     SoftmaxRegression,
     Spec,
     StandardScaler,
+    Torch,
     Truth,
     allocate,
     allocate_touched,
@@ -46,6 +52,10 @@ from headrace.models import (
 
 SMALL = {"bits": 6}  # 64 slots: categories collide, in the stream and within rows
 TREE = {"grace_period": 20, "delta": 0.1, "max_nodes": 31, "category_values": 4}  # splits early and is soon full
+NET = {  # of torch modules: rows of embeddings are evicted, and weights of 1e30 make no step
+    "embeddings": Embeddings(4, 6, half_life=None), "half_life": None, "max_skipped": 10_000,
+}  # fmt: skip
+FADING_NET = NET | {"embeddings": Embeddings(4, 6), "half_life": "30d"}
 MODELS = {
     "ftrl": lambda: StandardScaler() | LogisticRegression(FTRL(0.2, l1=0.5, l2=0.1), **SMALL),
     "adagrad": lambda: StandardScaler() | LogisticRegression(AdaGrad(0.1, l2=0.01), dtype="float32", **SMALL),
@@ -85,6 +95,9 @@ MODELS = {
     "average_of_classes": lambda: (
         StandardScaler() | Average(Average(SoftmaxRegression(FTRL(), **SMALL), Prior()), SoftmaxRegression(**SMALL))
     ),
+    "mlp": lambda: StandardScaler() | Torch(MLP([16]), optimizer=Adam(0.01), batch_size=4, **NET),
+    "dcn": lambda: StandardScaler() | Torch(DCN(1, [8]), optimizer=AdaGrad(0.05), batch_size=5, **FADING_NET),
+    "deepfm": lambda: StandardScaler() | Torch(DeepFM([16]), "huber", SGD(0.02, momentum=0.5), batch_size=3, **NET),
 }
 BARE = {
     "bare_ftrl": lambda: LogisticRegression(FTRL(), dtype="float32", **SMALL),
@@ -113,6 +126,8 @@ LABELS = {  # of the streams they learn; the others are binary
     "river_classes": "classes",
     "average_of_values": "value",
     "average_of_classes": "classes",
+    "dcn": "classes",
+    "deepfm": "value",
     "prior_of_classes": "classes",
     "running_mean": "value",
     "no_change_of_classes": "classes",
@@ -126,7 +141,7 @@ LABELS = {  # of the streams they learn; the others are binary
 }
 FORGETS_NOTHING = {
     "river", "river_tree", "river_pipeline", "river_classes",
-    "tree", "scaled_tree", "regression_tree",
+    "tree", "scaled_tree", "regression_tree", "mlp", "deepfm",
     "sgd", "passive_aggressive", "passive_aggressive_value", "no_change", "no_change_of_classes", "no_change_of_values",
 }  # fmt: skip
 NEVER_TAKES_BACK = {  # a row of negative weight, or of none, is not learned
@@ -202,6 +217,8 @@ def test_results_do_not_depend_on_the_cuts(bind, stream, name, method, cuts, see
     bounds = made(bind, name), made(bind, name)
     for bound in bounds:
         run(bound, "test_then_learn", stream(50, 9, LABELS.get(name, "binary")))
+    if method != "predict_then_observe":
+        cuts = [cut // bounds[0].chain.batch_size * bounds[0].chain.batch_size for cut in cuts]
     whole = run(bounds[0], method, part)
     pieces = [run(bounds[1], method, part.piece(a, b)) for a, b in pairwise([0, *sorted(cuts), 60])]
     assert np.concatenate(pieces).tobytes() == whole.tobytes()
@@ -214,10 +231,11 @@ def test_row_is_predicted_before_it_is_learned(fresh, examples, name):
     part = examples(name, 40)
     whole, by_row = fresh(name), fresh(name)
     out = run(whole, "test_then_learn", part)
-    for i in range(40):
-        one = part.piece(i, i + 1)
-        assert run(by_row, "predict", one).tobytes() == out[i : i + 1].tobytes()
-        assert run(by_row, "predict_then_observe", one).tobytes() == out[i : i + 1].tobytes()
+    size = whole.chain.batch_size  # rows of one step, 1 but for micro-batches
+    for i in range(0, 40, size):
+        one = part.piece(i, i + size)
+        assert run(by_row, "predict", part.piece(i, i + 1)).tobytes() == out[i : i + 1].tobytes()
+        assert run(by_row, "predict_then_observe", one).tobytes() == out[i : i + size].tobytes()
         run(by_row, "learn", one)
     assert whole.bits() == by_row.bits()
 

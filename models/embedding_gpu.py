@@ -1,0 +1,101 @@
+"""A step of row-wise AdaGrad on a device, for all rows that a micro-batch touches: sorted, summed, without atomics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # as on a machine without a GPU, where plain torch does the same
+    triton = None
+
+CHUNK = 32  # occurrences of a row that are added at one go
+
+# Letters: n = B K occurrences of rows, R rows of the table, D numbers of each.
+
+
+if triton is not None:
+
+    @triton.jit
+    def _step_segments(  # type: ignore[no-untyped-def]
+        rows, places, slope, weight, evidence, fine, n, R, lr, eps,
+        D: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+    ):  # fmt: skip
+        """One program for each occurrence; the first of its row sums them all and moves the row, the others leave.
+
+        rows    int32   (n,)    sorted; those from R on are not learned
+        places  int64   (n,)    where each stood before it was sorted
+        slope   float32 (n, D)  in the order of before
+        weight, evidence  float32 (>= R, D), (>= R,)  changed in place
+        fine    int32   (1,)    0: nothing is changed
+        WIDTH   the power of two from D on
+        """
+        i = tl.program_id(0)
+        row = tl.load(rows + i)
+        before = tl.load(rows + i - 1, mask=i > 0, other=-1)
+        if (row != before) & (row < R) & (tl.load(fine) != 0):
+            d = tl.arange(0, WIDTH)
+            total = tl.zeros((WIDTH,), tl.float32)
+            at = i
+            going = row >= 0
+            while going:
+                j = at + tl.arange(0, CHUNK)
+                same = tl.load(rows + j, mask=j < n, other=-1) == row
+                place = tl.load(places + j, mask=same, other=0)
+                seen = same[:, None] & (d < D)[None, :]
+                part = tl.load(slope + place[:, None] * D + d[None, :], mask=seen, other=0.0)
+                total += tl.sum(part, 0)
+                at += CHUNK
+                going = tl.load(rows + at, mask=at < n, other=-1) == row
+            evident = tl.load(evidence + row) + tl.sum(total * total, 0) / D
+            evident = tl.minimum(evident, 3.4028234663852886e38)
+            tl.store(evidence + row, evident)
+            at_row = weight + row.to(tl.int64) * D + d
+            moved = tl.load(at_row, mask=d < D, other=0.0) - lr / (tl.sqrt(evident) + eps) * total
+            tl.store(at_row, moved, mask=d < D)
+
+
+def step_rows(
+    rows: Tensor, slope: Tensor, weight: Tensor, evidence: Tensor, fine: Tensor, R: int, lr: float, eps: float
+) -> None:  # fmt: skip
+    """g = sum of a row's slopes, n += mean(g^2), w -= lr g / (sqrt(n) + eps), for every row below R among `rows`.
+
+    rows    int32   (n,)    of each occurrence, in any order; -1 and those from R on are not learned
+    slope   float32 (n, D)  of the summed loss
+    weight, evidence  float32 (>= R, D), (>= R,)   changed in place
+    fine    int32   (1,)    0: nothing is changed
+
+    On a GPU by Triton (or where its interpreter is on), else by plain torch. The sort is stable and sums have a fixed
+    order, so the same input gives the same bits on one kind of device.
+    """
+    ordered, places = torch.sort(rows, stable=True)
+    if triton is not None and (rows.is_cuda or is_interpreted()):
+        D = slope.shape[1]
+        width = triton.next_power_of_2(D)
+        _step_segments[(len(rows),)](
+            ordered, places, slope, weight, evidence, fine, len(rows), R, lr, eps, D=D, WIDTH=width, CHUNK=CHUNK
+        )
+        return
+    _step_rows_plainly(ordered, places, slope, weight, evidence, fine, R, lr, eps)
+
+
+def is_interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, without a GPU (TRITON_INTERPRET=1)."""
+    return triton is not None and bool(triton.knobs.runtime.interpret)
+
+
+def _step_rows_plainly(
+    ordered: Tensor, places: Tensor, slope: Tensor, weight: Tensor, evidence: Tensor, fine: Tensor, R: int,
+    lr: float, eps: float,
+) -> None:  # fmt: skip
+    if not int(fine):
+        return
+    learned = (ordered >= 0) & (ordered < R)
+    ordered, places = ordered[learned], places[learned]
+    rows, segment = torch.unique_consecutive(ordered, return_inverse=True)
+    sums = torch.zeros(len(rows), slope.shape[1], device=slope.device).index_add_(0, segment, slope[places])
+    rows = rows.long()
+    evidence[rows] = (evidence[rows] + sums.square().mean(1)).clamp(max=torch.finfo(torch.float32).max)
+    weight[rows] -= lr / (evidence[rows].sqrt() + eps).unsqueeze(1) * sums
