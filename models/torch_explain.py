@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 POINTS = 64
-TOGETHER = 4096  # rows times points that are taken at one go
+TOGETHER = POINTS  # rows times points that are taken at one go: of one row, so that its bits do not depend on others
 
 
 def integrate(
