@@ -18,13 +18,29 @@ import polars as pl
 from benchmarks.run import machine, today, write_section
 from benchmarks.throughput import say
 from examples.flights import pipeline as flights_pipeline
-from river import compose, datasets, dummy, linear_model, metrics, naive_bayes, optim, preprocessing, stats, tree
+from river import (
+    compose,
+    datasets,
+    dummy,
+    forest,
+    linear_model,
+    metrics,
+    naive_bayes,
+    optim,
+    preprocessing,
+    stats,
+    tree,
+)
 
 from headrace import Events, Labels, Pipeline, Predictions, category, numeric
 from headrace.models import (
     FTRL,
     SGD,
+    ARFClassifier,
+    ARFRegressor,
     GaussianNB,
+    HoeffdingAdaptiveTreeClassifier,
+    HoeffdingAdaptiveTreeRegressor,
     HoeffdingTreeClassifier,
     HoeffdingTreeRegressor,
     LinearRegression,
@@ -103,6 +119,8 @@ PAIRS = {
         ),
         Pair("Gaussian naive Bayes", GaussianNB, naive_bayes.GaussianNB),
         Pair("Hoeffding tree", HoeffdingTreeClassifier, tree.HoeffdingTreeClassifier),
+        Pair("adaptive tree", HoeffdingAdaptiveTreeClassifier, lambda: tree.HoeffdingAdaptiveTreeClassifier(seed=0)),
+        Pair("adaptive random forest", ARFClassifier, lambda: forest.ARFClassifier(seed=0)),
     ),
     "multiclass": (
         Pair("prior", Prior, dummy.PriorClassifier),
@@ -114,6 +132,8 @@ PAIRS = {
         ),
         Pair("Gaussian naive Bayes", GaussianNB, naive_bayes.GaussianNB),
         Pair("Hoeffding tree", HoeffdingTreeClassifier, tree.HoeffdingTreeClassifier),
+        Pair("adaptive tree", HoeffdingAdaptiveTreeClassifier, lambda: tree.HoeffdingAdaptiveTreeClassifier(seed=0)),
+        Pair("adaptive random forest", ARFClassifier, lambda: forest.ARFClassifier(seed=0)),
     ),
     "regression": (
         Pair("running mean", RunningMean, lambda: dummy.StatisticRegressor(stats.Mean())),
@@ -128,6 +148,14 @@ PAIRS = {
         Pair(
             "Hoeffding tree", lambda: ours_scaled(HoeffdingTreeRegressor()),
             lambda: scaled(tree.HoeffdingTreeRegressor()),
+        ),
+        Pair(
+            "adaptive tree", lambda: ours_scaled(HoeffdingAdaptiveTreeRegressor()),
+            lambda: scaled(tree.HoeffdingAdaptiveTreeRegressor(seed=0)),
+        ),
+        Pair(
+            "adaptive random forest", lambda: ours_scaled(ARFRegressor()),
+            lambda: scaled(forest.ARFRegressor(seed=0)),
         ),
     ),
 }  # fmt: skip

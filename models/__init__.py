@@ -1,5 +1,6 @@
 """Learners, optimizers and metrics: arrays in, arrays out. No Kafka, Redis, files, clock or environment."""
 
+from .adaptive_trees import HoeffdingAdaptiveTreeClassifier, HoeffdingAdaptiveTreeRegressor
 from .base import (
     Array,
     Detector,
@@ -18,6 +19,7 @@ from .baselines import NoChange, Prior, RunningMean
 from .bayes import GaussianNB, MultinomialNB
 from .chain import Chain, as_chain
 from .drift import ADWIN, DDM, KSWIN, DriftDetector, PageHinkley
+from .forests import ARFClassifier, ARFRegressor
 from .linear import LinearRegression, LogisticRegression
 from .metrics import Metrics
 from .optimizers import FTRL, SGD, AdaGrad
@@ -29,6 +31,8 @@ from .trees import HoeffdingTreeClassifier, HoeffdingTreeRegressor
 
 __all__ = [
     "ADWIN",
+    "ARFClassifier",
+    "ARFRegressor",
     "DDM",
     "FTRL",
     "KSWIN",
@@ -39,6 +43,8 @@ __all__ = [
     "Detector",
     "GaussianNB",
     "DriftDetector",
+    "HoeffdingAdaptiveTreeClassifier",
+    "HoeffdingAdaptiveTreeRegressor",
     "HoeffdingTreeClassifier",
     "HoeffdingTreeRegressor",
     "Learner",

@@ -19,8 +19,12 @@ from headrace.models import (
     FTRL,
     SGD,
     AdaGrad,
+    ARFClassifier,
+    ARFRegressor,
     Chain,
     GaussianNB,
+    HoeffdingAdaptiveTreeClassifier,
+    HoeffdingAdaptiveTreeRegressor,
     HoeffdingTreeClassifier,
     HoeffdingTreeRegressor,
     LinearRegression,
@@ -45,6 +49,7 @@ from headrace.models import (
 
 SMALL = {"bits": 6}  # 64 slots: categories collide, in the stream and within rows
 TREE = {"grace_period": 20, "delta": 0.1, "max_nodes": 31, "category_values": 4}  # splits early and is soon full
+RESTLESS = {"drift_window_threshold": 20, "drift_delta": 0.3}  # finds what has drifted all the time
 MODELS = {
     "ftrl": lambda: StandardScaler() | LogisticRegression(FTRL(0.2, l1=0.5, l2=0.1), **SMALL),
     "adagrad": lambda: StandardScaler() | LogisticRegression(AdaGrad(0.1, l2=0.01), dtype="float32", **SMALL),
@@ -76,6 +81,13 @@ MODELS = {
         | linear_model.LinearRegression()
     ),
     "river_classes": lambda: River(tree.HoeffdingTreeClassifier()),
+    "adaptive_tree": lambda: HoeffdingAdaptiveTreeClassifier(**TREE, **RESTLESS),
+    "forest": lambda: ARFClassifier(n_models=3, warning_delta=0.5, **TREE | {"drift_delta": 0.3}),
+    "adaptive_regression_tree": lambda: (
+        StandardScaler() | HoeffdingAdaptiveTreeRegressor(**TREE, **RESTLESS, tau=0.3, max_values=16)
+    ),
+    "regression_forest": lambda: StandardScaler() | ARFRegressor(n_models=3, max_values=16, **TREE),
+    "scaled_forest": lambda: StandardScaler() | ARFClassifier(n_models=3, max_nodes=31, seed=2),
 }
 BARE = {
     "bare_ftrl": lambda: LogisticRegression(FTRL(), dtype="float32", **SMALL),
@@ -102,6 +114,10 @@ LABELS = {  # of the streams they learn; the others are binary
     "regression_tree": "value",
     "river_pipeline": "value",
     "river_classes": "classes",
+    "adaptive_tree": "classes",
+    "adaptive_regression_tree": "value",
+    "regression_forest": "value",
+    "scaled_forest": "classes",
     "prior_of_classes": "classes",
     "running_mean": "value",
     "no_change_of_classes": "classes",
@@ -115,10 +131,12 @@ LABELS = {  # of the streams they learn; the others are binary
 }
 FORGETS_NOTHING = {
     "river", "river_tree", "river_pipeline", "river_classes",
-    "tree", "scaled_tree", "regression_tree",
+    "tree", "scaled_tree", "regression_tree", "adaptive_tree", "forest", "scaled_forest",
+    "adaptive_regression_tree", "regression_forest",
     "sgd", "passive_aggressive", "passive_aggressive_value", "no_change", "no_change_of_classes", "no_change_of_values",
 }  # fmt: skip
 NEVER_TAKES_BACK = {  # a row of negative weight, or of none, is not learned
+    "adaptive_tree", "forest", "scaled_forest", "adaptive_regression_tree", "regression_forest",
     "tree", "scaled_tree", "regression_tree", "no_change", "no_change_of_classes", "no_change_of_values",
     "passive_aggressive", "passive_aggressive_value", "river", "river_tree", "river_pipeline", "river_classes",
 }  # fmt: skip
@@ -637,6 +655,10 @@ for task, model in (
     ("binary", MultinomialNB(bits=6)),
     ("binary", HoeffdingTreeClassifier(grace_period=10, delta=0.5, max_nodes=15)),
     ("regression", HoeffdingTreeRegressor(grace_period=10, delta=0.5, max_nodes=15, max_values=8)),
+    ("multiclass", HoeffdingAdaptiveTreeClassifier(grace_period=10, delta=0.5, max_nodes=15, drift_delta=0.9)),
+    ("regression", HoeffdingAdaptiveTreeRegressor(grace_period=10, delta=0.5, max_nodes=15, drift_delta=0.9)),
+    ("regression", ARFRegressor(n_models=2, grace_period=10, max_nodes=15, max_values=8, drift_delta=0.9)),
+    ("binary", ARFClassifier(n_models=2, grace_period=10, max_nodes=15, drift_delta=0.9)),
 ):
     outputs = 3 if task == "multiclass" else 1
     spec = Spec(("a", "b"), ("c",), task, outputs)
