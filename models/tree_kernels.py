@@ -133,6 +133,9 @@ class RegressionSettings(NamedTuple):
     features: int  # columns that a leaf draws to observe; 0: it observes all
 
 
+AnyTree = Tree | RegressionTree
+
+
 class Columns(NamedTuple):
     """The columns of the rows by their keys: a table with open addressing, of a power of two."""
 
@@ -1093,7 +1096,7 @@ class AdaptiveSettings(NamedTuple):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def clear_node(node: int, tree: Tree, adaptive: Adaptive) -> None:
+def clear_node(node: int, tree: AnyTree, adaptive: Adaptive) -> None:
     """Make a node as if it had never been used, but for what it knows of the labels: leaves begin with that."""
     tree.links[node] = 0
     tree.column[node] = 0
@@ -1114,7 +1117,7 @@ def watch_anew(node: int, adaptive: Adaptive) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def take_nodes(tree: Tree, adaptive: Adaptive) -> int:
+def take_nodes(tree: AnyTree, adaptive: Adaptive) -> int:
     """The first of two nodes that are free; 0: there is no room."""
     if adaptive.free[0] > 0:
         adaptive.free[0] -= 1
@@ -1134,7 +1137,7 @@ def give_nodes(first: int, adaptive: Adaptive) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def take_slot(tree: Tree, adaptive: Adaptive) -> int:
+def take_slot(tree: AnyTree, adaptive: Adaptive) -> int:
     """A slot that is free, to be cleared: whoever found room for two nodes finds one."""
     if adaptive.free[1] > 0:
         adaptive.free[1] -= 1
@@ -1152,7 +1155,7 @@ def give_slot(slot: int, adaptive: Adaptive) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def begin_alternate(at: int, tree: Tree, adaptive: Adaptive) -> int:
+def begin_alternate(at: int, tree: AnyTree, adaptive: Adaptive) -> int:
     """Let a leaf, whose slot is to be cleared, learn beside a branch; the leaf, or 0 if there is no room for it."""
     node = take_nodes(tree, adaptive)
     if node != 0:
@@ -1165,7 +1168,7 @@ def begin_alternate(at: int, tree: Tree, adaptive: Adaptive) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def drop_alternate(at: int, tree: Tree, adaptive: Adaptive) -> None:
+def drop_alternate(at: int, tree: AnyTree, adaptive: Adaptive) -> None:
     """Give up the leaf that learns beside a branch."""
     node = int(adaptive.alternate[at])
     give_slot(int(tree.links[node, SLOT]), adaptive)
@@ -1175,7 +1178,7 @@ def drop_alternate(at: int, tree: Tree, adaptive: Adaptive) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def drop_below(branch: int, nodes_too: bool, tree: Tree, adaptive: Adaptive, stack: ndarray) -> int:
+def drop_below(branch: int, nodes_too: bool, tree: AnyTree, adaptive: Adaptive, stack: ndarray) -> int:
     """Give up all alternates below a branch, and give back its nodes and slots too, or not; how many alternates.
 
     stack   int32 (M,)  scratch
@@ -1203,7 +1206,7 @@ def drop_below(branch: int, nodes_too: bool, tree: Tree, adaptive: Adaptive, sta
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def take_alternate(at: int, tree: Tree, adaptive: Adaptive, stack: ndarray) -> None:
+def take_alternate(at: int, tree: AnyTree, adaptive: Adaptive, stack: ndarray) -> None:
     """Put the alternate of a branch in its place, and give back what was below the branch.
 
     What it knows of the labels is left to the caller.
