@@ -35,9 +35,9 @@ class HoeffdingAdaptiveTreeClassifier(HoeffdingTreeClassifier):
 
     Memory, whole from the start: that of HoeffdingTreeClassifier and, with M = max_nodes and S = (M + 1) // 2,
     48 + M 2,740 + S 8 bytes more, in use only where there are nodes. Nodes and slots of parts that were replaced are
-    used again. Leaves beside branches take two nodes of max_nodes each; where there is no room for one, none begins,
-    and that is counted in size[2]. In the state `changes` counts the leaves begun beside branches, those taken by
-    comparison, and those given up.
+    used again. Leaves beside branches take two nodes of max_nodes each, and the last four are kept for them; where
+    there is no room for one, none begins, and that is counted in size[2]. In the state `changes` counts the leaves
+    begun beside branches, those taken by comparison, and those given up.
 
     Missing values, order, weights, features that change: as in HoeffdingTreeClassifier, except that a row that lacks
     what a branch asks may be the cause of a split. Sequential. It forgets what it replaces. Merge: owner.

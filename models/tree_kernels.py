@@ -40,6 +40,7 @@ WIDTH, SUM, DEVIATIONS = range(3)  # places in the `window_sums` of ADWIN
 LEVELS, BUCKETS = 48, 5  # of its window: a bucket of level k stands for 2**k values, so no stream is too long
 CLOCK, GRACE, LEAST_PART = 32, 10.0, 5.0  # values between two looks; in the window before the first; in each part
 WATCHED, WRONG = range(2)  # columns of the `errors` of an adaptive tree: count and mean; then the sum of squares
+SPARE = 4  # nodes that only alternates may take: for one of them, and for its split
 BEGUN, TAKEN, GIVEN_UP = range(3)  # places in its `changes`
 SERVES, GROWS = range(2)  # columns of the `members` of a forest
 WARNINGS, DRIFTS = range(2)  # columns of its `changes`
@@ -1117,16 +1118,22 @@ def watch_anew(node: int, adaptive: Adaptive) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def take_nodes(tree: AnyTree, adaptive: Adaptive) -> int:
-    """The first of two nodes that are free; 0: there is no room."""
+def take_nodes(spare: int, tree: AnyTree, adaptive: Adaptive) -> int:
+    """The first of two nodes that are free, so that as many as `spare` still are; 0: there is no room."""
+    if tree.size[NODES] - 2 * adaptive.free[0] + 2 + spare > tree.links.shape[0]:
+        tree.size[REFUSED] += 1
+        return 0
     if adaptive.free[0] > 0:
         adaptive.free[0] -= 1
         return int(adaptive.free_nodes[adaptive.free[0]])
-    if tree.size[NODES] + 2 > tree.links.shape[0]:
-        tree.size[REFUSED] += 1
-        return 0
     tree.size[NODES] += 2
     return int(tree.size[NODES]) - 2
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def kept_from(leaf: int, tree: AnyTree) -> int:
+    """How many nodes a leaf that splits leaves free: a full tree could not adapt if it took what alternates need."""
+    return 0 if leaf != 0 and tree.links[leaf, PARENT] < 0 else SPARE
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -1157,7 +1164,7 @@ def give_slot(slot: int, adaptive: Adaptive) -> None:
 @njit(cache=True, nogil=True, error_model="numpy")
 def begin_alternate(at: int, tree: AnyTree, adaptive: Adaptive) -> int:
     """Let a leaf, whose slot is to be cleared, learn beside a branch; the leaf, or 0 if there is no room for it."""
-    node = take_nodes(tree, adaptive)
+    node = take_nodes(0, tree, adaptive)
     if node != 0:
         tree.links[node, PARENT] = -1
         tree.links[node, DEPTH] = tree.links[at, DEPTH]
@@ -1328,7 +1335,7 @@ def learn_adaptive_leaf(
     if decision == FORGET:
         clear_slot(slot, True, tree)
     elif decision == SPLIT:
-        left = take_nodes(tree, adaptive)
+        left = take_nodes(kept_from(node, tree), tree, adaptive)
         if left != 0:
             new = take_slot(tree, adaptive)
             clear_slot(new, True, tree)
@@ -2305,7 +2312,7 @@ def learn_adaptive_value_leaf(
     if what == FORGET:
         clear_regression_slot(int(tree.links[node, SLOT]), True, tree)
     elif what == SPLIT:
-        first = take_nodes(tree, adaptive)
+        first = take_nodes(kept_from(node, tree), tree, adaptive)
         if first != 0:
             split_regression(
                 node, place, where, v, left, right, first, take_slot(tree, adaptive), tree, columns
