@@ -1,5 +1,13 @@
 """Forests equal River's row by row where River draws our random numbers; with its own, they lie within its spread."""
 
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from river import datasets, drift, forest, linear_model, optim, preprocessing, tree
@@ -472,3 +480,51 @@ def test_a_regression_forest_declared_wrongly_says_what_to_write():
         ARFRegressor(max_features=-1)
     with pytest.raises(DeclarationError, match=r"a binary task.*ARFClassifier"):
         ARFRegressor().layout(Spec(("a",), (), "binary", 1))
+
+
+WITHOUT_NUMBA = """
+import numpy as np
+from headrace.models import *
+
+def run():
+    rng, outs = np.random.default_rng(5), []
+    eager = {"grace_period": 10, "delta": 0.5, "max_nodes": 15, "drift_delta": 0.9, "seed": 3}
+    for task, model in (
+        ("binary", HoeffdingAdaptiveTreeClassifier(drift_window_threshold=10, **eager)),
+        ("regression", HoeffdingAdaptiveTreeRegressor(drift_window_threshold=10, **eager)),
+        ("binary", ARFClassifier(n_models=2, warning_delta=0.95, **eager)),
+        ("regression", ARFRegressor(n_models=2, warning_delta=0.95, max_values=8, **eager)),
+    ):
+        spec = Spec(("a", "b"), ("c",), task, 1)
+        chain = as_chain(model)
+        state = allocate(chain.layout(spec))
+        chain.bind(spec, state, {})
+        x = Rows(rng.normal(size=(150, 2)).astype("f4"), rng.integers(0, 5, (150, 1), dtype=np.uint64))
+        x.numeric[::9] = np.nan
+        y = (x.numeric[:, :1] > 0) ^ (np.arange(150) > 75).reshape(-1, 1)
+        out = np.empty((150, 1))
+        chain.test_then_learn(x, Truth(y.astype("f4"), np.ones(150, "f4")), out)
+        outs += [array.ravel()[array.ravel() != 0].astype(float).tolist() for array in (*state.values(), out)]
+    return outs
+"""
+
+
+def test_kernels_of_forests_do_the_same_with_the_jit_off():
+    here = {}
+    exec(WITHOUT_NUMBA, here)
+    code = WITHOUT_NUMBA + "\nimport json\nnp.seterr(all='ignore')\nprint(json.dumps(run()))"
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100, check=True
+    )
+    for compiled, plain in zip(here["run"](), json.loads(done.stdout), strict=True):
+        np.testing.assert_allclose(compiled, plain, rtol=1e-9)
+
+
+def test_pipeline_shown_is_declared_well(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "learners" / "forests.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "shown.py").write_text(snippet)
+    pipeline = runpy.run_path(str(tmp_path / "shown.py"))["pipeline"]
+    assert pipeline.spec.task == "binary"
+    assert pipeline.model.learner.n_models == 10

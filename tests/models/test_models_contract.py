@@ -655,10 +655,6 @@ for task, model in (
     ("binary", MultinomialNB(bits=6)),
     ("binary", HoeffdingTreeClassifier(grace_period=10, delta=0.5, max_nodes=15)),
     ("regression", HoeffdingTreeRegressor(grace_period=10, delta=0.5, max_nodes=15, max_values=8)),
-    ("multiclass", HoeffdingAdaptiveTreeClassifier(grace_period=10, delta=0.5, max_nodes=15, drift_delta=0.9)),
-    ("regression", HoeffdingAdaptiveTreeRegressor(grace_period=10, delta=0.5, max_nodes=15, drift_delta=0.9)),
-    ("regression", ARFRegressor(n_models=2, grace_period=10, max_nodes=15, max_values=8, drift_delta=0.9)),
-    ("binary", ARFClassifier(n_models=2, grace_period=10, max_nodes=15, drift_delta=0.9)),
 ):
     outputs = 3 if task == "multiclass" else 1
     spec = Spec(("a", "b"), ("c",), task, outputs)
