@@ -64,7 +64,7 @@ class ARFClassifier(HoeffdingTreeClassifier):
     seed: int = 0
     grace_period: float = 50
     delta: float = 0.01
-    max_nodes: int = 511
+    max_nodes: int = 1023
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -527,4 +527,4 @@ def test_pipeline_shown_is_declared_well(tmp_path):
     (tmp_path / "shown.py").write_text(snippet)
     pipeline = runpy.run_path(str(tmp_path / "shown.py"))["pipeline"]
     assert pipeline.spec.task == "binary"
-    assert pipeline.model.learner.n_models == 10
+    assert pipeline.model.n_models == 10
