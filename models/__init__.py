@@ -1,6 +1,7 @@
 """Learners, optimizers and metrics: arrays in, arrays out. No Kafka, Redis, files, clock or environment."""
 
 from .adaptive_trees import HoeffdingAdaptiveTreeClassifier, HoeffdingAdaptiveTreeRegressor
+from .average import Average
 from .base import (
     Array,
     Detector,
@@ -39,6 +40,7 @@ __all__ = [
     "SGD",
     "AdaGrad",
     "Array",
+    "Average",
     "Chain",
     "Detector",
     "GaussianNB",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -40,7 +40,11 @@ class Chain(Configured):
 
     Rows come in raw: the chain applies its transforms as they stand at that moment. Arrays of part i are named "i/...".
     The chain keeps buffers of the largest number of rows it has seen, and is used from one thread at a time.
+
+    inner  whether it stands in another model, so that its rows may have come through parts before it
     """
+
+    inner: bool = False
 
     def __init__(self, *parts: Any) -> None:
         self.parts: tuple[Part, ...] = tuple(
@@ -76,11 +80,7 @@ class Chain(Configured):
 
     def counters(self) -> dict[str, int]:
         """What the parts count, by name; what several count is summed up."""
-        counts: dict[str, int] = {}
-        for own in self._asked("counters"):
-            for name, count in own.items():
-                counts[name] = counts.get(name, 0) + count
-        return counts
+        return summed(self._asked("counters"))
 
     def rehearse(self) -> None:
         """From now on rows are made up: nothing is asked that could raise on them."""
@@ -106,7 +106,7 @@ class Chain(Configured):
 
         Each class says so for itself (`quick = True`) and for no other: a subclass of a user may do anything.
         """
-        return all(vars(type(part)).get("quick", False) for part in self.parts)
+        return all(_is_quick(part) for part in self.parts)
 
     @property
     def updates(self) -> Literal["sequential", "micro_batch"]:
@@ -174,11 +174,14 @@ class Chain(Configured):
             x = applied
         self._bound_learner.predict(x, out)
 
-    def predict_then_observe(self, x: Rows, out: np.ndarray) -> None:
-        """Row by row: predict, then let the transforms observe the row, labelled or not, and a learner that can."""
+    def predict_then_observe(self, x: Rows, out: np.ndarray, observed: Rows | None = None) -> None:
+        """Row by row: predict, then let the transforms observe the row, labelled or not, and a learner that can.
+
+        observed  the rows as parts before this chain made them once they had observed them; None: there are none
+        """
         x = self._checked(x)
         out = self._checked_out(x, out)
-        before, after = self._around(x)
+        before, after = self._around(x, observed)
         if self._observes:
             self._bound_learner.predict_then_observe(before, out, after)
         else:
@@ -194,12 +197,15 @@ class Chain(Configured):
             x = applied
         self._bound_learner.learn(x, truth)
 
-    def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray) -> None:
-        """Row by row: predict, observe, learn the row as it is scaled then; a row with a NaN label is not learned."""
+    def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
+        """Row by row: predict, observe, learn the row as it is scaled then; a row with a NaN label is not learned.
+
+        learned  the rows as parts before this chain made them once they had observed them; None: there are none
+        """
         x = self._checked(x)
         out = self._checked_out(x, out)
         truth = self._checked_truth(x, truth)
-        before, after = self._around(x)
+        before, after = self._around(x, learned)
         self._bound_learner.test_then_learn(before, truth, out, learned=after)
 
     def warm_up(self) -> None:
@@ -222,9 +228,9 @@ class Chain(Configured):
         for _, decay in twin.decays():
             decay(0.5)
 
-    def _around(self, x: Rows) -> tuple[Rows, Rows]:
+    def _around(self, x: Rows, observed: Rows | None = None) -> tuple[Rows, Rows]:
         """The rows as each was transformed before and after it was observed."""
-        before = after = x
+        before, after = x, x if observed is None else observed
         for step, transform in enumerate(self._transforms):
             out_before, out_after = self._before(step, x), self._after(step, x)
             transform.apply_around(before, after, out_before, out_after)
@@ -251,7 +257,8 @@ class Chain(Configured):
         if rows > self._capacity:
             self._reserve(max(rows, 2 * self._capacity))
         if (
-            numeric.dtype == np.float32 and numeric.flags.carray and numeric.shape == (rows, n)
+            (numeric.dtype == np.float32 or (self.inner and numeric.dtype == np.float64))
+            and numeric.flags.carray and numeric.shape == (rows, n)
             and categories.dtype == np.uint64 and categories.flags.carray and categories.shape == (rows, k)
         ):  # fmt: skip
             return x
@@ -294,6 +301,20 @@ def _as(what: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> np
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def summed(counters: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """What several count, by name, summed up."""
+    counts: dict[str, int] = {}
+    for own in counters:
+        for name, count in own.items():
+            counts[name] = counts.get(name, 0) + count
+    return counts
+
+
+def _is_quick(part: Any) -> bool:
+    own = vars(type(part)).get("quick", False)
+    return bool(part.quick if isinstance(own, property) else own)
 
 
 def _is_transform(part: Any) -> bool:

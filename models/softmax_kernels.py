@@ -216,7 +216,7 @@ def learn_rows(
 
         t = np.float64(y[i, 0])
         v = np.float64(weight[i])
-        if not (0.0 <= t < C and v - v == 0.0):
+        if not (0.0 <= t < C and t == math.floor(t) and v - v == 0.0):
             continue
         label = np.intp(t)
         v *= class_weight[label]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -72,7 +73,11 @@ def _side(schema: type | None, key: str | None, time: str | None, unit: str | No
 def _label(p: Pipeline) -> Iterator[tuple[str, str]]:
     labels = p.labels
     if labels is None:
-        learns = "the model learns from the features alone" if as_chain(p.model).unsupervised else "does not learn"
+        learns = (
+            "the model learns from the features alone"
+            if p.models is None and as_chain(p.model).unsupervised
+            else "does not learn"
+        )
         yield "none", f"the pipeline predicts and {learns}"
         return
     classes = f" of {len(p.classes)} classes: {', '.join(p.classes)}" if p.classes else ""
@@ -108,7 +113,24 @@ def _feature(feature: Feature) -> str:
 
 
 def _model(p: Pipeline) -> Iterator[tuple[str, str]]:
-    chain = as_chain(p.model)
+    for name, model in (p.models or {"": p.model}).items():
+        if p.models is not None:
+            yield (
+                f"{name}:",
+                "" if p.serve is not None else "serves" if name == next(iter(p.models)) else "in its shadow",
+            )
+        yield from _parts(model)
+    if p.serve is not None:
+        yield "serves", f"whichever was best of late: {p.serve!r}; {next(iter(p.models or ()))} at first"
+    if p.drift is not None:
+        does = {"report": "is counted", "reset": "resets the learner"}
+        does["boost"] = f"makes the learner keep {p.drift.boost:g} of its evidence"
+        what = "wrong classes" if p.drift.on == "error" else "the loss"
+        yield "drift", f"{p.drift!r} hears {what}; a drift {does[p.drift.action]}"
+
+
+def _parts(model: Any) -> Iterator[tuple[str, str]]:
+    chain = as_chain(model)
     for part in chain.parts:
         text = repr(part)
         name, _, settings = text.partition("(")
@@ -119,11 +141,6 @@ def _model(p: Pipeline) -> Iterator[tuple[str, str]]:
         yield "learns", "one example after another, the same whatever the slices"
     else:
         yield "learns", f"in micro-batches of {chain.batch_size}"
-    if p.drift is not None:
-        does = {"report": "is counted", "reset": "resets the learner"}
-        does["boost"] = f"makes the learner keep {p.drift.boost:g} of its evidence"
-        what = "wrong classes" if p.drift.on == "error" else "the loss"
-        yield "drift", f"{p.drift!r} hears {what}; a drift {does[p.drift.action]}"
 
 
 def _writes(p: Pipeline) -> Iterator[tuple[str, str]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,7 @@ import msgspec
 import polars as pl
 
 from ..errors import DeclarationError
-from ..models.base import Spec, Task
+from ..models.base import Spec, Task, check_number
 from ..models.drift import DriftDetector
 from .durations import parse_duration
 from .expressions import column_types, show
@@ -150,6 +150,32 @@ class Snapshots:
         return parse_duration(self.every, "every")
 
 
+@dataclass(frozen=True)
+class Best:
+    """Serve whichever of `models` was best of late, beginning with the first.
+
+    window  a duration of event time. Losses count half after a third of it, an eighth after all of it: they are then on
+            average as old as those of a plain window of that length
+    lead    another one takes over when the losses of the one that serves are worse by so many standard errors of their
+            difference; 0: as soon as they are worse
+
+    Who serves is decided anew after each example, from losses of predictions that were made before their labels came:
+    the log loss of a binary or multiclass task, the absolute error of a regression.
+    """
+
+    window: str = "6h"
+    lead: float = field(default=2.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        parse_duration(self.window, "Best(window=)")
+        check_number("Best(lead=)", self.lead, 0.0)
+
+    @cached_property
+    def half_life_us(self) -> int:
+        """After how many microseconds of event time a loss counts half."""
+        return -(-parse_duration(self.window) // 3)
+
+
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Pipeline:
     """One stream of events, its features, its labels, the model that learns from them, and where predictions go.
@@ -162,13 +188,17 @@ class Pipeline:
     catches up. max_bad_share of
     the last 1,000 records bad stops the worker. pending_limit bounds the predictions that wait for their label.
     drift hears the loss of each prediction, and says when the stream has changed; its `action` is then taken.
+    models, in the place of model, are several by name: the first serves, or whichever `serve` says; the others learn
+    and are scored in its shadow. A detector of drift then hears each of them by itself.
     """
 
     name: str
     events: Events
     labels: Labels | None = None
     features: Sequence[Feature]
-    model: Any
+    model: Any = None
+    models: Mapping[str, Any] | None = None
+    serve: Best | None = None
     predictions: Predictions
     snapshots: Snapshots = Snapshots()
     drift: DriftDetector | None = None
@@ -188,7 +218,9 @@ class Pipeline:
         from .validation import check_pipeline  # which knows all of the classes above
 
         features, task, classes, spec = check_pipeline(self)
-        values = {"features": features, "task": task, "classes": classes, "spec": spec}
+        values: dict[str, Any] = {"features": features, "task": task, "classes": classes, "spec": spec}
+        if self.models is not None:
+            values["models"] = dict(self.models)  # whoever made it may change it
         for name, value in {**values, "numeric": spec.numeric, "categories": spec.categories}.items():
             object.__setattr__(self, name, value)
 
@@ -238,8 +270,15 @@ class Pipeline:
             "task": self.task,
             "classes": list(self.classes),
             "features": [_feature(f) for f in self.features],
-            "model": self.model.config() if hasattr(self.model, "config") else type(self.model).__name__,
+            **self._describe_models(),
         } | ({} if self.drift is None else {"drift": self.drift.config()})  # fmt: skip
+
+    def _describe_models(self) -> dict[str, Any]:
+        if self.models is None:
+            return {"model": _model(self.model)}
+        first = next(iter(self.models))
+        serve = first if self.serve is None else {"name": "Best", **asdict(self.serve), "first": first}
+        return {"models": {name: _model(model) for name, model in self.models.items()}, "serve": serve}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -247,10 +286,15 @@ class Pipeline:
         return hashlib.sha256(msgspec.json.encode(self.describe(), order="deterministic")).hexdigest()
 
     def __repr__(self) -> str:
-        return f"Pipeline({self.name!r}, {len(self.features)} features, task={self.task!r}, model={self.model!r})"
+        model = f"model={self.model!r}" if self.models is None else f"models={dict(self.models)!r}"
+        return f"Pipeline({self.name!r}, {len(self.features)} features, task={self.task!r}, {model})"
 
 
 # --- description
+
+
+def _model(model: Any) -> Any:
+    return model.config() if hasattr(model, "config") else type(model).__name__
 
 
 def _side(topic: str | None, schema: Any, key: str | None, time: str | None, unit: str | None) -> dict[str, Any]:

@@ -26,6 +26,11 @@ class Served(NamedTuple):
     version: int  # of the last published snapshot, 0: none yet
     age_seconds: float | None  # wall time since the last example was learned; None: none yet
     classes: tuple[str, ...] = ()  # of a multiclass task, in the order of the model's outputs
+    models: tuple[str, ...] = ()  # names, by their place, where each prediction says which of several made it
+
+    def by(self, at: int) -> Served:
+        """The same for what the model at this place has made."""
+        return self._replace(model=self.models[at])
 
 
 def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list[Output]:
@@ -42,19 +47,25 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
     batch, lo, hi = predicted.batch, predicted.lo, predicted.hi
     if lo == hi:
         return []
-    middle, source = say_model(served), say_source(topic, batch.partition)
+    source = say_source(topic, batch.partition)
+    if predicted.by is None:
+        middles = [say_model(served)] * (hi - lo)
+    else:
+        of_models = {at: say_model(served.by(at)) for at in set(predicted.by.tolist())}
+        middles = [of_models[at] for at in predicted.by.tolist()]
     values = zip(
         batch.record_keys.take(slice(lo, hi)),
         [()] * (hi - lo) if batch.headers is None else list(map(headers_of, batch.headers.take(slice(lo, hi)))),
         [key or b"null" for key in batch.keys.take(slice(lo, hi))],
         _outputs(predicted.out, served.classes),
         _numbers((batch.time[lo:hi] / 1e6).tolist()),
+        middles,
         _numbers(batch.offset[lo:hi].tolist()),
         strict=True,
     )
     return [
         (record_key, b'{"key":%b,"prediction":%b%b%b%b%b"}' % (key, p, middle, time, source, offset), headers, None)
-        for record_key, headers, key, p, time, offset in values
+        for record_key, headers, key, p, time, middle, offset in values
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -18,24 +18,25 @@ from numpy.typing import NDArray
 
 from ..connectors.spans import Spans
 from ..errors import SnapshotError, StreamStopped
-from ..models.base import Array, Rows, Truth, allocate, allocate_touched, find_not_finite
-from ..models.chain import as_chain
+from ..models.base import Array, Rows, allocate, allocate_touched, find_not_finite
 from ..models.metrics import Metrics
 from . import hashing
 from .aggregate_kernels import NO_VALUE, THE_LABEL
 from .aggregates import SLOTTED, Fold, FoldPlan, GroupTable, group_layout
 from .align import BEFORE_ALL
 from .columns import Group, groups_of, value_columns, value_name
+from .contest import Contest
 from .declaration import Pipeline
 from .decode import Batch
-from .drift import Watch
 from .features import Aggregate
+from .learning import Learning, Said
 from .ring import ABSENT, FLAG, SETTLED, Columns, Ring, row_of
 from .slices import DeadLetter, Piece, Role
 
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
 
 # examples + unlearned = joined + those expired that `otherwise` gives a label. A new counter goes to the end: a state
 # of before has none of it.
@@ -86,12 +87,16 @@ class NotFinite(StreamStopped):
 
 @dataclass(slots=True)
 class Predicted:
-    """Predictions for rows [lo, hi) of a batch of events; out float32 (hi - lo, O)."""
+    """Predictions for rows [lo, hi) of a batch of events; out float32 (hi - lo, O).
+
+    by  uint8 (hi - lo,)  the place of the model that made each; None: the first made all
+    """
 
     batch: Batch
     lo: int
     hi: int
     out: F32
+    by: U8 | None = None
 
 
 @dataclass(slots=True)
@@ -154,7 +159,7 @@ class _Partition:
 
 
 class _Taken(NamedTuple):
-    """Rows [lo, hi) of a batch of events that are still to be predicted to out; their clock."""
+    """Rows [lo, hi) of a batch of events that are still to be predicted to out, by whom to by; their clock."""
 
     part: _Partition
     batch: Batch
@@ -162,19 +167,7 @@ class _Taken(NamedTuple):
     hi: int
     clock: I64
     out: F32
-
-
-@dataclass
-class _Unlearned:
-    """Examples that wait for a micro-batch to fill."""
-
-    numeric: list[F32] = field(default_factory=list)
-    categories: list[NDArray[np.uint64]] = field(default_factory=list)
-    y: list[F32] = field(default_factory=list)
-    rows: int = 0
-
-    def copy(self) -> _Unlearned:
-        return _Unlearned(list(self.numeric), list(self.categories), list(self.y), self.rows)
+    by: U8 | None
 
 
 class Engine:
@@ -182,8 +175,12 @@ class Engine:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
-        self.model = as_chain(pipeline.model).unbound()  # several engines may share a declaration
         self.spec = pipeline.spec
+        self.contest = Contest(pipeline, self._count) if pipeline.models is not None else None
+        self.learning: Learning | Contest = self.contest or Learning(
+            pipeline.model, pipeline.spec, pipeline.drift, self._count
+        )
+        self.model = self.learning.model
         self.n, self.k, self.outputs = len(pipeline.numeric), len(pipeline.categories), self.spec.outputs
         labels = pipeline.labels
         self.delayed = labels is not None and labels.topic is not None
@@ -204,19 +201,18 @@ class Engine:
             "numeric": ("float32", (self.n,)),
             "categories": ("uint64", (self.k,)),
             "groups": ("uint64", (len(self.label_groups),)),
+            **self.learning.waiting(),
         }
         self._waiting_row = row_of(self.waiting)
         self.metrics: Metrics | None = None
         if labels is not None and self.spec.task is not None:
             self.metrics = Metrics(self.spec.task, self.outputs)
-        detector = pipeline.drift
-        self.drift = Watch(detector, self.model, self.spec, self._count) if detector is not None else None
+        self.drift = self.learning.drift
         self._bind()
         self.partitions: dict[int, _Partition] = {}
         # What came in order but is done later, many pieces at one go; the examples are older than the events.
         self._met: list[tuple[NDArray, ...]] = []  # examples taken and not learned yet
         self._taken: list[_Taken] = []  # events not predicted yet
-        self._unlearned = _Unlearned()
         self.enter: Callable[[str], None] = lambda stage: None  # told which stage of the work begins; see stages.py
         self._muted: dict[tuple[Role, int], int] = {}  # rows before these offsets leave the shared state as it is
         self._mute = False  # whether the row in hand is one of them
@@ -251,15 +247,13 @@ class Engine:
         self.label_groups = [g for g, sources in enumerate(moved) if sources - self.moves_with_event]
 
     def _bind(self) -> None:
-        layout: dict[str, Array] = {f"model/{k}": a for k, a in self.model.layout(self.spec).items()}
+        layout = self.learning.arrays()
         for group, folds in zip(self.groups, self.folds, strict=True):
             layout |= {f"group/{group.name}/{k}": a for k, a in group_layout(group.capacity).items()}
             for fold, *_ in folds:
                 layout |= {f"aggregate/{fold.feature.name}/{k}": a for k, a in fold.layout().items()}
         if self.metrics is not None:
             layout |= {f"metrics/{k}": a for k, a in self.metrics.layout().items()}
-        if self.drift is not None:
-            layout |= {f"drift/{k}": a for k, a in self.drift.layout().items()}
         layout["counters"] = Array((len(COUNTERS),), "int64")
         layout["clock"] = Array((1,), "int64", BEFORE_ALL)  # the greatest event time, over all partitions
         layout["bad"] = Array((BAD_WINDOW,), "uint8")  # the last records: 1 is bad
@@ -271,7 +265,7 @@ class Engine:
         self._touched = allocate_touched(self.model.layout(self.spec))  # since the last look at what is finite
         # blocks of tables that were written to up to the last end of a cycle; who copies them sets them back
         self.changed = {group: np.ones_like(marks) for group, marks in self._touched.items()}
-        self.model.bind(self.spec, model, self._touched)
+        self.learning.bind(self.arrays, self._touched)
         self._opaque = self.model.opaque()
         self._plan_looks(model)
         self.tables: list[GroupTable] = []
@@ -283,9 +277,6 @@ class Engine:
         self._plan_folds()
         if self.metrics is not None:
             self.metrics.bind({k: self.arrays[f"metrics/{k}"] for k in self.metrics.layout()})
-        if self.drift is not None:
-            watch = {k: self.arrays[f"drift/{k}"] for k in self.drift.layout()}
-            self.drift.bind(watch, model, self._touched)
         self._slotted |= {
             f"aggregate/{fold.feature.name}/{k}": g
             for g, folds in enumerate(self.folds)
@@ -293,7 +284,7 @@ class Engine:
             for k in fold.layout()
         }
         # a state may hold fewer rows: keys in use, counters and sums of before
-        self._growing = {*self._slotted, "counters", "metrics/sums"} & layout.keys()
+        self._growing = {*self._slotted, *self.learning.growing, "counters", "metrics/sums"} & layout.keys()
         self._derived = {f"group/{group.name}/index" for group in self.groups}  # not saved: made from the keys
         self._counters: I64 = self.arrays["counters"]
         self._clock: I64 = self.arrays["clock"]
@@ -354,8 +345,13 @@ class Engine:
     def results(self) -> dict[str, float | int | None]:
         """Progressive metrics: each loss is of the prediction that was made before its label was known."""
         self._catch_up()
-        drift = self.drift.results() if self.drift is not None else {}
-        return self.metrics.results() | drift if self.metrics is not None else drift
+        learning = self.learning.results()
+        return self.metrics.results() | learning if self.metrics is not None else learning
+
+    def results_of_models(self) -> dict[str, dict[str, float | int | None]]:
+        """The same of each model, where there are several: of what it said, whether or not that was served."""
+        self._catch_up()
+        return self.contest.results_of_models() if self.contest is not None else {}
 
     def clock(self, role: Role, partition: int) -> int:
         """The event time that a topic partition has reached, in microseconds; far below zero: none yet."""
@@ -415,7 +411,9 @@ class Engine:
         if dead:
             self._count("dead_letters", len(dead))
             self._count(f"bad_{batch.role}", len(dead))
-        out = np.empty((hi - lo if batch.role == "events" else 0, self.outputs), np.float32)
+        rows = hi - lo if batch.role == "events" else 0
+        by = np.empty(rows, np.uint8) if self.contest is not None and self.contest.best is not None else None
+        predicted = Predicted(batch, lo, hi, np.empty((rows, self.outputs), np.float32), by)
         heard, at = start, lo  # the first record that is not muted, and its row
         if place in self._muted:
             heard = min(self._muted[place], next)
@@ -423,26 +421,25 @@ class Engine:
             self._catch_up()  # what was taken before is not muted
             self._mute = True
             at = int(batch.offset.searchsorted(heard))
-            self._stretch(part, batch, start, heard, lo, at, out[: at - lo])
+            self._stretch(part, start, heard, lo, at, predicted)
             self.predict_taken()
             self._mute = False
         if self._muted.get(place, next + 1) <= next:
             del self._muted[place]
-        self._stretch(part, batch, max(start, heard), next, at, hi, out[at - lo :])
+        self._stretch(part, max(start, heard), next, at, hi, predicted)
         if not later:
             self.predict_taken()
-        predicted = Predicted(batch, lo, hi, out) if batch.role == "events" and hi > lo else None
-        return Processed(Piece(batch.role, batch.partition, start, next), predicted, dead)
+        return Processed(Piece(batch.role, batch.partition, start, next), predicted if rows else None, dead)
 
-    def _stretch(self, part: _Partition, batch: Batch, start: int, next: int, lo: int, hi: int, out: F32) -> None:
-        """Process the records [start, next), rows [lo, hi): all are muted, or none is. Predictions go to out."""
-        at = lo
+    def _stretch(self, part: _Partition, start: int, next: int, lo: int, hi: int, to: Predicted) -> None:
+        """Process the records [start, next), rows [lo, hi): all are muted, or none is. Predictions go to `to`."""
+        batch, at = to.batch, lo
         for mark in [mark for mark in batch.marks if start <= mark < next] if batch.marks else ():
             cut = int(batch.offset.searchsorted(mark))
-            self._rows(part, batch, at, cut, out[at - lo : cut - lo])
+            self._rows(part, at, cut, to)
             self._end_of_stream(part, batch.role)
             at = cut
-        self._rows(part, batch, at, hi, out[at - lo :])
+        self._rows(part, at, hi, to)
 
     def look(self, batch: Batch) -> F32:
         """Predict for rows of events that are not part of the stream: float32 (B, O); nothing changes."""
@@ -451,13 +448,13 @@ class Engine:
         self._look_at_folds.run(batch.time, batch.groups, batch.values, batch.y, numeric)
         numeric[np.isinf(numeric)] = np.nan
         out = np.empty((len(batch), self.outputs), np.float32)
-        self.model.predict(Rows(numeric, batch.categories), out)
+        self.learning.look(Rows(numeric, batch.categories), out)
         return out
 
     def end_cycle(self) -> None:
         """A cycle ends: a learner that learns in micro-batches learns its last, short one."""
         self._catch_up()
-        self._learn_micro_batches(least=1)
+        self.learning.end_cycle()
         for group, marks in self._touched.items():
             np.maximum(self.changed[group], marks, out=self.changed[group])
 
@@ -495,7 +492,7 @@ class Engine:
         dumps = {name: part.dump() for name, part in self._opaque.items()}
         partitions = {p: part.state() for p, part in self.partitions.items()}
         touched = {group: marks.copy() for group, marks in self._touched.items()}
-        met, unlearned = list(self._met), self._unlearned.copy()
+        met, unlearned = list(self._met), self.learning.unlearned()
         muted, stop_reason = dict(self._muted), self.stop_reason
 
         def undo() -> None:
@@ -510,7 +507,8 @@ class Engine:
             self.partitions = {}
             for p, state in partitions.items():
                 self.load_partition(p, state)
-            self._met, self._taken, self._unlearned = list(met), [], unlearned.copy()
+            self._met, self._taken = list(met), []
+            self.learning.put_back(unlearned)
             self._muted, self._mute, self.stop_reason = dict(muted), False, stop_reason
 
         return undo
@@ -533,19 +531,21 @@ class Engine:
     def _count(self, name: str, n: int) -> None:
         self._counters[COUNTER_AT[name]] += n
 
-    def _rows(self, part: _Partition, batch: Batch, lo: int, hi: int, out: F32) -> None:
-        """Process rows [lo, hi) of a batch; predictions of events go to out, float32 (hi - lo, O)."""
-        if hi > lo and batch.role == "events":
-            self._events(part, batch, lo, hi, out)
+    def _rows(self, part: _Partition, lo: int, hi: int, to: Predicted) -> None:
+        """Process rows [lo, hi) of the batch of `to`, which predictions of events go to."""
+        if hi > lo and to.batch.role == "events":
+            self._events(part, lo, hi, to)
         elif hi > lo:
-            self._labels(part, batch, lo, hi)
+            self._labels(part, to.batch, lo, hi)
 
     # -- events
 
-    def _events(self, part: _Partition, batch: Batch, lo: int, hi: int, out: F32) -> None:
+    def _events(self, part: _Partition, lo: int, hi: int, to: Predicted) -> None:
+        batch, out, by = to.batch, to.out, to.by
         early = self._early_matches(part, batch, lo, hi)
         for a, b, clock in self._uncut(part, batch, lo, hi, early):
-            self._taken.append(_Taken(part, batch, a, b, clock, out[a - lo : b - lo]))
+            rows = slice(a - to.lo, b - to.lo)
+            self._taken.append(_Taken(part, batch, a, b, clock, out[rows], None if by is None else by[rows]))
             self._watch_pending()
             if b - 1 in early:
                 self._settle_early(part, batch, b - 1)
@@ -631,21 +631,23 @@ class Engine:
         self.enter("model")
         x = Rows(numeric, categories)
         if self._mute:
-            self.model.predict(x, out)
-        elif self.immediate and self.drift is not None:
-            self.drift.test_then_learn(x, y, time, out)
+            said = self.learning.predict(x, out)
         elif self.immediate:
-            self.model.test_then_learn(x, Truth(y[:, None], np.ones(len(y), np.float32)), out)
+            said = self.learning.test_then_learn(x, y, time, out)
         else:
-            self.model.predict_then_observe(x, out)
+            said = self.learning.predict_then_observe(x, out)
         ends = list(accumulate(len(t.out) for t in taken))
         if len(taken) > 1:
             for t, end in zip(taken, ends, strict=True):
                 t.out[:] = out[end - len(t.out) : end]
-        if not np.isfinite(out).all():
-            self._refuse(taken)
+        if not np.isfinite(out if said is None else said.each).all():
+            self._refuse(taken, out, said)
+        if said is not None and said.by is not None:
+            for t, end in zip(taken, ends, strict=True):
+                assert t.by is not None
+                t.by[:] = said.by[end - len(t.by) : end]
         if self.immediate:
-            self._labels_in_events(y, out)
+            self._labels_in_events(y, out, said)
         elif self.delayed:
             self.enter("labels")
             rows = taken[0].part.pending.blank(len(time))
@@ -653,25 +655,33 @@ class Engine:
             columns["key"] = _joined([b.key_hash[r] for b, r in rows_of])
             columns["clock"] = _joined([t.clock for t in taken])
             columns["time"], columns["prediction"] = time, out
+            if said is not None:
+                columns["said"] = said.each.transpose(1, 0, 2)
             columns["numeric"], columns["categories"] = numeric, categories
             columns["groups"] = groups[:, self.label_groups]
             for t, end in zip(taken, ends, strict=True):
                 added = t.part.pending.append(rows[end - len(t.out) : end])
                 self._count("repeated", len(t.out) - added)
 
-    def _refuse(self, taken: list[_Taken]) -> None:
-        """Say which of these predictions is not finite."""
-        t = next(t for t in taken if not np.isfinite(t.out).all())
-        at = int(np.flatnonzero(~np.isfinite(t.out).all(1))[0])
+    def _refuse(self, taken: list[_Taken], out: F32, said: Said | None) -> None:
+        """Say which of these predictions, or of what the models said, is not finite."""
+        each = out[None] if said is None else said.each
+        row, which = np.argwhere(~np.isfinite(each).all(2).T)[0].tolist()
+        whose = f" of model {self.contest.names[which]!r}" if self.contest is not None else ""
+        at = row
+        for t in taken:
+            if at < len(t.out):
+                break
+            at -= len(t.out)
         raise NotFinite(
-            f"{self.pipeline.events.topic}[{t.batch.partition}]@{t.batch.offset[t.lo + at]}: the prediction is "
-            f"{t.out[at].tolist()}, not finite; the model is broken and nothing of this cycle is published; "
+            f"{self.pipeline.events.topic}[{t.batch.partition}]@{t.batch.offset[t.lo + at]}: the prediction{whose} is "
+            f"{each[which, row].tolist()}, not finite; the model is broken and nothing of this cycle is published; "
             f"{REMEDY}"
         )
 
     # -- labels
 
-    def _labels_in_events(self, y: F32, out: F32) -> None:
+    def _labels_in_events(self, y: F32, out: F32, said: Said | None) -> None:
         known = ~np.isnan(y)
         count = int(known.sum())
         if not count:
@@ -681,6 +691,8 @@ class Engine:
         self._count("unlearned" if self._mute else "examples", count)
         assert self.metrics is not None
         self.metrics.update(y[known], out[known])
+        if said is not None:
+            self.learning.score(y[known], said.each[:, known])
 
     def _labels(self, part: _Partition, batch: Batch, lo: int, hi: int) -> None:
         self.predict_taken()
@@ -777,7 +789,9 @@ class Engine:
         self._count("unlearned" if self._mute else "examples", len(rows))
         if self._mute:
             assert self.metrics is not None
-            self.metrics.update(y, rows.view(self._waiting_row)[:, 0]["prediction"])
+            waited = rows.view(self._waiting_row)[:, 0]
+            self.metrics.update(y, waited["prediction"])
+            self.learning.score(y, self.learning.said(waited["prediction"], waited))
             return
         self._met.append((rows, time, y, values))
 
@@ -800,34 +814,7 @@ class Engine:
         assert self.metrics is not None
         self.metrics.update(y, prediction)
         self._fold_labels.run(time, groups, values, y, _NOTHING_READ)
-        if self.drift is None:
-            self._learn(numeric, categories, y)
-            return
-        for part in self.drift.stretches(y, prediction, time):
-            self._learn(numeric[part], categories[part], y[part])
-
-    def _learn(self, numeric: F32, categories: NDArray[np.uint64], y: F32) -> None:
-        if self.model.updates == "sequential":
-            self.model.learn(Rows(numeric, categories), Truth(y[:, None], np.ones(len(y), np.float32)))
-            return
-        u = self._unlearned
-        u.numeric.append(numeric)
-        u.categories.append(categories)
-        u.y.append(y)
-        u.rows += len(y)
-        self._learn_micro_batches(least=self.model.batch_size)
-
-    def _learn_micro_batches(self, least: int) -> None:
-        u, size = self._unlearned, self.model.batch_size
-        if u.rows < least:
-            return
-        numeric, categories, y = np.concatenate(u.numeric), np.concatenate(u.categories), np.concatenate(u.y)
-        a = 0
-        while u.rows - a >= least:
-            b = min(a + size, u.rows)
-            self.model.learn(Rows(numeric[a:b], categories[a:b]), Truth(y[a:b, None], np.ones(b - a, np.float32)))
-            a = b
-        self._unlearned = _Unlearned([numeric[a:]], [categories[a:]], [y[a:]], u.rows - a)
+        self.learning.learn(Rows(numeric, categories), y, self.learning.said(prediction, waited), time)
 
     def _end_of_stream(self, part: _Partition, role: Role) -> None:
         """A mark was read. Once both topics of a partition have theirs, every wait of the partition ends."""
@@ -924,6 +911,12 @@ class Engine:
             "metrics": {name: finite(value) for name, value in (self.results() | self.counters()).items()},
             "muted": muted,
         } | ({"opaque": {name: part.config() for name, part in self._opaque.items()}} if self._opaque else {})
+        if self.contest is not None:
+            meta["models"] = list(self.contest.names)
+            meta["metrics_of_models"] = {
+                model: {name: finite(value) for name, value in told.items()}
+                for model, told in self.results_of_models().items()
+            }
         shared = {name: array for name, array in self.arrays.items() if name not in self._derived}
         for name, g in self._slotted.items():
             shared[name] = shared[name][: self.tables[g].size]
@@ -964,7 +957,8 @@ class Engine:
         for table in self.tables:
             table.reindex()
         self.model.push()
-        self._met, self._taken, self._unlearned = [], [], _Unlearned()
+        self._met, self._taken = [], []
+        self.learning.put_back()
         muted: Mapping[Role, Mapping[str, int]] = state.meta.get("muted", {})
         self._muted = {(role, int(p)): offset for role, of in muted.items() for p, offset in of.items()}
         for marks in [*self._touched.values(), *self.changed.values()]:

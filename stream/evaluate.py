@@ -91,13 +91,15 @@ def _evaluate(
     engine.finish()
     seconds = time.perf_counter() - began
     counters = engine.counters()
-    results = {
+    results: dict[str, Any] = {
         **counters,
         **engine.results(),
         "labels": counters["labels"],
         "seconds": round(seconds, 3),
         "events_per_second": round(counters["events"] / seconds, 1) if seconds else None,
     }
+    if engine.contest is not None:
+        results["models"] = engine.results_of_models()
     return Evaluation(results, dead, engine)
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from .contest import say_losses
 from .engine import Engine, finite
 from .evaluate import evaluate_files
 from .load import load_pipeline
@@ -38,8 +39,9 @@ BASELINES = {  # of each figure: what it is called in the results, and what it m
 }
 COUNTED = (
     *("events", "labels", "joined", "expired", "pending", "orphans", "late", "duplicates", "dead_letters", "drifts"),
-    *("infinite", "unusable", "unanswered", "undeclared"),
+    *("infinite", "unusable", "unanswered", "undeclared", "switches"),
 )
+OF_MODELS = {"served": "predictions served", "drifts": "drifts of each", "drift_actions": "boosts and resets"}
 WORDS = {
     "log_loss": "log loss",
     "auc": "area under the ROC curve",
@@ -60,11 +62,12 @@ def run(file: str, events: Path, labels: Path | None, json: bool) -> int:
             results = engine.results()
             loss = results.get("log_loss", results.get("mae"))
             shown = f", {'log loss' if 'log_loss' in results else 'MAE'} {loss:.4f}" if loss is not None else ""
+            shown += say_losses(engine.results_of_models())
             bar.update(task, description=f"{engine.counters()['events']:,} events{shown}")
 
         evaluation = evaluate_files(pipeline, events, labels, progress)
     if json:
-        print(jsonlib.dumps({k: finite(v) for k, v in evaluation.results.items()}))
+        print(jsonlib.dumps(_finite(evaluation.results)))
         return 0
     console = Console()
     console.print(report(evaluation.results))
@@ -75,13 +78,25 @@ def run(file: str, events: Path, labels: Path | None, json: bool) -> int:
 
 
 def report(results: dict[str, Any]) -> Table:
-    """The figures of an evaluation as a table: what, how much, and what the baseline reaches."""
+    """The figures of an evaluation as a table: what, how much, and what the baseline reaches.
+
+    Several models have a column each, and so has what was served where that was not always the first.
+    """
+    models: dict[str, dict[str, Any]] = results.get("models", {})
+    served = "switches" in results or not models  # all of it is not what one model said
+    values = (["served" if models else "value"] if served else []) + list(models)
+    if not served:
+        values[0] += " (serves)"
+    blanks = [""] * (len(values) - 1)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "value", "baseline", ""):
-        table.add_column(name, justify="right" if name in ("value", "baseline") else "left")
+    for name in ("", *values, "baseline", ""):
+        table.add_column(name, justify="right" if name else "left")
     for name in COUNTED:
         if results.get(name) or name in ("events", "labels"):
             table.add_row(name.replace("_", " "), f"{results[name]:,}")
+    for name, words in OF_MODELS.items():
+        if any(told.get(name) for told in models.values()):
+            table.add_row(words, *[""] * served, *(f"{told[name]:,}" for told in models.values()))
     if results.get("last_drift_time") is not None:
         when = datetime.fromtimestamp(results["last_drift_time"], UTC)
         table.add_row("boosts and resets", f"{results['drift_actions']:,}")
@@ -89,10 +104,17 @@ def report(results: dict[str, Any]) -> Table:
     for name, words in WORDS.items():
         if results.get(name) is None:
             continue
+        columns = ([results] if served else []) + list(models.values())
+        shown = [f"{told[name]:.4f}" if told[name] is not None else "" for told in columns]
         known = [(at, means) for at, means in BASELINES.get(name, {}).items() if results[at] is not None]
         first, *others = [(f"{results[at]:.4f}", means) for at, means in known] or [("", "")]
-        table.add_row(words, f"{results[name]:.4f}", *first)
+        table.add_row(words, *shown, *first)
         for row in others:
-            table.add_row("", "", *row)
+            table.add_row("", "", *blanks, *row)
     table.add_row("events per second", f"{results['events_per_second']:,.0f}")
     return table
+
+
+def _finite(results: dict[str, Any]) -> dict[str, Any]:
+    """The results as JSON, which has no NaN."""
+    return {name: _finite(value) if isinstance(value, dict) else finite(value) for name, value in results.items()}

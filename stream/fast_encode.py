@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numba import njit
@@ -25,8 +26,9 @@ _OPEN_SIZE, _THEN_SIZE, _CLOSE_SIZE = len(_OPEN), len(_THEN), len(_CLOSE)
 
 # What the kernel is told of each row, a column after another; the last two only where a batch has headers.
 _KEY_SIZE, _KEY, _RECORD_KEY_SIZE, _RECORD_KEY, _TIME, _OFFSET, _HEADERS_SIZE, _HEADERS = range(8)
-# And of each part, some rows of one batch: the row behind its last, where its buffers lie, and what its source is.
-_END, _KEY_DATA, _RECORD_KEY_DATA, _HEADERS_DATA, _SOURCE, _SOURCE_SIZE = range(6)
+# And of each part, some rows of one batch that one model has predicted: the row behind its last, where its buffers lie,
+# and what is said of its model and its source.
+_END, _KEY_DATA, _RECORD_KEY_DATA, _HEADERS_DATA, _MODEL, _MODEL_SIZE, _SOURCE, _SOURCE_SIZE = range(8)
 
 
 def prediction_rows(
@@ -43,40 +45,60 @@ def prediction_rows(
     told = []  # the columns of each part
     parts, row, ends = [], 0, {}
     names = say_classes(served.classes) or [b""]  # what stands before each number of a prediction
-    said = [_OPEN, _THEN, (b"}" if served.classes else b"") + say_model(served), _CLOSE, *names]
+    said = [_OPEN, _THEN, _CLOSE, *names]
     size = sum(map(len, said))
+    models: dict[int, tuple[int, int]] = {}  # where in it that stands which is said of a model, and its size
+    longest = 0  # of what is said of a source
     with_headers = any(piece.batch.headers is not None for pieces in predicted.values() for piece in pieces)
     for partition, pieces in predicted.items():
-        source = say_source(topic, partition)
-        for batch, lo, hi in _runs(pieces):
+        source = size, len(say_source(topic, partition))
+        said.append(say_source(topic, partition))
+        size, longest = sum(source), max(longest, source[1])
+        for batch, lo, hi, by in _runs(pieces):
+            if by not in models:
+                of = (b"}" if served.classes else b"") + say_model(served if by < 0 else served.by(by))
+                said.append(of)
+                models[by] = size, len(of)
+                size += len(of)
             row += hi - lo
             strings = [batch.keys, batch.record_keys]
             if with_headers:
                 strings.append(Spans.none(len(batch)) if batch.headers is None else batch.headers)
             told.append(_columns(batch, strings, lo, hi))
             buffers = [address_of(of.data) for of in strings]
-            parts += [row, *buffers, *[0] * (3 - len(buffers)), size, len(source)]
-        said.append(source)
-        size += len(source)
+            parts += [row, *buffers, *[0] * (3 - len(buffers)), *models[by], *source]
         ends[partition] = row
     if not row:
         return Rows(Spans.none(0), Spans.none(0)), ends
     out = np.concatenate([piece.out for pieces in predicted.values() for piece in pieces], dtype=np.float32)
     check_outputs(out, served.classes)
-    return _written(told, parts, out, said, len(names), row), ends
+    longest += max(length for _, length in models.values())
+    return _written(told, parts, out, said, len(names), longest, row), ends
 
 
-def _runs(predicted: Sequence[Predicted]) -> Iterator[tuple[Batch, int, int]]:
-    """Pieces that follow one another in a batch, joined: a part has its price, and a piece may be a few rows."""
+def _runs(predicted: Sequence[Predicted]) -> Iterator[tuple[Batch, int, int, int]]:
+    """Pieces that follow one another in a batch, joined: a part has its price, and a piece may be a few rows.
+
+    batch, its rows lo to hi, and the place of the model that has predicted them; -1 where none is told of.
+    """
     if not predicted:
         return
-    batch, lo, hi = predicted[0].batch, predicted[0].lo, predicted[0].lo
+    batch, lo, hi, by = predicted[0].batch, predicted[0].lo, predicted[0].lo, -1
     for piece in predicted:
-        if piece.batch is not batch or piece.lo != hi:
-            yield batch, lo, hi
-            batch, lo = piece.batch, piece.lo
-        hi = piece.hi
-    yield batch, lo, hi
+        for a, b, one in ((piece.lo, piece.hi, -1),) if piece.by is None else _by_model(piece):
+            if piece.batch is not batch or a != hi or one != by:
+                if hi > lo:
+                    yield batch, lo, hi, by
+                batch, lo, by = piece.batch, a, one
+            hi = b
+    yield batch, lo, hi, by
+
+
+def _by_model(piece: Predicted) -> list[tuple[int, int, int]]:
+    """The stretches [a, b) of a piece's batch that one model has predicted, and its place."""
+    assert piece.by is not None
+    cuts = [0, *(np.flatnonzero(np.diff(piece.by)) + 1).tolist(), len(piece.by)]
+    return [(piece.lo + a, piece.lo + b, int(piece.by[a])) for a, b in pairwise(cuts) if b > a]
 
 
 def _columns(batch: Batch, strings: Sequence[Spans], lo: int, hi: int) -> list[I64]:
@@ -94,6 +116,7 @@ def _written(
     out: NDArray[np.float32],
     said: list[bytes],
     numbers: int,
+    longest: int,
     rows: int,
 ) -> Rows:
     """The rows of all parts, in a buffer of their own."""
@@ -102,11 +125,11 @@ def _written(
         raise ValueError(f"{rows} rows with {len(out)} predictions, and {len(columns)} of {len(told[0])} things each")
     columns = columns.reshape(len(told[0]), rows)
     texts = np.frombuffer(bytearray(b"".join([*said, bytes(PADDING)])), np.uint8)
-    fixed, names, sources = (list(map(len, part)) for part in (said[:4], said[4 : 4 + numbers], said[4 + numbers :]))
+    fixed, names = (list(map(len, part)) for part in (said[:3], said[3 : 3 + numbers]))
     bounds = np.cumsum([sum(fixed), *names])
-    data = padded(_room(columns, int(bounds[-1]) + max(sources) + (2 + numbers) * LONGEST))
+    data = padded(_room(columns, int(bounds[-1]) + longest + (2 + numbers) * LONGEST))
     places = np.empty((4, rows), np.int64)
-    _write(columns, out, np.array(parts, np.int64), address_of(texts), bounds, len(said[2]), address_of(data), places)
+    _write(columns, out, np.array(parts, np.int64), address_of(texts), bounds, address_of(data), places)
     return Rows(
         keys=Spans(data, places[2], columns[_RECORD_KEY_SIZE]),
         values=Spans(data, places[0], places[1]),
@@ -126,21 +149,21 @@ def _room(columns, most):
 
 
 @njit(cache=True, nogil=True)
-def _write(columns, out, parts, said, bounds, model_size, data, places):
+def _write(columns, out, parts, said, bounds, data, places):
     """Of each row its value, its record key and its headers, one after another at the address `data`.
 
-    parts   int64 (6 * parts,)
-    said    address of what rows say: _OPEN, _THEN, of the model, _CLOSE, before each number, of the sources
+    parts   int64 (8 * parts,)
+    said    address of what rows say: _OPEN, _THEN, _CLOSE, before each number, of the models and the sources
     bounds  int64 (numbers + 1,)  where in it that stands which is said before each number, and the end of the last
     places  int64 (4, B)   changed in place: where in data value, its size, record key and headers are
     """
     then = said + _OPEN_SIZE
-    model = then + _THEN_SIZE
-    close = model + model_size
+    close = then + _THEN_SIZE
     at, first = data, 0
-    for part in range(0, parts.shape[0], 6):
+    for part in range(0, parts.shape[0], 8):
         key_data, record_key_data = parts[part + _KEY_DATA], parts[part + _RECORD_KEY_DATA]
         headers_data = parts[part + _HEADERS_DATA]
+        model, model_size = said + parts[part + _MODEL], parts[part + _MODEL_SIZE]
         source, source_size = said + parts[part + _SOURCE], parts[part + _SOURCE_SIZE]
         for i in range(first, parts[part + _END]):
             places[0, i] = at - data
@@ -189,6 +212,6 @@ def _put_seconds(address, microseconds):
 def warm_up() -> None:
     """Compile the kernels of this file."""
     columns, places = np.zeros((6, 1), np.int64), np.zeros((4, 1), np.int64)
-    data, parts = padded(_room(columns, 200)), np.array([1, 0, 0, 0, 0, 0])
+    data, parts = padded(_room(columns, 200)), np.array([1, 0, 0, 0, 0, 0, 0, 0])
     out, bounds = np.zeros((1, 1), np.float32), np.zeros(2, np.int64)
-    _write(columns, out, parts, address_of(data), bounds, 0, address_of(data), places)
+    _write(columns, out, parts, address_of(data), bounds, address_of(data), places)

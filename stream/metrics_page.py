@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CollectorRegistry, CounterMetricFamily, GaugeMetricFamily, Metric
@@ -28,6 +28,14 @@ DRIFT = {
     "drift_actions": "times that the learner was boosted or reset",
     "last_drift_example": "example at which it was heard, counted from 0",
     "last_drift_time": "its event time, in seconds since the epoch",
+}
+MODELS = {
+    "switches": "times that another model began to serve",
+    "serves": "1: it serves now",
+    "served": "predictions that it served",
+    "drifts": "times that its detector of drift fired",
+    "labels": "labels that met what it had said",
+    "lead": "standard errors by which its losses of late were less than those of the model that serves",
 }
 
 
@@ -84,8 +92,25 @@ class _Worker:
             if name in COUNTERS:
                 yield _counter(f"headrace_{name}", name.replace("_", " "), int(value))
                 continue
-            words = WAITING.get(name) or DRIFT.get(name) or f"progressive {name.replace('_', ' ')}"
+            words = WAITING.get(name) or DRIFT.get(name) or MODELS.get(name) or f"progressive {name.replace('_', ' ')}"
             yield _gauge(f"headrace_{name}", words, value)
+        yield from _of_models(runner.figures_of_models)
+
+
+def _of_models(models: Mapping[str, Mapping[str, float | int | None]]) -> Iterator[Metric]:
+    """Each figure that is told of the models, with a label for each of them."""
+    for name in dict.fromkeys(name for told in models.values() for name in told):
+        words = MODELS.get(name) or DRIFT.get(name) or f"progressive {name.replace('_', ' ')} of what it said"
+        family: CounterMetricFamily | GaugeMetricFamily
+        if name in ("served", "drifts"):
+            family = CounterMetricFamily(f"headrace_model_{name}", words, labels=["model"])
+        else:
+            family = GaugeMetricFamily(f"headrace_model_{name}", words, labels=["model"])
+        for model, told in models.items():
+            value = told.get(name)
+            if value is not None:
+                family.add_metric([model], float(value))
+        yield family
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

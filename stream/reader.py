@@ -129,6 +129,12 @@ class SnapshotReader:
         return self._served.store.slot
 
     @property
+    def model(self) -> str:
+        """The name of the model that predicts, where the pipeline has several; else the pipeline's."""
+        contest = self._served.engine.contest
+        return self.pipeline.name if contest is None else contest.names[contest.serves]
+
+    @property
     def age_seconds(self) -> float:
         """Wall time since the version that is served was published, by the clocks of both machines."""
         return time.time() - self._served.created
@@ -408,11 +414,11 @@ def _require_same(pipeline: Pipeline, meta: Mapping[str, Any]) -> None:
             f"the snapshot of {pipeline.name!r} was made with another feature list: {'; '.join(differences)}. "
             "Read it with the pipeline file that the worker runs"
         )
-    for what in ("task", "classes", "model"):
-        if here[what] != there.get(what):
+    for what in ("task", "classes", "model", "models", "serve"):
+        if here.get(what) != there.get(what):
             raise SnapshotError(
                 f"the snapshot of {pipeline.name!r} was made with {what} {there.get(what)}, this pipeline declares "
-                f"{here[what]}. Read it with the pipeline file that the worker runs"
+                f"{here.get(what)}. Read it with the pipeline file that the worker runs"
             )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import SnapshotError
 from .engine import Engine, EngineState
+from .succession import carry_models
 
 
 def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[str]]:
@@ -30,13 +31,15 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
                 f"the newest snapshot of {engine.pipeline.name!r} has {what} {was}, the pipeline declares {is_now}: "
                 "what was learned does not fit; give the pipeline another name"
             )
+    state, notes = carry_models(state, engine)
+    there = state.meta
     if changes := differences(there.get("opaque", {}), here.get("opaque", {})):
         raise SnapshotError(
             f"the newest snapshot of {engine.pipeline.name!r} holds the state of another model: {'; '.join(changes)}. "
             "The settings are part of that state; declare the model as it was, or give the pipeline another name to "
             "begin anew"
         )
-    notes = [f"`{name}` is new" for name in now if name not in before]
+    notes += [f"`{name}` is new" for name in now if name not in before]
     notes += [f"`{name}` is gone" for name in before if name not in now]
     notes += [f"`{name}` is declared otherwise" for name in now if name in before and before[name] != now[name]]
     waits = [

@@ -36,6 +36,7 @@ from ..errors import HeadraceError, InputError, SnapshotError, StreamStopped
 from . import arrow_text, fast_encode, fast_json, publisher
 from .adoption import Adoption
 from .align import BEFORE_ALL, Aligner, Next, Partition
+from .contest import say_losses
 from .cycle import Cycle, end_cycle, merge, run_cycle
 from .declaration import Pipeline
 from .decode import Decoder
@@ -109,6 +110,7 @@ class Runner:
         self.replay_left = 0  # records
         self.standing: Standing | None = None
         self.figures: dict[str, float | int | None] = {}  # counters and metrics, as of a moment ago
+        self.figures_of_models: dict[str, dict[str, float | int | None]] = {}  # where there are several
         self.ends: dict[Partition, int] = {}
         self.stall_seconds = 0.0
         self.stages = Stages()
@@ -713,7 +715,8 @@ class Runner:
         self.stages.enter("encode")
         pipeline, learned = self.pipeline, self._standing().last_learned
         topic, age = pipeline.events.topic, None if learned is None else time.time() - learned
-        served = Served(pipeline.name, self.version, age, pipeline.classes)
+        models = tuple(pipeline.models or ())
+        served = Served(models[0] if models else pipeline.name, self.version, age, pipeline.classes, models)
         to = pipeline.predictions.topic
         if self.settings.plain:
             for number, predicted in cycle.predicted.items():
@@ -760,6 +763,7 @@ class Runner:
     def _note_figures(self, engine: Engine) -> None:
         """What log and metrics show, for they must not look at an engine at work."""
         self.figures = engine.results() | engine.counters()
+        self.figures_of_models = engine.results_of_models()
         self._figures_due, self._figures_old = time.monotonic() + FIGURES_SECONDS, False
 
     def _at_end(self) -> set[Partition]:
@@ -1052,6 +1056,7 @@ class Runner:
             loss = figures.get("log_loss", figures.get("mae"))
             baseline = figures.get("log_loss_constant", figures.get("mae_constant"))
             shown = "" if loss is None else f", loss {loss:.4f} (constant {baseline:.4f})"
+            shown += say_losses(self.figures_of_models)
             rate = (events - events_then) / (now - then)
             log.info("%s events, %s/s, lag %s%s", f"{events:,}", f"{rate:,.0f}", f"{sum(self.lag().values()):,}", shown)
             if self._profile is not None:

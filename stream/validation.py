@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, cast
@@ -16,7 +16,7 @@ from ..errors import DeclarationError
 from ..models.base import Spec, Task
 from ..models.chain import as_chain
 from ..models.drift import DriftDetector
-from .declaration import Events, Labels, Pipeline, Predictions, Snapshots
+from .declaration import Best, Events, Labels, Pipeline, Predictions, Snapshots
 from .durations import parse_duration
 from .expressions import (
     CATEGORIES,
@@ -36,6 +36,8 @@ from .features import Aggregate, Category, Cross, Feature, Numeric
 
 TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 NAME = re.compile(r"[a-z0-9._-]{1,200}")
+MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
+MOST_MODELS = 100  # their places are told in a byte
 TASKS: tuple[Task, ...] = ("binary", "regression", "multiclass")
 EXAMPLE_MODEL = "StandardScaler() | LogisticRegression()"
 
@@ -64,7 +66,7 @@ def check_pipeline(p: Pipeline) -> Checked:
     spec = Spec(numeric, categories, task, len(classes) or 1)
     task_known = sides is not None and sides.labels_known and (task is not None or sides.labels is None)
     problems = len(found.texts)
-    spec = _check_model(p.model, spec, task_known, found)
+    spec = _check_models(p, spec, task_known, found)
     _check_drift(p, spec, task_known and len(found.texts) == problems, found)
     found.raise_for(p.name)
     return Checked(features, task, classes, spec)
@@ -562,19 +564,47 @@ def _check_label_aggregate(feature: Aggregate, sides: Sides) -> None:
 # --- the rest
 
 
-def _check_model(model: Any, spec: Spec, task_known: bool, found: Problems) -> Spec:
+def _check_models(p: Pipeline, spec: Spec, task_known: bool, found: Problems) -> Spec:
+    """The spec that the model, or the models, are to be bound to."""
+    models: Any = p.models
+    serve: Any = p.serve
+    if serve is not None and not isinstance(serve, Best):
+        found.add(
+            "serve", f'expected Best(window="6h") or None, got {_came(serve)}; without it the first of models serves'
+        )
+    if models is None:
+        if serve is not None:
+            found.add("serve", 'chooses among models={"a": ..., "b": ...}, and there is only one model; leave it away')
+        return _check_model(p.model, spec, task_known, found, "model")
+    if p.model is not None:
+        found.add("models", "there is model= as well; give one of the two: models= holds all, the first of them serves")
+    if not isinstance(models, Mapping) or not models:
+        found.add("models", f'expected {{"a": ..., "b": ...}}, one model or more by name, got {_came(models)}')
+        return spec
+    if len(models) > MOST_MODELS:
+        found.add("models", f"expected {MOST_MODELS} models at most, got {len(models)}")
+    if p.labels is None:
+        found.add("models", "without labels none of them could be scored against the others; declare labels, or model=")
+    for name, model in models.items():
+        if not isinstance(name, str) or not MODEL_NAME.fullmatch(name):
+            found.add("models", f"expected names of a letter, then letters, digits, '.', '_' or '-', got {name!r}")
+        _check_model(model, spec, task_known and p.labels is not None, found, f"models[{name!r}]")
+    return spec
+
+
+def _check_model(model: Any, spec: Spec, task_known: bool, found: Problems, place: str) -> Spec:
     """The spec that the model is to be bound to: without labels, of the task that the model can predict."""
     if isinstance(model, type):
-        found.add("model", f"expected a model, got the class {model.__name__}; write {model.__name__}()")
+        found.add(place, f"expected a model, got the class {model.__name__}; write {model.__name__}()")
         return spec
     if not callable(getattr(model, "layout", None)):
         river = " of river" if type(model).__module__.startswith("river") else ""
         came = f"{type(model).__name__}{river}" if river else _came(model)
         write = "; write River(...) around it" if river else ""
-        found.add("model", f"expected a model of headrace.models, such as {EXAMPLE_MODEL}, got {came}{write}")
+        found.add(place, f"expected a model of headrace.models, such as {EXAMPLE_MODEL}, got {came}{write}")
         return spec
     if not callable(getattr(model, "learn", None)):
-        found.add("model", f"{model!r} cannot learn a label; end with a learner, as in {EXAMPLE_MODEL}")
+        found.add(place, f"{model!r} cannot learn a label; end with a learner, as in {EXAMPLE_MODEL}")
         return spec
     if not task_known:
         return spec  # the model would complain about what is listed already
@@ -587,7 +617,7 @@ def _check_model(model: Any, spec: Spec, task_known: bool, found: Problems) -> S
             refusal = str(error)
         else:
             return spec._replace(task=task)
-    found.add("model", refusal)
+    found.add(place, refusal)
     return spec
 
 
@@ -604,13 +634,14 @@ def _check_drift(p: Pipeline, spec: Spec, model_known: bool, found: Problems) ->
     elif model_known:
         with found.at("drift"):
             drift.layout(spec)
-        learner = as_chain(p.model).learner
-        if drift.action == "boost" and not learner.decays():
-            found.add(
-                "drift",
-                f"boost scales down what {learner!r} could forget, which is nothing; give it or its optimizer a "
-                "half_life where it takes one, or use action='reset'",
-            )
+        for model in [p.model] if p.models is None else p.models.values():
+            learner = as_chain(model).learner
+            if drift.action == "boost" and not learner.decays():
+                found.add(
+                    "drift",
+                    f"boost scales down what {learner!r} could forget, which is nothing; give it or its optimizer a "
+                    "half_life where it takes one, or use action='reset'",
+                )
 
 
 def _check_name(name: Any, found: Problems) -> None:

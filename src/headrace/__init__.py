@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         StreamStopped,
         Unreachable,
     )
-    from .stream.declaration import Events, Labels, Pipeline, Predictions, Snapshots
+    from .stream.declaration import Best, Events, Labels, Pipeline, Predictions, Snapshots
     from .stream.features import (
         category,
         count,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Best",
     "DeclarationError",
     "Events",
     "HeadraceError",
@@ -70,7 +71,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    ".stream.declaration": ("Events", "Labels", "Pipeline", "Predictions", "Snapshots"),
+    ".stream.declaration": ("Best", "Events", "Labels", "Pipeline", "Predictions", "Snapshots"),
     ".stream.features": (
         *("category", "count", "cross", "ewm", "last", "max", "mean", "min", "numeric", "seconds_since", "std", "sum"),
     ),

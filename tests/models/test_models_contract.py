@@ -21,6 +21,7 @@ from headrace.models import (
     AdaGrad,
     ARFClassifier,
     ARFRegressor,
+    Average,
     Chain,
     GaussianNB,
     HoeffdingAdaptiveTreeClassifier,
@@ -88,6 +89,14 @@ MODELS = {
     ),
     "regression_forest": lambda: StandardScaler() | ARFRegressor(n_models=3, max_values=16, **TREE),
     "scaled_forest": lambda: StandardScaler() | ARFClassifier(n_models=3, max_nodes=31, seed=2),
+    "average": lambda: Average(LogisticRegression(FTRL(), **SMALL), StandardScaler() | PAClassifier(0.01, **SMALL)),
+    "average_of_values": lambda: (
+        StandardScaler()
+        | Average(StandardScaler() | LinearRegression(FTRL(), **SMALL), RunningMean(), weights=[3.0, 0.5])
+    ),
+    "average_of_classes": lambda: (
+        StandardScaler() | Average(Average(SoftmaxRegression(FTRL(), **SMALL), Prior()), SoftmaxRegression(**SMALL))
+    ),
 }
 BARE = {
     "bare_ftrl": lambda: LogisticRegression(FTRL(), dtype="float32", **SMALL),
@@ -118,6 +127,8 @@ LABELS = {  # of the streams they learn; the others are binary
     "adaptive_regression_tree": "value",
     "regression_forest": "value",
     "scaled_forest": "classes",
+    "average_of_values": "value",
+    "average_of_classes": "classes",
     "prior_of_classes": "classes",
     "running_mean": "value",
     "no_change_of_classes": "classes",
@@ -526,6 +537,12 @@ def test_configuration_that_is_not_known_is_refused(config, match):
         (lambda: RunningMean(half_life=30), r"RunningMean\(half_life=\)"),
         (lambda: NoChange(eps=0.6), r"NoChange\(eps=\).*at most 0.5"),
         (lambda: LogisticRegression() | StandardScaler(), "only the last part"),
+        (lambda: Average(), r"Average\(\): expected one learner or more"),
+        (lambda: Average(StandardScaler()), "ends without a learner"),
+        (lambda: Average("ftrl"), "transforms and a learner.*got 'ftrl'"),
+        (lambda: Average(Prior(), weights=[1, 2]), "2 weights for 1 learners"),
+        (lambda: Average(Prior(), weights=[0]), r"Average\(weights=\)\[0\].*above 0, got 0"),
+        (lambda: Average(Prior(), weights=2.0), r"Average\(weights=\): expected a number for each learner, got 2.0"),
         (lambda: StandardScaler() | 3, "transforms and a learner.*got 3"),
         (lambda: as_chain("ftrl"), "transforms and a learner.*got 'ftrl'"),
     ],
@@ -655,6 +672,7 @@ for task, model in (
     ("binary", MultinomialNB(bits=6)),
     ("binary", HoeffdingTreeClassifier(grace_period=10, delta=0.5, max_nodes=15)),
     ("regression", HoeffdingTreeRegressor(grace_period=10, delta=0.5, max_nodes=15, max_values=8)),
+    ("binary", StandardScaler() | Average(LogisticRegression(bits=6), StandardScaler() | Prior())),
 ):
     outputs = 3 if task == "multiclass" else 1
     spec = Spec(("a", "b"), ("c",), task, outputs)

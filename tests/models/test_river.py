@@ -340,6 +340,27 @@ def test_detector_learns_each_event_after_its_prediction_labelled_or_not(stream)
     assert chains[0].unsupervised and not as_chain(River(dummy.NoChangeClassifier())).unsupervised
 
 
+class Remembers(base.AnomalyDetector):
+    """Scores by the first number, and remembers what it was taught."""
+
+    def __init__(self):
+        self.taught = []
+
+    def learn_one(self, x):
+        self.taught.append(x["a"])
+
+    def score_one(self, x):
+        return x["a"]
+
+
+def test_detector_learns_the_event_as_the_scaler_stands_once_it_has_seen_it():
+    chain = bound(as_chain(StandardScaler(half_life=None) | River(Remembers())), Spec(("a",), (), None, 1))
+    out = np.empty((2, 1), np.float32)
+    chain.predict_then_observe(rows([2.0], [4.0]), out)
+    assert chain.learner._work.taught == pytest.approx([0.0, 1.0])  # 2 of mean 2; 4 of mean 3, deviation 1
+    assert out[1, 0] != pytest.approx(1.0)
+
+
 # ---- settings, to compare
 
 

@@ -19,7 +19,7 @@ def predicted(keys, out, time, offset=None, record_keys=None):
         record_keys=Spans.of(record_keys or [None] * len(keys)), headers=None, time=np.array(time, np.int64),
         offset=np.array(offset if offset is not None else range(len(keys)), np.int64),
     )  # fmt: skip
-    return SimpleNamespace(batch=batch, lo=0, hi=len(keys), out=np.array(out, np.float32)[:, None])
+    return SimpleNamespace(batch=batch, lo=0, hi=len(keys), out=np.array(out, np.float32)[:, None], by=None)
 
 
 @pytest.mark.parametrize("key", ['a"b\\c', "é\u2028😀", "", 7, -(2**63), "x,y"])

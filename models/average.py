@@ -1,0 +1,159 @@
+"""The average of what several learners say: of probabilities, or of values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy import ndarray
+
+from ..errors import DeclarationError
+from .base import Array, Configured, Decay, Learner, Opaque, Rows, Spec, Truth, check_number, register
+from .chain import Chain, as_chain, summed
+
+
+@register
+class Average(Configured, Learner):
+    """The weighted mean of what several learners predict; each learns every example, as if it were alone.
+
+    learners  one or more: a learner, or a chain of its own, as in Average(FTRL..., StandardScaler() | SGD...). It sees
+              rows as they come to the average: behind a scaler already scaled
+    weights   one number above 0 for each; None: all the same
+
+    Arrays of learner i are named "i/...". The mean is taken in float64, so the average of one learner, or of several
+    equal ones, is that learner to the bit. Where some learn in micro-batches all do, and these have to be of one size.
+    The mean of probabilities of several classes sums up to 1 as they do. Raises DeclarationError for what is no
+    learner, and for weights that do not fit.
+    """
+
+    def __init__(self, *learners: Any, weights: Sequence[float] | None = None) -> None:
+        if not learners:
+            raise DeclarationError(
+                "Average(): expected one learner or more, as in Average(LogisticRegression(), Prior())"
+            )
+        self.learners: tuple[Chain, ...] = tuple(as_chain(learner) for learner in learners)
+        for chain in self.learners:
+            chain.learner  # noqa: B018  one without a learner is refused here
+        if weights is not None:
+            if isinstance(weights, str | bytes) or not isinstance(weights, Sequence | ndarray):
+                raise DeclarationError(f"Average(weights=): expected a number for each learner, got {weights!r}")
+            if len(weights) != len(learners):
+                raise DeclarationError(f"Average(weights=): {len(weights)} weights for {len(learners)} learners")
+            for i, weight in enumerate(weights):
+                check_number(f"Average(weights=)[{i}]", weight, 0.0, above=True)
+        self.weights = None if weights is None else tuple(float(weight) for weight in weights)
+        sizes = {chain.batch_size for chain in self.learners if chain.updates == "micro_batch"}
+        if len(sizes) > 1:
+            raise DeclarationError(
+                f"{self!r}: its learners learn in micro-batches of {' and '.join(map(str, sorted(sizes)))}; give them "
+                "one batch_size"
+            )
+        self.updates: Literal["sequential", "micro_batch"] = "micro_batch" if sizes else "sequential"
+        self.batch_size = sizes.pop() if sizes else 1
+        self.observes = any(len(chain.parts) > 1 or chain.observes for chain in self.learners)
+
+    def __repr__(self) -> str:
+        weights = "" if self.weights is None else f", weights={list(self.weights)}"
+        return f"Average({', '.join(map(repr, self.learners))}{weights})"
+
+    def config(self) -> dict[str, Any]:
+        """The settings of the learners, JSON-able; `build` is the way back."""
+        weights = None if self.weights is None else list(self.weights)
+        return {"name": "Average", "parts": [chain.config() for chain in self.learners], "weights": weights}
+
+    def unbound(self) -> Average:
+        """A new one with the same settings and no arrays."""
+        return Average(*(chain.unbound() for chain in self.learners), weights=self.weights)
+
+    @property
+    def unsupervised(self) -> bool:  # type: ignore[override]
+        """Whether one of them learns from features alone."""
+        return any(chain.unsupervised for chain in self.learners)
+
+    def opaque(self) -> dict[str, Opaque]:
+        """Learners with state beside their arrays; those of learner i are named "i/..."."""
+        return {f"{i}/{name}": one for i, chain in enumerate(self.learners) for name, one in chain.opaque().items()}
+
+    def counters(self) -> dict[str, int]:
+        """What the learners count, by name; what several count is summed up."""
+        return summed([chain.counters() for chain in self.learners])
+
+    def rehearse(self) -> None:
+        """From now on rows are made up: nothing is asked that could raise on them."""
+        for chain in self.learners:
+            chain.rehearse()
+
+    @property
+    def quick(self) -> bool:
+        """As of a chain."""
+        return all(chain.quick for chain in self.learners)
+
+    def layout(self, spec: Spec) -> dict[str, Array]:
+        """Arrays of all learners, each prefixed with its place; raises DeclarationError when one does not fit spec."""
+        return {
+            f"{i}/{name}": array._replace(
+                rows=array.rows and f"{i}/{array.rows}", by=array.by and f"{i}/{array.by}"
+            )
+            for i, chain in enumerate(self.learners)
+            for name, array in chain.layout(spec).items()
+        }  # fmt: skip
+
+    def bind(self, spec: Spec, state: Mapping[str, ndarray], touched: Mapping[str, ndarray]) -> None:
+        """Work in place on arrays as `layout(spec)` says."""
+        for i, chain in enumerate(self.learners):
+            chain.bind(spec, _under(f"{i}/", state), _under(f"{i}/", touched))
+            chain.inner = True
+        weights = np.ones(len(self.learners)) if self.weights is None else np.array(self.weights)
+        self._weights, self._total = weights, float(weights.sum())
+
+    def pull(self) -> None:
+        for chain in self.learners:
+            chain.pull()
+
+    def push(self) -> None:
+        for chain in self.learners:
+            chain.push()
+
+    def decays(self) -> list[Decay]:
+        """What forgets in each of the learners, and in the transforms before them."""
+        return [decay for chain in self.learners for decay in chain.decays()]
+
+    def predict(self, x: Rows, out: ndarray) -> None:
+        """Write the mean of what the learners predict to out, float32 (B, O); changes no state."""
+        each = self._each(out)
+        for chain, own in zip(self.learners, each, strict=True):
+            chain.predict(x, own)
+        self._average(each, out)
+
+    def predict_then_observe(self, x: Rows, out: ndarray, observed: Rows | None = None) -> None:
+        """Row by row: predict, then let the learners' own transforms observe the row, labelled or not."""
+        each = self._each(out)
+        for chain, own in zip(self.learners, each, strict=True):
+            chain.predict_then_observe(x, own, observed)
+        self._average(each, out)
+
+    def learn(self, x: Rows, truth: Truth) -> None:
+        """Each learns the rows in order."""
+        for chain in self.learners:
+            chain.learn(x, truth)
+
+    def test_then_learn(self, x: Rows, truth: Truth, out: ndarray, learned: Rows | None = None) -> None:
+        """Row by row: predict x[i] to out[i], then learn learned[i] (x[i] where not given)."""
+        each = self._each(out)
+        for chain, own in zip(self.learners, each, strict=True):
+            chain.test_then_learn(x, truth, own, learned)
+        self._average(each, out)
+
+    def _each(self, out: ndarray) -> ndarray:
+        return np.empty((len(self.learners), *out.shape), np.float32)
+
+    def _average(self, each: ndarray, out: ndarray) -> None:
+        total = self._weights[0] * each[0].astype(np.float64)
+        for weight, own in zip(self._weights[1:], each[1:], strict=True):
+            total += weight * own.astype(np.float64)
+        out[:] = total / self._total
+
+
+def _under(prefix: str, arrays: Mapping[str, ndarray]) -> dict[str, ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -1,0 +1,164 @@
+"""One model at work in an engine: its chain, its detector of drift, and what it has yet to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.base import Array, Rows, Spec, Truth
+from ..models.chain import as_chain
+from ..models.drift import DriftDetector
+from .drift import Watch
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
+
+
+class Said(NamedTuple):
+    """What several models said of B rows, and which of them served each."""
+
+    each: F32  # (M, B, O)
+    by: U8 | None  # (B,) the place of the model; None: it is always the first
+
+
+@dataclass
+class Unlearned:
+    """Examples that wait for a micro-batch to fill."""
+
+    numeric: list[F32] = field(default_factory=list)
+    categories: list[NDArray[np.uint64]] = field(default_factory=list)
+    y: list[F32] = field(default_factory=list)
+    rows: int = 0
+
+    def copy(self) -> Unlearned:
+        return Unlearned(list(self.numeric), list(self.categories), list(self.y), self.rows)
+
+
+class Learning:
+    """A model in the order of the stream: rows are predicted and observed, examples learned, one after another.
+
+    What predicts returns None: there is nothing but the predictions in `out`. See `Contest`, which has more to tell.
+    """
+
+    growing: frozenset[str] = frozenset()  # arrays of which an earlier state may hold fewer rows
+
+    def __init__(
+        self, model: Any, spec: Spec, detector: DriftDetector | None, count: Callable[[str, int], None]
+    ) -> None:
+        """count  told ("drifts", how many) when the detector has fired"""
+        self.model = as_chain(model).unbound()  # several engines may share a declaration
+        self.spec = spec
+        self.drift = Watch(detector, self.model, spec, count) if detector is not None else None
+        self._unlearned = Unlearned()
+
+    def arrays(self) -> dict[str, Array]:
+        """The arrays: "model/...", and "drift/..." where there is a detector."""
+        arrays = {f"model/{name}": array for name, array in self.model.layout(self.spec).items()}
+        if self.drift is not None:
+            arrays |= {f"drift/{name}": array for name, array in self.drift.layout().items()}
+        return arrays
+
+    def bind(self, arrays: Mapping[str, NDArray], touched: Mapping[str, NDArray]) -> None:
+        """Work in place on arrays as `arrays()` says, with the marks of the model's row groups."""
+        model = under("model/", arrays)
+        self.model.bind(self.spec, model, touched)
+        if self.drift is not None:
+            self.drift.bind(under("drift/", arrays), model, touched)
+
+    def waiting(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Columns that a prediction waits with besides itself."""
+        return {}
+
+    def results(self) -> dict[str, float | int | None]:
+        """What the detector tells."""
+        return self.drift.results() if self.drift is not None else {}
+
+    # -- rows
+
+    def look(self, x: Rows, out: F32) -> None:
+        """Predict; nothing changes."""
+        self.model.predict(x, out)
+
+    def predict(self, x: Rows, out: F32) -> Said | None:
+        """Predict rows of the stream from which nothing is to be learned."""
+        self.model.predict(x, out)
+        return None
+
+    def predict_then_observe(self, x: Rows, out: F32) -> Said | None:
+        """Predict rows whose labels come later."""
+        self.model.predict_then_observe(x, out)
+        return None
+
+    def test_then_learn(self, x: Rows, y: F32, time: I64, out: F32) -> Said | None:
+        """Predict and learn rows that hold their label; NaN in y float32 (B,): none. time int64 (B,)"""
+        if self.drift is not None:
+            self.drift.test_then_learn(x, y, time, out)
+        else:
+            self.model.test_then_learn(x, Truth(y[:, None], np.ones(len(y), np.float32)), out)
+        return None
+
+    # -- examples
+
+    def said(self, prediction: F32, waited: NDArray) -> F32:
+        """What was said of examples that waited: their column `prediction`, float32 (B, O)."""
+        return prediction
+
+    def score(self, y: F32, said: F32) -> None:
+        """Labels came for predictions that were made; nothing is learned."""
+
+    def learn(self, x: Rows, y: F32, said: F32, time: I64, heard: F32 | None = None) -> None:
+        """Learn examples in order.
+
+        said   float32 (B, O)  predicted before their labels y float32 (B,) were known
+        heard  float32 (B,)    y, NaN where the detector is to hear nothing
+        """
+        if self.drift is None:
+            self._learn(x.numeric, x.categories, y)
+            return
+        for part in self.drift.stretches(y if heard is None else heard, said, time):
+            self._learn(x.numeric[part], x.categories[part], y[part])
+
+    def end_cycle(self) -> None:
+        """A learner that learns in micro-batches learns its last, short one."""
+        self._learn_micro_batches(least=1)
+
+    def unlearned(self) -> Any:
+        """What waits for a micro-batch to fill: a copy, for `put_back`."""
+        return self._unlearned.copy()
+
+    def put_back(self, unlearned: Any = None) -> None:
+        """Have this wait for a micro-batch to fill, as often as it is called; None: nothing."""
+        self._unlearned = Unlearned() if unlearned is None else unlearned.copy()
+
+    def _learn(self, numeric: F32, categories: NDArray[np.uint64], y: F32) -> None:
+        if self.model.updates == "sequential":
+            self.model.learn(Rows(numeric, categories), Truth(y[:, None], np.ones(len(y), np.float32)))
+            return
+        u = self._unlearned
+        u.numeric.append(numeric)
+        u.categories.append(categories)
+        u.y.append(y)
+        u.rows += len(y)
+        self._learn_micro_batches(least=self.model.batch_size)
+
+    def _learn_micro_batches(self, least: int) -> None:
+        u, size = self._unlearned, self.model.batch_size
+        if u.rows < least:
+            return
+        numeric, categories, y = np.concatenate(u.numeric), np.concatenate(u.categories), np.concatenate(u.y)
+        a = 0
+        while u.rows - a >= least:
+            b = min(a + size, u.rows)
+            self.model.learn(Rows(numeric[a:b], categories[a:b]), Truth(y[a:b, None], np.ones(b - a, np.float32)))
+            a = b
+        self._unlearned = Unlearned([numeric[a:]], [categories[a:]], [y[a:]], u.rows - a)
+
+
+def under(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """What has this prefix, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
