@@ -955,7 +955,7 @@ def class_of(y: float, classes: int, binary: bool) -> int:
         return -1
     if binary:
         return 1 if y >= 0.5 else 0
-    return int(y) if 0.0 <= y < classes else -1
+    return int(y) if 0.0 <= y < classes and y == math.floor(y) else -1
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

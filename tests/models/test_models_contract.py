@@ -50,7 +50,7 @@ from headrace.models import (
 
 SMALL = {"bits": 6}  # 64 slots: categories collide, in the stream and within rows
 TREE = {"grace_period": 20, "delta": 0.1, "max_nodes": 31, "category_values": 4}  # splits early and is soon full
-RESTLESS = {"drift_window_threshold": 20, "drift_delta": 0.3}  # finds what has drifted all the time
+RESTLESS = {"drift_window_threshold": 50, "drift_delta": 0.02}  # soon finds what has drifted
 MODELS = {
     "ftrl": lambda: StandardScaler() | LogisticRegression(FTRL(0.2, l1=0.5, l2=0.1), **SMALL),
     "adagrad": lambda: StandardScaler() | LogisticRegression(AdaGrad(0.1, l2=0.01), dtype="float32", **SMALL),
