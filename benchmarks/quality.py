@@ -53,6 +53,7 @@ from headrace.models import (
     RunningMean,
     SoftmaxRegression,
     StandardScaler,
+    default,
 )
 from headrace.stream import flights
 
@@ -101,6 +102,7 @@ def ours_scaled(model: Any) -> Any:
 
 PAIRS = {
     "binary": (
+        Pair("models.default", lambda: default("binary"), None),
         Pair("prior", Prior, dummy.PriorClassifier),
         Pair("no change", NoChange, dummy.NoChangeClassifier),
         Pair(
@@ -123,6 +125,7 @@ PAIRS = {
         Pair("adaptive random forest", ARFClassifier, lambda: forest.ARFClassifier(seed=0)),
     ),
     "multiclass": (
+        Pair("models.default", lambda: default("multiclass"), None),
         Pair("prior", Prior, dummy.PriorClassifier),
         Pair("no change", NoChange, dummy.NoChangeClassifier),
         Pair("softmax, FTRL", lambda: ours_scaled(SoftmaxRegression(FTRL(half_life=None))), None),
@@ -136,6 +139,7 @@ PAIRS = {
         Pair("adaptive random forest", ARFClassifier, lambda: forest.ARFClassifier(seed=0)),
     ),
     "regression": (
+        Pair("models.default", lambda: default("regression"), None),
         Pair("running mean", RunningMean, lambda: dummy.StatisticRegressor(stats.Mean())),
         Pair("no change", NoChange, None),
         Pair("linear, FTRL", lambda: ours_scaled(LinearRegression(FTRL(alpha=1.0, half_life=None))), None),

@@ -4,7 +4,9 @@ from .adaptive_trees import HoeffdingAdaptiveTreeClassifier, HoeffdingAdaptiveTr
 from .average import Average
 from .base import (
     Array,
+    Configured,
     Detector,
+    Explainer,
     Learner,
     Opaque,
     Rows,
@@ -15,10 +17,12 @@ from .base import (
     allocate,
     allocate_touched,
     build,
+    register,
 )
 from .baselines import NoChange, Prior, RunningMean
 from .bayes import GaussianNB, MultinomialNB
 from .chain import Chain, as_chain
+from .defaults import default
 from .drift import ADWIN, DDM, KSWIN, DriftDetector, PageHinkley
 from .forests import ARFClassifier, ARFRegressor
 from .linear import LinearRegression, LogisticRegression
@@ -42,7 +46,9 @@ __all__ = [
     "Array",
     "Average",
     "Chain",
+    "Configured",
     "Detector",
+    "Explainer",
     "GaussianNB",
     "DriftDetector",
     "HoeffdingAdaptiveTreeClassifier",
@@ -73,4 +79,6 @@ __all__ = [
     "allocate_touched",
     "as_chain",
     "build",
+    "default",
+    "register",
 ]

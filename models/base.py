@@ -17,6 +17,7 @@ from numba import njit
 from ..errors import DeclarationError
 
 Task = Literal["binary", "multiclass", "regression"]
+Link = Literal["identity", "logit", "log", "softmax"]
 Decay = tuple[int, Callable[[float], None]]  # half-life in microseconds of event time, and what forgets
 
 
@@ -214,6 +215,39 @@ class Learner(Part, Protocol):
         for i in range(len(out)):
             self.predict(_row(x, i), out[i : i + 1])
             self.learn(_row(learned, i), Truth(truth.y[i : i + 1], truth.weight[i : i + 1]))
+
+
+@runtime_checkable
+class Explainer(Learner, Protocol):
+    """A learner that says what each feature adds to the raw scores of a prediction.
+
+    Contributions of a row are float32 (O, N + K + 1): numeric columns, categories, and last the base, which no feature
+    has added. Over the last axis they add up to the raw scores; each is held within +-1e30.
+    """
+
+    def link(self, spec: Spec) -> Link:
+        """What makes predictions of raw scores.
+
+        "identity"  nothing: they are values, or P
+        "logit"     P = 1 / (1 + exp(-raw))
+        "log"       value = exp(raw)
+        "softmax"   P of a class = exp(raw) / sum of exp(raw) over the classes
+        """
+        raise NotImplementedError
+
+    def explain(self, x: Rows, out: np.ndarray) -> None:
+        """Write the contributions of B rows to out, float32 (B, O, N + K + 1); pure."""
+        raise NotImplementedError
+
+    def explain_then_learn(
+        self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
+    ) -> None:
+        """As `test_then_learn`, with the contributions of each row before it is learned."""
+        learned = x if learned is None else learned
+        for i in range(len(out)):
+            row = slice(i, i + 1)
+            self.explain(_row(x, i), contributions[row])
+            self.test_then_learn(_row(x, i), Truth(truth.y[row], truth.weight[row]), out[row], _row(learned, i))
 
 
 @runtime_checkable

@@ -10,11 +10,11 @@ import numpy as np
 
 from ..errors import DeclarationError
 from . import bayes_kernels as kernels
-from .base import Array, Configured, Decay, Learner, Rows, Spec, Truth, check_number, register
+from .base import Array, Configured, Decay, Explainer, Link, Rows, Spec, Truth, check_number, register
 from .durations import parse_duration
 
 
-class NaiveBayes(Configured, Learner):
+class NaiveBayes(Configured, Explainer):
     """What GaussianNB and MultinomialNB share: settings, classes, their counts, and the hashed table of categories."""
 
     updates: Literal["sequential", "micro_batch"] = "sequential"
@@ -52,6 +52,9 @@ class NaiveBayes(Configured, Learner):
             "table": Array((slots, classes), "float64", rows="table", merge="sum"),
             "seen": Array((slots,), "uint8", rows="table", merge="max"),
         }
+
+    def link(self, spec: Spec) -> Link:
+        return "logit" if spec.task == "binary" else "softmax"
 
     def decays(self) -> list[Decay]:
         return [] if self.half_life is None else [(parse_duration(self.half_life), self.decay)]
@@ -120,6 +123,7 @@ class GaussianNB(NaiveBayes):
         arrays = state["class_count"], moments, values
         scratch = np.empty((len(spec.numeric), classes, 2)), np.empty(classes), np.empty(classes), np.empty(classes)
         self._predict = (*place, float(self.alpha), *arrays, scratch)
+        self._terms = np.empty((len(spec.numeric) + len(spec.categories) + 1, classes))
         self._learn = (*place, *arrays)
         self._counts = state["class_count"], state["count"], state["value_count"]
         self._table = state["table"], state["seen"], touched["table"]
@@ -133,6 +137,16 @@ class GaussianNB(NaiveBayes):
     def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
         after = x.numeric if learned is None else learned.numeric
         kernels.progress_gaussian(x.numeric, after, x.categories, truth.y, truth.weight, *self._predict, out)
+
+    def explain(self, x: Rows, out: np.ndarray) -> None:
+        kernels.explain_gaussian(x.numeric, x.categories, *self._predict, self._terms, out)
+
+    def explain_then_learn(
+        self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
+    ) -> None:
+        after = x.numeric if learned is None else learned.numeric
+        rows = x.numeric, after, x.categories, truth.y, truth.weight
+        kernels.explain_then_learn_gaussian(*rows, self._predict, self._terms, out, contributions)
 
     def decay(self, factor: float) -> None:
         """Scale the counts by factor; means and variances stay."""
@@ -199,6 +213,7 @@ class MultinomialNB(NaiveBayes):
         arrays = state["class_count"], tokens
         scratch = np.empty((len(spec.numeric), classes)), *(np.empty(classes) for _ in range(4))
         self._predict = (*place, float(self.alpha), *arrays, scratch)
+        self._terms = np.empty((len(spec.numeric) + len(spec.categories) + 1, classes))
         self._learn = (*place, *arrays)
         self._counts = state["class_count"], state["column_count"], state["length"]
         self._table = state["table"], state["seen"], touched["table"]
@@ -212,6 +227,16 @@ class MultinomialNB(NaiveBayes):
     def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
         after = x.numeric if learned is None else learned.numeric
         kernels.progress_multinomial(x.numeric, after, x.categories, truth.y, truth.weight, *self._predict, out)
+
+    def explain(self, x: Rows, out: np.ndarray) -> None:
+        kernels.explain_multinomial(x.numeric, x.categories, *self._predict, self._terms, out)
+
+    def explain_then_learn(
+        self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
+    ) -> None:
+        after = x.numeric if learned is None else learned.numeric
+        rows = x.numeric, after, x.categories, truth.y, truth.weight
+        kernels.explain_then_learn_multinomial(*rows, self._predict, self._terms, out, contributions)
 
     def decay(self, factor: float) -> None:
         """Scale the counts by factor."""

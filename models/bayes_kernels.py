@@ -11,6 +11,7 @@ only the numbers of its class change.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -26,6 +27,7 @@ LEAST_DENSITY = 1e-9  # added to each density, as River does: a value far off, o
 LEAST_VARIANCE = 1e-300  # a column that varies less is constant: it has no density
 ROUNDING = 1e-9  # a count of which no more than this part is left has been taken back: the rest is rounding
 TAU = 2.0 * math.pi
+LARGEST_RAW = 1e30  # contributions to raw scores are held within these
 SMALL, LARGE = 1e-140, 1e140  # a product between these can be multiplied once more without leaving float64
 
 
@@ -99,6 +101,38 @@ def write_probabilities(i: int, class_count: ndarray, scores: ndarray, binary: b
     else:
         for c in range(C):
             out[i, c] = scores[c] / total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def write_contributions(i: int, class_count: ndarray, terms: ndarray, binary: bool, out: ndarray) -> None:
+    """Write what each feature adds to the raw scores to out[i], (1, F) in a binary task, else (C, F).
+
+    terms   float64 (F, C)  logarithms that add up to a class's prior times likelihood; the last is the prior's
+
+    Binary: the log-odds of the second class. Otherwise each term less its mean over the classes that were seen, for
+    what is the same for all does not tell them apart. A class without a count has a base of -1e30, and nothing else.
+    """
+    F, C = terms.shape
+    seen = 0
+    for c in range(C):
+        seen += class_count[c] > 0.0
+    for c in range(out.shape[1]):
+        of = 1 if binary else c
+        for f in range(F):
+            part = 0.0
+            if binary and seen == 2:
+                part = terms[f, 1] - terms[f, 0]
+            elif not binary and class_count[c] > 0.0:
+                mean = 0.0
+                for other in range(C):
+                    if class_count[other] > 0.0:
+                        mean += terms[f, other]
+                part = terms[f, c] - mean / seen
+            out[i, c, f] = min(max(part, -LARGEST_RAW), LARGEST_RAW)
+        if seen > 0 and class_count[of] == 0.0:
+            out[i, c, F - 1] = -LARGEST_RAW
+        elif binary and seen == 1:
+            out[i, c, F - 1] = LARGEST_RAW
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -296,6 +330,58 @@ def progress_gaussian(
                 draw_bell(bells, j, c, moments)
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_gaussian(
+    numeric: ndarray, categories: ndarray, binary: bool, shift: np.uint64, alpha: float,
+    class_count: ndarray, moments: Arrays, values: Arrays, scratch: Arrays, terms: ndarray, out: ndarray,
+) -> None:  # fmt: skip
+    """Write what each feature adds to the raw scores of B rows to out (B, 1 or C, N + K + 1); but for scratch nothing
+    else is changed.
+
+    terms  float64 (N + K + 1, C)  scratch; other arguments as in `progress_gaussian`
+    """
+    _, mean, _ = moments
+    table, _, _, value_count, distinct = values
+    bells, prior, _, _ = scratch
+    N, K, C = numeric.shape[1], categories.shape[1], prior.shape[0]
+    draw_all(class_count, moments, scratch)
+    for i in range(numeric.shape[0]):
+        look_ahead(categories, i + AHEAD, table, shift)
+        terms[:] = 0.0
+        terms[N + K] = prior
+        for j in range(N):
+            x: float = np.float64(numeric[i, j])
+            if x - x == 0.0:
+                x = min(max(x, -LARGEST), LARGEST)
+                for c in range(C):
+                    d = x - mean[j, c]
+                    terms[j, c] = math.log(LEAST_DENSITY + math.exp(d * d * bells[j, c, 0]) * bells[j, c, 1])
+        for k in range(K):
+            if categories[i, k] != 0:
+                r = slot_of(categories[i, k], shift)
+                extra = alpha * (distinct[k] + 1.0)
+                for c in range(C):
+                    terms[N + k, c] = math.log((table[r, c] + alpha) / (value_count[k, c] + extra))
+        write_contributions(i, class_count, terms, binary, out)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_then_learn_gaussian(
+    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, told: Any, terms: ndarray,
+    out: ndarray, contributions: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: explain before[i] to contributions[i], then as `progress_gaussian`.
+
+    told   a tuple: what that takes between weight and out
+    terms  as in `explain_gaussian`
+    """
+    for i in range(numeric.shape[0]):
+        row = slice(i, i + 1)
+        explain_gaussian(before[row], categories[row], *told, terms, contributions[row])  # type: ignore[call-arg]
+        rows = before[row], numeric[row], categories[row], y[row], weight[row]
+        progress_gaussian(*rows, *told, out[row])  # type: ignore[call-arg]
+
+
 # --- multinomial: each row is a bag of tokens; numeric columns count theirs, a category is a token that occurs once
 #
 # tokens:  column_count               float64 (N, C)       occurrences of a column's token in a class
@@ -466,3 +552,51 @@ def progress_multinomial(
             spread[c] = math.log(length[c] + alpha * terms)
             for j in range(numeric.shape[1]):
                 logs[j, c] = math.log(column_count[j, c] + alpha)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_multinomial(
+    numeric: ndarray, categories: ndarray, binary: bool, shift: np.uint64, alpha: float,
+    class_count: ndarray, tokens: Arrays, scratch: Arrays, terms: ndarray, out: ndarray,
+) -> None:  # fmt: skip
+    """Write what each feature adds to the raw scores of B rows to out (B, 1 or C, N + K + 1); but for scratch nothing
+    else is changed.
+
+    terms  float64 (N + K + 1, C)  scratch; other arguments as in `progress_multinomial`
+    """
+    table = tokens[2]
+    logs, spread, prior, _, _ = scratch
+    N, K, C = numeric.shape[1], categories.shape[1], prior.shape[0]
+    take_logs(alpha, class_count, tokens, scratch)
+    for i in range(numeric.shape[0]):
+        look_ahead(categories, i + AHEAD, table, shift)
+        terms[:] = 0.0
+        terms[N + K] = prior
+        for j in range(N):
+            x = occurrences(numeric[i, j])
+            if x > 0.0:
+                for c in range(C):
+                    terms[j, c] = x * (logs[j, c] - spread[c])
+        for k in range(K):
+            if categories[i, k] != 0:
+                r = slot_of(categories[i, k], shift)
+                for c in range(C):
+                    terms[N + k, c] = math.log(table[r, c] + alpha) - spread[c]
+        write_contributions(i, class_count, terms, binary, out)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_then_learn_multinomial(
+    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, told: Any, terms: ndarray,
+    out: ndarray, contributions: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: explain before[i] to contributions[i], then as `progress_multinomial`.
+
+    told   a tuple: what that takes between weight and out
+    terms  as in `explain_multinomial`
+    """
+    for i in range(numeric.shape[0]):
+        row = slice(i, i + 1)
+        explain_multinomial(before[row], categories[row], *told, terms, contributions[row])  # type: ignore[call-arg]
+        rows = before[row], numeric[row], categories[row], y[row], weight[row]
+        progress_multinomial(*rows, *told, out[row])  # type: ignore[call-arg]

@@ -12,6 +12,7 @@ from .base import (
     Array,
     Configured,
     Decay,
+    Explainer,
     Learner,
     Opaque,
     Part,
@@ -124,6 +125,16 @@ class Chain(Configured):
             raise DeclarationError(f"{self!r} ends without a learner; add one, as in {self!r} | LogisticRegression()")
         return cast(Learner, last)
 
+    @property
+    def explainer(self) -> Explainer:
+        """The learner as one that explains; raises DeclarationError where it cannot."""
+        learner = self.learner
+        if isinstance(learner, Explainer) and _explains_what_it_predicts(type(learner)):
+            return learner
+        raise DeclarationError(
+            f"{learner!r} cannot say what each feature adds to a prediction; linear models, naive Bayes and trees can"
+        )
+
     def layout(self, spec: Spec) -> dict[str, Array]:
         """Arrays of all parts, each prefixed with its place; raises DeclarationError when a part does not fit spec."""
         self.learner  # noqa: B018  a chain without one is refused here
@@ -174,14 +185,32 @@ class Chain(Configured):
             x = applied
         self._bound_learner.predict(x, out)
 
-    def predict_then_observe(self, x: Rows, out: np.ndarray, observed: Rows | None = None) -> None:
+    def explain(self, x: Rows, out: np.ndarray) -> None:
+        """Write what each feature adds to the raw scores of raw rows to out, float32 (B, O, N + K + 1); pure.
+
+        Columns of out are those of `Explainer`. Raises DeclarationError where the learner cannot explain.
+        """
+        x = self._checked(x)
+        out = self._checked_contributions(x, out)
+        for step, transform in enumerate(self._transforms):
+            applied = self._after(step, x)
+            transform.apply(x, applied)
+            x = applied
+        self.explainer.explain(x, out)
+
+    def predict_then_observe(
+        self, x: Rows, out: np.ndarray, observed: Rows | None = None, contributions: np.ndarray | None = None
+    ) -> None:
         """Row by row: predict, then let the transforms observe the row, labelled or not, and a learner that can.
 
-        observed  the rows as parts before this chain made them once they had observed them; None: there are none
+        observed       the rows as parts before this chain made them once they had observed them; None: there are none
+        contributions  as `explain` gives them, of each row as it is predicted; None: not wanted
         """
         x = self._checked(x)
         out = self._checked_out(x, out)
         before, after = self._around(x, observed)
+        if contributions is not None:
+            self.explainer.explain(before, self._checked_contributions(x, contributions))
         if self._observes:
             self._bound_learner.predict_then_observe(before, out, after)
         else:
@@ -197,21 +226,35 @@ class Chain(Configured):
             x = applied
         self._bound_learner.learn(x, truth)
 
-    def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
+    def test_then_learn(
+        self,
+        x: Rows,
+        truth: Truth,
+        out: np.ndarray,
+        learned: Rows | None = None,
+        contributions: np.ndarray | None = None,
+    ) -> None:
         """Row by row: predict, observe, learn the row as it is scaled then; a row with a NaN label is not learned.
 
-        learned  the rows as parts before this chain made them once they had observed them; None: there are none
+        learned        the rows as parts before this chain made them once they had observed them; None: there are none
+        contributions  as `explain` gives them, of each row as it is predicted; None: not wanted
         """
         x = self._checked(x)
         out = self._checked_out(x, out)
         truth = self._checked_truth(x, truth)
         before, after = self._around(x, learned)
-        self._bound_learner.test_then_learn(before, truth, out, learned=after)
+        if contributions is None:
+            self._bound_learner.test_then_learn(before, truth, out, learned=after)
+        else:
+            contributions = self._checked_contributions(x, contributions)
+            self.explainer.explain_then_learn(before, truth, out, contributions, learned=after)
 
-    def warm_up(self) -> None:
+    def warm_up(self, explain: bool = False) -> None:
         """Compile (or load from Numba's cache) whatever the methods above call; the bound arrays are left alone.
 
         Takes seconds the first time. Call it after `bind`.
+
+        explain  also what explains
         """
         twin = self.unbound()
         twin.rehearse()
@@ -225,6 +268,10 @@ class Chain(Configured):
         twin.predict_then_observe(x, out)
         twin.test_then_learn(x, truth, out)
         twin.learn(x, truth)
+        if explain:
+            contributions = np.empty((2, outputs, n + k + 1), np.float32)
+            twin.explain(x, contributions)
+            twin.test_then_learn(x, truth, out, contributions=contributions)
         for _, decay in twin.decays():
             decay(0.5)
 
@@ -288,6 +335,15 @@ class Chain(Configured):
             f"out: expected a writable, contiguous float32 (or float64) array {expected}, got {out.dtype} {out.shape}"
         )
 
+    def _checked_contributions(self, x: Rows, out: np.ndarray) -> np.ndarray:
+        n, k, outputs = self._shapes
+        expected = (len(x.numeric), outputs, n + k + 1)
+        if out.shape == expected and out.flags.carray and out.dtype == np.float32:
+            return out
+        raise ValueError(
+            f"contributions: expected a writable, contiguous float32 array {expected}, got {out.dtype} {out.shape}"
+        )
+
 
 def _as(what: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     """A contiguous, writable copy; raises ValueError when dtype or shape differ."""
@@ -301,6 +357,14 @@ def _as(what: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> np
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _explains_what_it_predicts(learner: type) -> bool:
+    """False for a subclass that predicts in its own way, and would explain in that of the class it comes from."""
+    places = {
+        name: next(at for at, of in enumerate(learner.__mro__) if name in vars(of)) for name in ("explain", "predict")
+    }
+    return places["explain"] <= places["predict"]
 
 
 def summed(counters: Iterable[Mapping[str, int]]) -> dict[str, int]:

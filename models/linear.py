@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 
 from ..errors import DeclarationError
 from . import linear_kernels as kernels
-from .base import LATER, Array, Rows, Spec, Truth, check_number, register
+from .base import LATER, Array, Link, Spec, Truth, check_number, register
 from .linear_base import OptimizedLearner, class_weights
 from .optimizers import FTRL, Optimizer
 
@@ -24,7 +24,9 @@ LOSSES = {
 
 
 class LinearModel(OptimizedLearner):
-    """What LogisticRegression and LinearRegression share: their state, and the calls of the kernels."""
+    """What LogisticRegression and LinearRegression share: their state, and what the kernels are told."""
+
+    kernels: ClassVar[Any] = kernels
 
     def loss_code(self) -> int:
         """Which loss the kernels take, as a constant of linear_kernels.py."""
@@ -37,10 +39,6 @@ class LinearModel(OptimizedLearner):
     def first_mean(self) -> tuple[float, float]:
         """Running mean of the labels before any was seen, and for how many labels it counts."""
         return 0.0, 0.0
-
-    def example_weight(self, truth: Truth) -> np.ndarray:
-        """The weights with which examples are learned, float (B,)."""
-        return truth.weight
 
     def layout(self, spec: Spec) -> Mapping[str, Array]:
         """Arrays of the model; raises DeclarationError when the task of spec is not that of the model."""
@@ -79,19 +77,6 @@ class LinearModel(OptimizedLearner):
         self._forget = (kind, bias_kind, settings, *weights, state["used"], touched["table"], state["bias"])
         self._count = state["base_count"]
         self._unread = np.empty((0, 1), np.float32)
-
-    def predict(self, x: Rows, out: np.ndarray) -> None:
-        kernels.predict_rows(x.numeric, x.categories, *self._predict, out)
-
-    def learn(self, x: Rows, truth: Truth) -> None:
-        if len(self._unread) < len(truth.y):
-            self._unread = np.empty((len(truth.y), 1), np.float32)
-        self.test_then_learn(x, truth, self._unread)
-
-    def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
-        after = x.numeric if learned is None else learned.numeric
-        weight = self.example_weight(truth)
-        kernels.learn_rows(x.numeric, after, x.categories, truth.y, weight, *self._learn, out)
 
     def decay(self, factor: float) -> None:
         kernels.forget(float(factor), *self._forget)
@@ -143,6 +128,9 @@ class LogisticRegression(LinearModel):
     def loss_code(self) -> int:
         return kernels.LOGISTIC
 
+    def link(self, spec: Spec) -> Link:
+        return "logit"
+
     def first_mean(self) -> tuple[float, float]:
         return 0.5, 1.0
 
@@ -190,6 +178,9 @@ class LinearRegression(LinearModel):
             raise DeclarationError(f"LinearRegression(loss=): expected one of {', '.join(LOSSES)}, got {self.loss!r}")
         check_number("LinearRegression(quantile=)", self.quantile, 0.0, above=True, high=1.0)
         check_number("LinearRegression(delta=)", self.delta, 0.0, above=True)
+
+    def link(self, spec: Spec) -> Link:
+        return "log" if self.loss == "poisson" else "identity"
 
     def loss_code(self) -> int:
         return LOSSES[self.loss]

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+import numpy as np
 
 from ..errors import DeclarationError
-from .base import Configured, Decay, Learner, Spec, check_number
+from .base import Configured, Decay, Explainer, Rows, Spec, Truth, check_number
 from .durations import parse_duration
 from .optimizers import Optimizer
 
 
-class TableLearner(Configured, Learner):
-    """A learner with weights in a hashed table of 2**bits slots, which learns one row after another."""
+class TableLearner(Configured, Explainer):
+    """A learner with weights in a hashed table of 2**bits slots, which learns one row after another.
+
+    `bind` of a subclass sets what its kernels take behind the rows: `_predict` before out, which `explain_rows` takes
+    too, `_learn` before out, and `_unread`, a buffer for predictions that nobody reads.
+    """
 
     updates: Literal["sequential", "micro_batch"] = "sequential"
     batch_size: int = 1
 
+    kernels: ClassVar[Any]  # the module of predict_rows, learn_rows, explain_rows and explain_then_learn_rows
     task: ClassVar[str]
     instead: ClassVar[str]  # what to use for the other tasks
 
     bits: int
     dtype: str
+
+    _predict: tuple[Any, ...]
+    _learn: tuple[Any, ...]
+    _unread: np.ndarray
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -41,6 +52,34 @@ class TableLearner(Configured, Learner):
             f"{type(self).__name__} learns a {self.task} task with {outputs}, the pipeline declares {came}; "
             f"{self.instead}"
         )
+
+    def example_weight(self, truth: Truth) -> np.ndarray:
+        """The weights with which examples are learned, float (B,)."""
+        return truth.weight
+
+    def predict(self, x: Rows, out: np.ndarray) -> None:
+        self.kernels.predict_rows(x.numeric, x.categories, *self._predict, out)
+
+    def learn(self, x: Rows, truth: Truth) -> None:
+        if len(self._unread) < len(truth.y):
+            self._unread = np.empty((len(truth.y), self._unread.shape[1]), np.float32)
+        self.test_then_learn(x, truth, self._unread)
+
+    def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
+        after = x.numeric if learned is None else learned.numeric
+        weight = self.example_weight(truth)
+        self.kernels.learn_rows(x.numeric, after, x.categories, truth.y, weight, *self._learn, out)
+
+    def explain(self, x: Rows, out: np.ndarray) -> None:
+        self.kernels.explain_rows(x.numeric, x.categories, *self._predict, out)
+
+    def explain_then_learn(
+        self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
+    ) -> None:
+        after = x.numeric if learned is None else learned.numeric
+        weight = self.example_weight(truth)
+        rows = x.numeric, after, x.categories, truth.y, weight
+        self.kernels.explain_then_learn_rows(*rows, self._predict, self._learn, out, contributions)
 
 
 class OptimizedLearner(TableLearner):

@@ -11,6 +11,7 @@ row of P numbers: SGD (w,), AdaGrad (w, n), FTRL (z, n); n is the evidence, the 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -231,6 +232,54 @@ def learn_rows(
             else:
                 base_count[0] = 0.0
             offset = offset_of(loss, base_rate, base_mean[0], base_count[0])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_rows(
+    numeric: ndarray, categories: ndarray, kind: int, bias_kind: int, loss: int, settings: Settings,
+    base_rate: bool, shift: np.uint64, columns: ndarray, missing: ndarray, table: ndarray, bias: ndarray,
+    base_mean: ndarray, base_count: ndarray, out: ndarray,
+) -> None:  # fmt: skip
+    """Write what each feature adds to the raw score of B rows to out (B, 1, N + K + 1); nothing else is changed.
+
+    Last in out is where the raw score starts: base and bias. Other arguments as in `learn_rows`.
+    """
+    lr, beta, l1, l2 = settings
+    inverse = 1.0 / lr
+    N, K = numeric.shape[1], categories.shape[1]
+    start = offset_of(loss, base_rate, base_mean[0], base_count[0])
+    start += weight_at(bias_kind, bias, 0, inverse, beta, 0.0, 0.0)
+    for i in range(numeric.shape[0]):
+        look_ahead(categories, i + AHEAD, table, shift)
+        for j in range(N):
+            x = np.float64(numeric[i, j])
+            if x - x == 0.0:
+                part = weight_at(kind, columns, j, inverse, beta, l1, l2) * x
+                out[i, 0, j] = min(max(part, -LARGEST_RAW), LARGEST_RAW)
+            else:
+                out[i, 0, j] = weight_at(kind, missing, j, inverse, beta, l1, l2)
+        for k in range(K):
+            out[i, 0, N + k] = 0.0
+            if categories[i, k] != 0:
+                r = slot_of(categories[i, k], shift)
+                out[i, 0, N + k] = weight_at(kind, table, r, inverse, beta, l1, l2)
+        out[i, 0, N + K] = min(max(start, -LARGEST_RAW), LARGEST_RAW)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_then_learn_rows(
+    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray,
+    explain: Any, learn: Any, out: ndarray, contributions: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: explain before[i] to contributions[i], then as `learn_rows`.
+
+    explain, learn   tuples: what `explain_rows` and `learn_rows` take between the rows and their outputs
+    """
+    for i in range(numeric.shape[0]):
+        row = slice(i, i + 1)
+        explain_rows(before[row], categories[row], *explain, contributions[row])  # type: ignore[call-arg]
+        told = before[row], numeric[row], categories[row], y[row], weight[row]
+        learn_rows(*told, *learn, out[row])  # type: ignore[call-arg]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

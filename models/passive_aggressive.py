@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import DeclarationError
 from . import passive_aggressive_kernels as kernels
-from .base import Array, Rows, Spec, Truth, check_number, register
+from .base import Array, Link, Spec, check_number, register
 from .linear_base import TableLearner
 
 
 class PassiveAggressive(TableLearner):
-    """What PAClassifier and PARegressor share: their state, and the calls of the kernels."""
+    """What PAClassifier and PARegressor share: their state, and what the kernels are told."""
+
+    kernels: ClassVar[Any] = kernels
 
     C: float
     mode: int
@@ -27,6 +29,9 @@ class PassiveAggressive(TableLearner):
         check_number(f"{name}(C=)", self.C, 0.0, above=True)
         if self.mode not in (1, 2):
             raise DeclarationError(f"{name}(mode=): expected 1 (PA-I) or 2 (PA-II), got {self.mode!r}")
+
+    def link(self, spec: Spec) -> Link:
+        return "logit" if self.task == "binary" else "identity"
 
     def tolerance(self) -> float:
         """How far a value may be off before anything is learned."""
@@ -50,18 +55,6 @@ class PassiveAggressive(TableLearner):
         self._predict = (binary, shift, *weights, state["bias"])
         self._learn = (*rule, shift, *weights, touched["table"], state["bias"])
         self._unread = np.empty((0, 1), np.float32)
-
-    def predict(self, x: Rows, out: np.ndarray) -> None:
-        kernels.predict_rows(x.numeric, x.categories, *self._predict, out)
-
-    def learn(self, x: Rows, truth: Truth) -> None:
-        if len(self._unread) < len(truth.y):
-            self._unread = np.empty((len(truth.y), 1), np.float32)
-        self.test_then_learn(x, truth, self._unread)
-
-    def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
-        after = x.numeric if learned is None else learned.numeric
-        kernels.learn_rows(x.numeric, after, x.categories, truth.y, truth.weight, *self._learn, out)
 
 
 @register

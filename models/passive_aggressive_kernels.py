@@ -10,6 +10,7 @@ Letters: B rows, N numeric columns, K categories, R = 2**bits slots of the table
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -157,3 +158,42 @@ def learn_rows(
                 touched[r >> 6] = 1
         if learn_intercept:
             add(bias, 0, step)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_rows(
+    numeric: ndarray, categories: ndarray, binary: bool, shift: np.uint64, columns: ndarray, missing: ndarray,
+    table: ndarray, bias: ndarray, out: ndarray,
+) -> None:  # fmt: skip
+    """Write what each feature adds to the raw score of B rows to out (B, 1, N + K + 1); nothing else is changed.
+
+    Last in out is the bias. Other arguments as in `learn_rows`.
+    """
+    N, K = numeric.shape[1], categories.shape[1]
+    for i in range(numeric.shape[0]):
+        look_ahead(categories, i + AHEAD, table, shift)
+        for j in range(N):
+            x = np.float64(numeric[i, j])
+            part = np.float64(columns[j, 0]) * x if x - x == 0.0 else np.float64(missing[j, 0])
+            out[i, 0, j] = min(max(part, -LARGEST_RAW), LARGEST_RAW)
+        for k in range(K):
+            out[i, 0, N + k] = 0.0
+            if categories[i, k] != 0:
+                out[i, 0, N + k] = table[slot_of(categories[i, k], shift), 0]
+        out[i, 0, N + K] = bias[0, 0]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_then_learn_rows(
+    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray,
+    explain: Any, learn: Any, out: ndarray, contributions: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: explain before[i] to contributions[i], then as `learn_rows`.
+
+    explain, learn   tuples: what `explain_rows` and `learn_rows` take between the rows and their outputs
+    """
+    for i in range(numeric.shape[0]):
+        row = slice(i, i + 1)
+        explain_rows(before[row], categories[row], *explain, contributions[row])  # type: ignore[call-arg]
+        told = before[row], numeric[row], categories[row], y[row], weight[row]
+        learn_rows(*told, *learn, out[row])  # type: ignore[call-arg]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ..errors import DeclarationError
 from . import softmax_kernels as kernels
-from .base import Array, Rows, Spec, Truth, register
+from .base import Array, Link, Spec, register
 from .linear_base import OptimizedLearner, class_weights
 from .optimizers import FTRL, Optimizer
 
@@ -42,6 +42,7 @@ class SoftmaxRegression(OptimizedLearner):
     """
 
     quick: ClassVar[bool] = True
+    kernels: ClassVar[Any] = kernels
     task: ClassVar[str] = "multiclass"
     instead: ClassVar[str] = "use LogisticRegression for a binary task, LinearRegression for a regression task"
 
@@ -57,6 +58,9 @@ class SoftmaxRegression(OptimizedLearner):
         super().__post_init__()
         if self.class_weight is not None:
             self.class_weight = class_weights("SoftmaxRegression(class_weight=)", self.class_weight)
+
+    def link(self, spec: Spec) -> Link:
+        return "softmax"
 
     def layout(self, spec: Spec) -> Mapping[str, Array]:
         """Arrays of the model; raises DeclarationError when the task or the classes of spec are not those of it."""
@@ -102,19 +106,6 @@ class SoftmaxRegression(OptimizedLearner):
         self._forget = (kind, bias_kind, settings, classes, *weights, state["used"], touched["table"], bias)
         self._count = count
         self._unread = np.empty((0, classes), np.float32)
-
-    def predict(self, x: Rows, out: np.ndarray) -> None:
-        kernels.predict_rows(x.numeric, x.categories, *self._predict, out)
-
-    def learn(self, x: Rows, truth: Truth) -> None:
-        rows = len(truth.y)
-        if len(self._unread) < rows:
-            self._unread = np.empty((rows, self._unread.shape[1]), np.float32)
-        self.test_then_learn(x, truth, self._unread)
-
-    def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
-        after = x.numeric if learned is None else learned.numeric
-        kernels.learn_rows(x.numeric, after, x.categories, truth.y, truth.weight, *self._learn, out)
 
     def decay(self, factor: float) -> None:
         kernels.forget(float(factor), *self._forget)

@@ -12,6 +12,7 @@ SGD (w,), AdaGrad (w, n), FTRL (z, n); n is the evidence, the sum of squared gra
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -27,6 +28,7 @@ Slot = int | np.intp
 MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: Fibonacci hashing takes the slot from the product's top bits
 LINE = 64  # bytes that memory fetches at once
 RAREST = 1e-6  # no class is held to be rarer, or it would not be learned when it comes after all
+LARGEST_RAW = 1e30  # contributions to raw scores are held within these
 LARGEST_SLOPE = 1e12  # of the loss by a raw score
 LARGEST_GRADIENT = 1e15  # of one weight: slope times feature; so finite input never makes a NaN
 
@@ -242,6 +244,58 @@ def learn_rows(
         if base_rate:
             base_count[label] = max(base_count[label] + v, 0.0)
             read_base(base_rate, base_count, base)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_rows(
+    numeric: ndarray, categories: ndarray, kind: int, bias_kind: int, settings: Settings, base_rate: bool,
+    shift: np.uint64, columns: ndarray, missing: ndarray, table: ndarray, bias: ndarray, base_count: ndarray,
+    scores: ndarray, firsts: ndarray, out: ndarray,
+) -> None:  # fmt: skip
+    """Write what each feature adds to the raw scores of B rows to out (B, C, N + K + 1); but for scratch nothing else
+    is changed.
+
+    Last in out is where the raw scores start: base and bias. Other arguments as in `learn_rows`.
+    """
+    lr, beta, l1, l2 = settings
+    inverse = 1.0 / lr
+    N, K, C = numeric.shape[1], categories.shape[1], out.shape[1]
+    base = scores[0]
+    read_base(base_rate, base_count, base)
+    for c in range(C):
+        base[c] += weight_at(bias_kind, bias, c, inverse, beta, 0.0, 0.0)
+    for i in range(numeric.shape[0]):
+        look_ahead(categories, i + AHEAD, table, shift, C)
+        read_slots(categories, i, shift, C, firsts)
+        for c in range(C):
+            for j in range(N):
+                x = np.float64(numeric[i, j])
+                if x - x == 0.0:
+                    part = weight_at(kind, columns, j * C + c, inverse, beta, l1, l2) * x
+                    out[i, c, j] = min(max(part, -LARGEST_RAW), LARGEST_RAW)
+                else:
+                    out[i, c, j] = weight_at(kind, missing, j * C + c, inverse, beta, l1, l2)
+            for k in range(K):
+                out[i, c, N + k] = 0.0
+                if categories[i, k] != 0:
+                    out[i, c, N + k] = weight_at(kind, table, firsts[k] + c, inverse, beta, l1, l2)
+            out[i, c, N + K] = base[c]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_then_learn_rows(
+    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray,
+    explain: Any, learn: Any, out: ndarray, contributions: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: explain before[i] to contributions[i], then as `learn_rows`.
+
+    explain, learn   tuples: what `explain_rows` and `learn_rows` take between the rows and their outputs
+    """
+    for i in range(numeric.shape[0]):
+        row = slice(i, i + 1)
+        explain_rows(before[row], categories[row], *explain, contributions[row])  # type: ignore[call-arg]
+        told = before[row], numeric[row], categories[row], y[row], weight[row]
+        learn_rows(*told, *learn, out[row])  # type: ignore[call-arg]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -232,6 +232,17 @@ def find_value(value: np.uint64, values: ndarray) -> int:
     return -1
 
 
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def number_vote(x: float, n: float, mean: float, squares: float) -> float:
+    """Logarithm of the density of a finite x where n numbers have this mean and sum of squares; 0: nothing known."""
+    variance = squares / (n - 1.0) if n > 1.0 else 0.0
+    if not variance > 0.0:
+        return 0.0
+    d = min(max(x, -LARGEST), LARGEST) - mean
+    log_density = d * d / (-2.0 * variance) - HALF_LOG_TAU - 0.5 * math.log(variance)
+    return max(log_density, LEAST_VOTE) if log_density > -math.inf else 0.0
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def vote(
     node: int, numeric: ndarray, categories: ndarray, links: ndarray, counts: ndarray, classes: ndarray,
@@ -258,14 +269,9 @@ def vote(
         votes[i] = max(math.log(counts[node, c] / total), LEAST_VOTE)
         for j in range(numeric.shape[0]):
             x = np.float64(numeric[j])
-            n = gaussians[j, slot, c, COUNT]
-            if x - x == 0.0 and n > 1.0:
-                variance = gaussians[j, slot, c, SQUARES] / (n - 1.0)
-                if variance > 0.0:
-                    d = min(max(x, -LARGEST), LARGEST) - gaussians[j, slot, c, MEAN]
-                    log_density = d * d / (-2.0 * variance) - HALF_LOG_TAU - 0.5 * math.log(variance)
-                    if log_density > -math.inf:
-                        votes[i] += max(log_density, LEAST_VOTE)
+            if x - x == 0.0:
+                n, mean = gaussians[j, slot, c, COUNT], gaussians[j, slot, c, MEAN]
+                votes[i] += number_vote(x, n, mean, gaussians[j, slot, c, SQUARES])
         for k in range(categories.shape[0]):
             if found[k] >= 0:
                 share = value_counts[k, slot, found[k], c] / category_totals[k, slot, c, 0]

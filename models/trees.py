@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..errors import DeclarationError
+from . import tree_explain_kernels as explaining
 from . import tree_kernels as kernels
-from .base import Array, Configured, Learner, Rows, Spec, Truth, check_number, register
+from .base import Array, Configured, Explainer, Link, Rows, Spec, Truth, check_number, register
 
 PREDICTIONS = {"mc": kernels.MAJORITY, "nb": kernels.BAYES, "nba": kernels.ADAPTIVE}
 CRITERIA = {"info_gain": kernels.INFO_GAIN, "gini": kernels.GINI}
@@ -20,11 +21,34 @@ VALUES = {"mean": kernels.MEAN_ONLY, "model": kernels.MODEL_ONLY, "adaptive": ke
 NO_LIMIT = 2**31 - 1
 
 
-class HoeffdingTree(Configured, Learner):
-    """What the trees share."""
+class HoeffdingTree(Configured, Explainer):
+    """What the trees share: settings and their checks, and what a prediction is made of."""
 
     updates: Literal["sequential", "micro_batch"] = "sequential"
     batch_size: int = 1
+
+    grace_period: float
+    delta: float
+    tau: float
+    max_depth: int | None
+    leaf_prediction: str
+    merit_preprune: bool
+    max_nodes: int
+    category_values: int
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        check_number(f"{name}(grace_period=)", self.grace_period, 0.0, above=True)
+        check_number(f"{name}(delta=)", self.delta, 0.0, above=True, high=1.0)
+        check_number(f"{name}(tau=)", self.tau, 0.0)
+        _check_whole(self, max_nodes=(1, 1 << 24), category_values=(1, 1 << 16))
+        if self.max_depth is not None:
+            _check_whole(self, max_depth=(1, NO_LIMIT))
+        if not isinstance(self.merit_preprune, bool):
+            raise DeclarationError(f"{name}(merit_preprune=): expected True or False, got {self.merit_preprune!r}")
+
+    def link(self, spec: Spec) -> Link:
+        return "identity"
 
 
 @register
@@ -92,14 +116,12 @@ class HoeffdingTreeClassifier(HoeffdingTree):
     category_values: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         name = type(self).__name__
-        check_number(f"{name}(grace_period=)", self.grace_period, 0.0, above=True)
-        check_number(f"{name}(delta=)", self.delta, 0.0, above=True, high=1.0)
-        check_number(f"{name}(tau=)", self.tau, 0.0)
         check_number(f"{name}(nb_threshold=)", self.nb_threshold, 0.0)
         check_number(f"{name}(min_branch_fraction=)", self.min_branch_fraction, 0.0, high=0.5)
         check_number(f"{name}(max_share_to_split=)", self.max_share_to_split, 0.0, high=1.0)
-        _check_whole(self, n_splits=(1, 10_000), max_nodes=(1, 1 << 24), category_values=(1, 1 << 16))
+        _check_whole(self, n_splits=(1, 10_000))
         _check_choices(self, leaf_prediction=PREDICTIONS, split_criterion=CRITERIA)
 
     def layout(self, spec: Spec) -> Mapping[str, Array]:
@@ -132,6 +154,7 @@ class HoeffdingTreeClassifier(HoeffdingTree):
         tree = kernels.Tree(*(state[name] for name in kernels.Tree._fields))
         scratch = scratch_of(spec, tree.counts.shape[1])
         self._parts = tree, self.settings(0), columns_of(spec), scratch
+        self._room = _room_to_explain(spec, self.max_nodes, tree.counts.shape[1])
         self._none = np.empty((0, spec.outputs), np.float32)
 
     def settings(self, features: int) -> kernels.Settings:
@@ -161,6 +184,16 @@ class HoeffdingTreeClassifier(HoeffdingTree):
         after = x.numeric if learned is None else learned.numeric
         same = after is x.numeric
         kernels.learn_rows(x.numeric, after, same, x.categories, truth.y, truth.weight, *self._parts, out)
+
+    def explain(self, x: Rows, out: np.ndarray) -> None:
+        explaining.explain_rows(x.numeric, x.categories, *self._parts[:3], self._room, out)
+
+    def explain_then_learn(
+        self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
+    ) -> None:
+        after = x.numeric if learned is None else learned.numeric
+        rows = x.numeric, after, after is x.numeric, x.categories, truth.y, truth.weight
+        explaining.explain_then_learn_rows(*rows, *self._parts, self._room, out, contributions)
 
 
 @register
@@ -226,17 +259,13 @@ class HoeffdingTreeRegressor(HoeffdingTree):
     category_values: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         name = type(self).__name__
-        check_number(f"{name}(grace_period=)", self.grace_period, 0.0, above=True)
-        check_number(f"{name}(delta=)", self.delta, 0.0, above=True, high=1.0)
-        check_number(f"{name}(tau=)", self.tau, 0.0)
         check_number(f"{name}(model_selector_decay=)", self.model_selector_decay, 0.0, high=1.0)
         check_number(f"{name}(lr=)", self.lr, 0.0)
         check_number(f"{name}(intercept_lr=)", self.intercept_lr, 0.0)
         check_number(f"{name}(min_samples_split=)", self.min_samples_split, 1.0)
-        _check_whole(
-            self, digits=(0, 15), max_nodes=(1, 1 << 24), max_values=(2, 1 << 24), category_values=(1, 1 << 16)
-        )
+        _check_whole(self, digits=(0, 15), max_values=(2, 1 << 24))
         _check_choices(self, leaf_prediction=VALUES)
 
     def layout(self, spec: Spec) -> Mapping[str, Array]:
@@ -271,6 +300,7 @@ class HoeffdingTreeRegressor(HoeffdingTree):
         tree = kernels.RegressionTree(*(state[name] for name in kernels.RegressionTree._fields))
         room = self.max_values
         self._parts = tree, self.settings(0), columns_of(spec)
+        self._room = _room_to_explain(spec, self.max_nodes, 2)
         self._scratch = np.empty((4 * room + 4, 2), np.int32), np.empty((room, 6))
         self._none = np.empty((0, 1), np.float32)
 
@@ -303,6 +333,16 @@ class HoeffdingTreeRegressor(HoeffdingTree):
             x.numeric, after, x.categories, truth.y, truth.weight, *self._parts, *self._scratch, out
         )  # fmt: skip
 
+    def explain(self, x: Rows, out: np.ndarray) -> None:
+        explaining.explain_values(x.numeric, x.categories, *self._parts, self._room, out)
+
+    def explain_then_learn(
+        self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
+    ) -> None:
+        after = x.numeric if learned is None else learned.numeric
+        rows = x.numeric, after, x.categories, truth.y, truth.weight
+        explaining.explain_then_learn_values(*rows, *self._parts, *self._scratch, self._room, out, contributions)
+
 
 def _branches(nodes: int) -> dict[str, Array]:
     """The arrays that all trees have."""
@@ -316,31 +356,39 @@ def _branches(nodes: int) -> dict[str, Array]:
     }
 
 
+def _room_to_explain(spec: Spec, nodes: int, classes: int) -> explaining.Explaining:
+    """Zeros, which cost no memory until something is explained."""
+    return explaining.Explaining(
+        order=np.zeros(nodes, np.int32),
+        sums=np.zeros((nodes, classes)),
+        terms=np.zeros((len(spec.numeric) + len(spec.categories) + 1, classes)),
+        votes=np.zeros(classes),
+        shares=np.zeros((2, classes)),
+    )
+
+
 def _came(spec: Spec) -> str:
     return "no labels" if spec.task is None else f"a {spec.task} task with {spec.outputs} output(s)"
 
 
 def _check_whole(model: Any, **bounds: tuple[int, int]) -> None:
-    """Raise DeclarationError unless these settings, and max_depth if it is given, are whole numbers within bounds."""
-    for setting, (low, high) in (bounds | {"max_depth": (1, NO_LIMIT)}).items():
+    """Raise DeclarationError unless these settings are whole numbers within bounds."""
+    for setting, (low, high) in bounds.items():
         value = getattr(model, setting)
-        whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        if not whole and not (setting == "max_depth" and value is None):
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise DeclarationError(
                 f"{type(model).__name__}({setting}=): expected a whole number from {low} to {high}, got {value!r}"
             )
 
 
 def _check_choices(model: Any, **choices: Mapping[str, int]) -> None:
-    """Raise DeclarationError unless these settings are among their choices, and merit_preprune True or False."""
-    name = type(model).__name__
+    """Raise DeclarationError unless these settings are among their choices."""
     for setting, known in choices.items():
         if getattr(model, setting) not in known:
             raise DeclarationError(
-                f"{name}({setting}=): expected one of {', '.join(known)}, got {getattr(model, setting)!r}"
+                f"{type(model).__name__}({setting}=): expected one of {', '.join(known)}, "
+                f"got {getattr(model, setting)!r}"
             )
-    if not isinstance(model.merit_preprune, bool):
-        raise DeclarationError(f"{name}(merit_preprune=): expected True or False, got {model.merit_preprune!r}")
 
 
 def key_of(kind: str, name: str) -> np.uint64:

@@ -82,6 +82,8 @@ def _label(p: Pipeline) -> Iterator[tuple[str, str]]:
         return
     classes = f" of {len(p.classes)} classes: {', '.join(p.classes)}" if p.classes else ""
     yield show(labels.value_expr), f"{p.task}{classes}"
+    if labels.weight_expr is not None:
+        yield "weight", f"{show(labels.weight_expr)}; of 0: scored and not learned"
     if labels.topic is None:
         yield "wait", "none: the label is in the event, which is predicted before it is learned"
         return
@@ -145,7 +147,8 @@ def _parts(model: Any) -> Iterator[tuple[str, str]]:
 
 def _writes(p: Pipeline) -> Iterator[tuple[str, str]]:
     what = {None: "the score", "binary": "P(true)", "multiclass": "P of each class", "regression": "the value"}
-    yield p.predictions.topic, f"a prediction for each event: {what[p.spec.task]}"
+    why = f", with the {p.predictions.explain} features that weighed most" if p.predictions.explain else ""
+    yield p.predictions.topic, f"a prediction for each event: {what[p.spec.task]}{why}"
     yield p.predictions.dead_letters, "records that could not be used, as they came"
     yield p.journal_topic, "which slices each cycle processed"
     tie = "one transaction for each cycle" if p.delivery == "exactly_once" else "a prediction may come twice"

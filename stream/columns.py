@@ -22,6 +22,7 @@ from .hashing import KEY_SEEDS, U64, combine, hash_spans, hash_words, name_seed
 from .leaves import columns_of, leaves
 from .slices import Role
 
+LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 LARGEST = 1e100  # of what aggregates fold in: sums of squares of such values are finite still
 
 
@@ -105,6 +106,8 @@ class Columns:
             self._binary = pipeline.task == "binary"
             is_text = self._dtype(self._label) == pl.String
             self._label_source = self._hashed(self._label) if is_text else self._number(self._label)
+            self._weight = labels.weight_expr
+            self._weight_source = None if self._weight is None else self._number(self._weight)
         read = dict.fromkeys(name for expr in self._outputs for name in fields_of(expr))
         self._read = {name: self.types[name] for name in read}
 
@@ -161,14 +164,21 @@ class Columns:
         key_hash = np.zeros((rows, 2), np.uint64)
         if self._key is not None:
             got.hash(self._key, KEY_SEEDS, key_hash, 0)
-        return {
+        columns = {
             "numeric": numeric,
             "categories": self._hash_all(got, self._categories, rows),
             "groups": self._hash_all(got, self._groups, rows),
             "values": values,
             "key_hash": key_hash,
             "y": self._labels(got) if self._label is not None else np.full(rows, np.nan, np.float32),
-        }, poison
+        }
+        if self._label is not None and self._weight_source is not None:
+            weight = got.floats(self._weight_source)
+            with np.errstate(over="ignore", invalid="ignore"):
+                columns["weight"] = np.where((weight >= 0) & (weight <= LARGEST_WEIGHT), weight, np.nan).astype(
+                    np.float32
+                )
+        return columns, poison
 
     def _select(self, fields: Fields, rows: int) -> tuple[list[pl.Series], dict[int, str]]:
         if not self._outputs:
@@ -236,6 +246,17 @@ class Columns:
         if self._binary and value is not None and value == value:
             return f"no label: the task is binary, expected 0 or 1, got {value!r}"
         return f"no label: the value is {value!r}"
+
+    def why_no_weight(self, fields: Fields, i: int) -> tuple[str, str]:
+        """Why row i has no weight, and the path of the field that says it, if it is one."""
+        assert self._weight is not None
+        plain, one = plain_column(self._weight), np.array([i])
+        frame = pl.DataFrame([fields[name].take(one).series(name) for name in sorted(fields_of(self._weight))])
+        value = frame.select(self._weight.cast(pl.Float64)).item()
+        path = self._leaves[plain].path if plain is not None else ""
+        if value is None or value != value:
+            return f"no weight: {f'`{plain}`' if plain is not None else 'the value'} is null or NaN", path
+        return f"the weight is {value:g}; expected a number from 0 to {LARGEST_WEIGHT:.2g}", path
 
     @staticmethod
     def _hash_all(got: _Values, columns: list[tuple[list[_Source], int]], rows: int) -> U64:

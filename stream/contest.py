@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from ..models.base import Array, Decay, Opaque, Rows, Spec
+from ..models.base import Array, Decay, Explainer, Opaque, Rows, Spec, Truth
 from ..models.chain import summed
 from ..models.drift import watched
 from ..models.metrics import Metrics
@@ -153,10 +153,10 @@ class Contest:
         for learning in self.learnings:
             learning.model.push()
 
-    def warm_up(self) -> None:
+    def warm_up(self, explain: bool = False) -> None:
         """Compile what the models call; the rest is compiled by whoever runs rows through a twin."""
         for learning in self.learnings:
-            learning.model.warm_up()
+            learning.model.warm_up(explain=explain)
 
     def opaque(self) -> dict[str, Opaque]:
         """What has state beside its arrays, each with the name of its model before its own."""
@@ -214,33 +214,53 @@ class Contest:
 
     # -- rows
 
-    def look(self, x: Rows, out: F32) -> None:
-        """Predict with the model that serves; nothing changes."""
-        self.learnings[self.serves].model.predict(x, out)
+    @property
+    def explainer(self) -> Explainer:
+        """The learner that serves, where it can explain; raises DeclarationError else."""
+        return self.learnings[self.serves].explainer
 
-    def predict(self, x: Rows, out: F32) -> Said:
+    def look(self, x: Rows, out: F32, contributions: F32 | None = None) -> None:
+        """Predict with the model that serves; nothing changes."""
+        self.learnings[self.serves].look(x, out, contributions)
+
+    def predict(self, x: Rows, out: F32, contributions: F32 | None = None) -> Said:
         """Predict rows of the stream from which nothing is to be learned."""
         each = self._blank(out)
-        for learning, own in zip(self.learnings, each, strict=True):
-            learning.model.predict(x, own)
+        for at, (learning, own) in enumerate(zip(self.learnings, each, strict=True)):
+            learning.predict(x, own, contributions if at == self.serves else None)
         return self._serve(each, out)
 
-    def predict_then_observe(self, x: Rows, out: F32) -> Said:
+    def predict_then_observe(self, x: Rows, out: F32, contributions: F32 | None = None) -> Said:
         """Predict rows whose labels come later."""
         each = self._blank(out)
-        for learning, own in zip(self.learnings, each, strict=True):
-            learning.model.predict_then_observe(x, own)
+        for at, (learning, own) in enumerate(zip(self.learnings, each, strict=True)):
+            learning.predict_then_observe(x, own, contributions if at == self.serves else None)
         return self._serve(each, out)
 
-    def test_then_learn(self, x: Rows, y: F32, time: I64, out: F32) -> Said:
-        """Predict and learn rows that hold their label; NaN in y float32 (B,): none. time int64 (B,)"""
-        each = self._blank(out)
-        for learning, own in zip(self.learnings, each, strict=True):
-            learning.test_then_learn(x, y, time, own)
+    def test_then_learn(
+        self, x: Rows, y: F32, truth: Truth, time: I64, out: F32, contributions: F32 | None = None
+    ) -> Said:
+        """Predict and learn rows that hold their label; NaN in y float32 (B,): none. time int64 (B,)
+
+        truth  what is learned of the labels: not those with the weight 0
+        """
+        each, serves = self._blank(out), self.serves
+        explained: list[F32 | None] = [None] * len(each)
+        if contributions is not None:  # who will serve a row is known once those before it are learned
+            explained = [
+                contributions if at == serves else None if self.best is None else np.empty_like(contributions)
+                for at in range(len(each))
+            ]
+        for learning, own, why in zip(self.learnings, each, explained, strict=True):
+            learning.test_then_learn(x, y, truth, time, own, why)
         if self.best is None:
             return self._serve(each, out)
         by = self._weigh(y, each)
         out[:] = each[by, np.arange(len(by))]
+        if contributions is not None:
+            for at, why in enumerate(explained):
+                assert why is not None
+                contributions[by == at] = why[by == at]
         self._served += np.bincount(by, minlength=len(self.names))
         return Said(each, by)
 
@@ -264,16 +284,17 @@ class Contest:
         for metrics, own in zip(self.metrics, said, strict=True):
             metrics.update(y, own)
 
-    def learn(self, x: Rows, y: F32, said: F32, time: I64) -> None:
-        """Score the models, then let them learn the examples in order.
+    def learn(self, x: Rows, y: F32, said: F32, time: I64, weight: F32) -> None:
+        """Score the models, then let them learn the examples in order, those with the weight 0 excepted.
 
-        said  float32 (M, B, O)  predicted before their labels y float32 (B,) were known
+        said    float32 (M, B, O)  predicted before their labels y float32 (B,) were known
+        weight  float32 (B,)
         """
         self.score(y, said)
         if self.best is not None:
             self._weigh(y, said)
         for learning, own in zip(self.learnings, said, strict=True):
-            learning.learn(x, y, own, time, _known(y, own))
+            learning.learn(x, y, own, time, weight, _known(y, own))
 
     def _weigh(self, y: F32, said: F32) -> U8:
         """Compare what the models said; which of them served or would have served each row."""

@@ -59,11 +59,17 @@ class Labels:
     multiclass with `classes`; integers need `task`. A label is waited for `within` of event time; after that the
     event is learned as `otherwise`, or dropped when that is None. A label before its event is kept for `early`.
     Events and labels advance together to within `alignment` (within/96 unless given).
+
+    weight is a field or an expression over the same record: how much is learned from the example, as if it had come so
+    many times; 1 where there is none, and for what is learned as `otherwise`. One of weight 0 is predicted and counted
+    in the metrics, and not learned; a record whose weight is negative, null, NaN or infinite is a dead letter. The
+    metrics take each label once, whatever its weight.
     """
 
     topic: str | None = None
     schema: type[msgspec.Struct] | None = None
     value: str | pl.Expr = field(kw_only=True)
+    weight: str | pl.Expr | None = field(default=None, kw_only=True)
     key: str | None = field(default=None, kw_only=True)
     time: str | None = field(default=None, kw_only=True)
     unit: Unit | None = field(default=None, kw_only=True)
@@ -79,6 +85,11 @@ class Labels:
     def value_expr(self) -> pl.Expr:
         """value as an expression."""
         return pl.col(self.value) if isinstance(self.value, str) else self.value
+
+    @property
+    def weight_expr(self) -> pl.Expr | None:
+        """weight as an expression."""
+        return pl.col(self.weight) if isinstance(self.weight, str) else self.weight
 
     @cached_property
     def within_us(self) -> int:
@@ -115,12 +126,14 @@ class Predictions:
 
     headers      carry the headers of an event's record on to its prediction: trace ids such as `traceparent`
     compression  of all that the worker writes, the journal too; a batch that it makes no smaller is left as it is
+    explain      with each prediction go so many features, those that weighed most in it; None: no explanations
     """
 
     topic: str
     dead_letters: str = field(default="", kw_only=True)
     headers: bool = field(default=False, kw_only=True)
     compression: Literal["lz4", "zstd"] | None = field(default=None, kw_only=True)
+    explain: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.dead_letters, str) and not self.dead_letters:
@@ -266,6 +279,7 @@ class Pipeline:
                 "early": labels.early_us,
                 "alignment": labels.alignment_us,
                 "otherwise": labels.otherwise,
+                **({} if labels.weight_expr is None else {"weight": _expression(labels.weight_expr)}),
             },
             "task": self.task,
             "classes": list(self.classes),

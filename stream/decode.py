@@ -19,6 +19,7 @@ from ..connectors.record_table import RecordTable
 from ..connectors.spans import I64, Spans, join
 from .columns import Columns
 from .declaration import Events, Labels, Pipeline
+from .explain import Explained
 from .fast_json import FlatJson, FlatRows
 from .fields import Field, Fields, joined
 from .hashing import U64
@@ -49,6 +50,8 @@ class Batch:
     y       float32 (B,) label, NaN: none, infinite: one that cannot be used
     marks   offsets of end-of-stream marks
     headers of their records, as they lie on the wire, where the predictions carry them on
+    weight  float32 (B,) of the examples that its labels make, 0 or more; None: 1 each
+    explained  of its predictions, where they are to be explained; the engine fills it in as it predicts
     """
 
     role: Role
@@ -69,6 +72,8 @@ class Batch:
     dead: list[DeadLetter] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     headers: Spans | None = None
+    weight: NDArray[np.float32] | None = None
+    explained: Explained | None = None
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -78,9 +83,10 @@ class Decoder:
     """Decodes the slices of one topic of a pipeline. Holds no state of the stream: equal slices give equal batches.
 
     With `fast` (the default) flat JSON goes through fast_json.py, where it is sure; batches are the same without.
+    learned=False: nothing will be learned from the rows, so a label that they hold needs no weight.
     """
 
-    def __init__(self, pipeline: Pipeline, role: Role, *, fast: bool = True) -> None:
+    def __init__(self, pipeline: Pipeline, role: Role, *, fast: bool = True, learned: bool = True) -> None:
         side: Events | Labels = pipeline.events
         if role == "labels":
             assert pipeline.labels is not None
@@ -94,6 +100,7 @@ class Decoder:
         self._texts = {name for name, dtype in self._types.items() if dtype == pl.String}
         self._ints = [leaf for leaf in self._leaves.values() if leaf.dtype == pl.Int64]
         self._key = side.key if role == "events" else None  # predictions carry it
+        self._learned = learned
         self._carries_headers = role == "events" and pipeline.predictions.headers
         spellable = self._key is None or self._types[self._key] in (pl.String, pl.Int64)
         self._flat: FlatJson | None = None
@@ -234,6 +241,8 @@ class Decoder:
             record_keys = Spans.none(rows)
         else:
             self._refuse_long_keys(record_keys, keys, refused)
+        if "weight" in computed:
+            self._check_weights(fields, computed, refused)
         headers = table.headers if self._carries_headers else None
         if headers is not None and headers.size.max(initial=-1) > HEADERS_BYTES:
             for i in np.flatnonzero(headers.size > HEADERS_BYTES).tolist():
@@ -270,6 +279,16 @@ class Decoder:
             )
             batches.append(batch)
         return batches
+
+    def _check_weights(self, fields: Fields, computed: dict[str, Any], refused: dict[int, tuple[str, str]]) -> None:
+        """Refuse rows with a label and no weight that can be; what has no label needs none."""
+        weight = computed["weight"]
+        missing = np.isnan(weight)
+        if self._learned:
+            for i in np.flatnonzero(missing & np.isfinite(computed["y"])).tolist():
+                if i not in refused:  # on others the expression may raise
+                    refused[i] = self._columns.why_no_weight(fields, i)
+        weight[missing] = 1.0
 
     def _refuse_long_keys(self, record_keys: Spans, keys: Spans, refused: dict[int, tuple[str, str]]) -> None:
         """A prediction carries its event's key and record key, and has to fit into a record."""

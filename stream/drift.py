@@ -66,17 +66,29 @@ class Watch:
             yield slice(at, len(y))
 
     def test_then_learn(
-        self, x: Rows, y: NDArray[np.float32], time: NDArray[np.int64], out: NDArray[np.float32]
+        self,
+        x: Rows,
+        y: NDArray[np.float32],
+        truth: Truth,
+        time: NDArray[np.int64],
+        out: NDArray[np.float32],
+        contributions: NDArray[np.float32] | None = None,
     ) -> None:
-        """As the chain's, for rows that hold their label; NaN in y float32 (B,): none. Predictions go to out (B, O)."""
+        """As the chain's, for rows that hold their label; NaN in y float32 (B,): none. Predictions go to out (B, O).
+
+        truth  what is learned of the labels: less than is heard, where some have the weight 0
+        """
         known = np.flatnonzero(~np.isnan(y))
         heard = at = 0
         while at < len(y):
             last = heard + (len(y) + 1 if self.detector.action == "report" else BLOCK - int(self._marks[HEARD]) % BLOCK)
             end = int(known[last - 1]) + 1 if last <= len(known) else len(y)
             rows = slice(at, end)
-            learned = Truth(y[rows, None], np.ones(end - at, np.float32))
-            self.chain.test_then_learn(Rows(x.numeric[rows], x.categories[rows]), learned, out[rows])
+            learned = Truth(truth.y[rows], truth.weight[rows])
+            parts = None if contributions is None else contributions[rows]
+            self.chain.test_then_learn(
+                Rows(x.numeric[rows], x.categories[rows]), learned, out[rows], contributions=parts
+            )
             of = known[heard:last]
             if self._hear(y[of], out[of], time[of]):
                 self._act()

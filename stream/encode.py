@@ -12,6 +12,7 @@ from ..connectors.record_table import headers_of
 from ..connectors.transactions import Output
 from ..errors import InputError
 from .engine import Predicted
+from .explain import NO_FEATURE
 from .slices import DeadLetter, Piece, Role
 
 JOURNAL_FORMAT = 2
@@ -26,6 +27,7 @@ class Served(NamedTuple):
     version: int  # of the last published snapshot, 0: none yet
     age_seconds: float | None  # wall time since the last example was learned; None: none yet
     classes: tuple[str, ...] = ()  # of a multiclass task, in the order of the model's outputs
+    features: tuple[str, ...] = ()  # the names that explanations refer to: numeric columns, then categories
     models: tuple[str, ...] = ()  # names, by their place, where each prediction says which of several made it
 
     def by(self, at: int) -> Served:
@@ -41,6 +43,10 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
 
     {"key": the event's key, "prediction": P(true), the value or {class: P}, "model", "version", "age_seconds",
      "time": the event's time in seconds since the epoch, "source": "topic-partition-offset"}
+
+    Where the pipeline declares it, there is one more field,
+    "explain": [{"feature": name, "contribution": number}, ...], the heaviest first; of several classes it is about the
+    one with the greatest P.
 
     Raises ValueError when there is not one output for each class.
     """
@@ -61,11 +67,17 @@ def encode_predictions(predicted: Predicted, topic: str, served: Served) -> list
         _numbers((batch.time[lo:hi] / 1e6).tolist()),
         middles,
         _numbers(batch.offset[lo:hi].tolist()),
+        _explanations(predicted, served.features),
         strict=True,
     )
     return [
-        (record_key, b'{"key":%b,"prediction":%b%b%b%b%b"}' % (key, p, middle, time, source, offset), headers, None)
-        for record_key, headers, key, p, time, middle, offset in values
+        (
+            record_key,
+            b'{"key":%b,"prediction":%b%b%b%b%b"%b}' % (key, p, middle, time, source, offset, why),
+            headers,
+            None,
+        )
+        for record_key, headers, key, p, time, middle, offset, why in values
     ]
 
 
@@ -79,6 +91,26 @@ def _outputs(out: NDArray[np.float32], classes: tuple[str, ...]) -> list[bytes]:
     names = say_classes(classes)
     rows = [numbers[at : at + count] for at in range(0, len(numbers), count)]
     return [b"".join(name + p for name, p in zip(names, row, strict=True)) + b"}" for row in rows]
+
+
+def _explanations(predicted: Predicted, names: tuple[str, ...]) -> list[bytes]:
+    """What weighed most in each prediction, as it stands behind the source; nothing where it is not told."""
+    explained = predicted.explained
+    if explained is None:
+        return [b""] * (predicted.hi - predicted.lo)
+    rows = zip(explained.feature.tolist(), explained.contribution, strict=True)
+    return [
+        b',"explain":' + _json([
+            {"feature": names[f], "contribution": float(str(part))}
+            for f, part in zip(features, parts, strict=True) if f != NO_FEATURE
+        ])
+        for features, parts in rows
+    ]  # fmt: skip
+
+
+def say_features(names: tuple[str, ...]) -> list[bytes]:
+    """What an explanation says before each contribution, by feature; behind it comes a brace."""
+    return [b'{"feature":' + _json(name) + b',"contribution":' for name in names]
 
 
 def check_outputs(out: NDArray[np.float32], classes: tuple[str, ...]) -> None:

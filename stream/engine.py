@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..connectors.spans import Spans
 from ..errors import SnapshotError, StreamStopped
-from ..models.base import Array, Rows, allocate, allocate_touched, find_not_finite
+from ..models.base import Array, Rows, Truth, allocate, allocate_touched, find_not_finite
 from ..models.metrics import Metrics
 from . import hashing
 from .aggregate_kernels import NO_VALUE, THE_LABEL
@@ -28,8 +28,9 @@ from .columns import Group, groups_of, value_columns, value_name
 from .contest import Contest
 from .declaration import Pipeline
 from .decode import Batch
+from .explain import Explained, heaviest, rows_at_one_go
 from .features import Aggregate
-from .learning import Learning, Said
+from .learning import Learning, Said, joined
 from .ring import ABSENT, FLAG, SETTLED, Columns, Ring, row_of
 from .slices import DeadLetter, Piece, Role
 
@@ -55,7 +56,7 @@ COUNTERS = (
     "dead_letters",
     "bad_events",
     "bad_labels",
-    "unlearned",  # rows that would have been examples, but their label came or their wait ended while muted
+    "unlearned",  # rows that would be examples, but their weight is 0, or label or end of wait came while muted
     "drifts",  # times that the detector of drift fired
     "infinite",  # numeric features of events that were infinite, and taken as missing
     "unusable",  # labels in events that name no class or are not finite: the event is predicted, not learned from
@@ -98,6 +99,11 @@ class Predicted:
     out: F32
     by: U8 | None = None
 
+    @property
+    def explained(self) -> Explained | None:
+        """What weighed most in them, where the pipeline declares it."""
+        return None if self.batch.explained is None else self.batch.explained.part(self.lo, self.hi)
+
 
 @dataclass(slots=True)
 class Processed:
@@ -136,6 +142,7 @@ class _Partition:
                 "time": ("int64", ()),
                 "y": ("float32", ()),
                 "values": ("float64", (e.label_values,)),
+                **({"weight": ("float32", ())} if e.weighted else {}),
             }
         )
         self.gone = Ring({})
@@ -186,6 +193,7 @@ class Engine:
         self.delayed = labels is not None and labels.topic is not None
         self.immediate = labels is not None and labels.topic is None
         self.within = labels.within_us if labels is not None and self.delayed else 0
+        self.weighted = labels is not None and labels.weight is not None
         self.early_us = labels.early_us if labels is not None else 0
         self.tick = max(1, (self.within or 1) // TICKS)
         self.otherwise = math.nan
@@ -207,6 +215,7 @@ class Engine:
         self.metrics: Metrics | None = None
         if labels is not None and self.spec.task is not None:
             self.metrics = Metrics(self.spec.task, self.outputs)
+        self.explain = pipeline.predictions.explain or 0  # features named with each prediction
         self.drift = self.learning.drift
         self._bind()
         self.partitions: dict[int, _Partition] = {}
@@ -414,6 +423,8 @@ class Engine:
         rows = hi - lo if batch.role == "events" else 0
         by = np.empty(rows, np.uint8) if self.contest is not None and self.contest.best is not None else None
         predicted = Predicted(batch, lo, hi, np.empty((rows, self.outputs), np.float32), by)
+        if self.explain and rows and batch.explained is None:
+            batch.explained = Explained.blank(len(batch), self.explain)
         heard, at = start, lo  # the first record that is not muted, and its row
         if place in self._muted:
             heard = min(self._muted[place], next)
@@ -443,13 +454,29 @@ class Engine:
 
     def look(self, batch: Batch) -> F32:
         """Predict for rows of events that are not part of the stream: float32 (B, O); nothing changes."""
+        x = self._rows_to_look_at(batch)
+        out = np.empty((len(batch), self.outputs), np.float32)
+        self.learning.look(x, out)
+        return out
+
+    def look_closely(self, batch: Batch) -> tuple[F32, F32]:
+        """As `look`, and what each feature adds: float32 (B, O), (B, O, N + K + 1) as `Explainer` has it.
+
+        Raises DeclarationError where the learner cannot explain.
+        """
+        x = self._rows_to_look_at(batch)
+        out = np.empty((len(batch), self.outputs), np.float32)
+        contributions = np.empty((*out.shape, self.n + self.k + 1), np.float32)
+        self.learning.look(x, out, contributions)
+        return out, contributions
+
+    def _rows_to_look_at(self, batch: Batch) -> Rows:
+        """What the model sees of events that are not part of the stream."""
         self._catch_up()
         numeric = batch.numeric.copy()
         self._look_at_folds.run(batch.time, batch.groups, batch.values, batch.y, numeric)
         numeric[np.isinf(numeric)] = np.nan
-        out = np.empty((len(batch), self.outputs), np.float32)
-        self.learning.look(Rows(numeric, batch.categories), out)
-        return out
+        return Rows(numeric, batch.categories)
 
     def end_cycle(self) -> None:
         """A cycle ends: a learner that learns in micro-batches learns its last, short one."""
@@ -629,13 +656,14 @@ class Engine:
             numeric = np.where(infinite, np.float32(np.nan), numeric)  # the batch stays as it was, for another try
             self._count("infinite", int(infinite.sum()))
         self.enter("model")
-        x = Rows(numeric, categories)
-        if self._mute:
-            said = self.learning.predict(x, out)
-        elif self.immediate:
-            said = self.learning.test_then_learn(x, y, time, out)
+        weight = None
+        if self.immediate and self.weighted:
+            weight = _joined([_weight_of(b, r) for b, r in rows_of])
+        x, truth = Rows(numeric, categories), _truth(y, weight)
+        if self.explain:
+            said = self._predict_and_explain(taken, x, y, truth, time, out)
         else:
-            said = self.learning.predict_then_observe(x, out)
+            said = self._predict(x, y, truth, time, out, None)
         ends = list(accumulate(len(t.out) for t in taken))
         if len(taken) > 1:
             for t, end in zip(taken, ends, strict=True):
@@ -647,7 +675,7 @@ class Engine:
                 assert t.by is not None
                 t.by[:] = said.by[end - len(t.by) : end]
         if self.immediate:
-            self._labels_in_events(y, out, said)
+            self._labels_in_events(y, weight, out, said)
         elif self.delayed:
             self.enter("labels")
             rows = taken[0].part.pending.blank(len(time))
@@ -662,6 +690,36 @@ class Engine:
             for t, end in zip(taken, ends, strict=True):
                 added = t.part.pending.append(rows[end - len(t.out) : end])
                 self._count("repeated", len(t.out) - added)
+
+    def _predict(self, x: Rows, y: F32, truth: Truth, time: I64, out: F32, contributions: F32 | None) -> Said | None:
+        """Predict rows of events to out (B, O), and learn what is to be learned from them."""
+        if self._mute:
+            return self.learning.predict(x, out, contributions)
+        if self.immediate:
+            return self.learning.test_then_learn(x, y, truth, time, out, contributions)
+        return self.learning.predict_then_observe(x, out, contributions)
+
+    def _predict_and_explain(
+        self, taken: list[_Taken], x: Rows, y: F32, truth: Truth, time: I64, out: F32
+    ) -> Said | None:
+        """As `_predict`; what weighed most in each prediction goes to the batches."""
+        explained = Explained.blank(len(y), self.explain)
+        step = rows_at_one_go(self.outputs, self.n + self.k)
+        said = []
+        for a in range(0, len(y), step):
+            at = slice(a, a + step)
+            contributions = np.empty((len(y[at]), self.outputs, self.n + self.k + 1), np.float32)
+            rows, labels = Rows(x.numeric[at], x.categories[at]), Truth(truth.y[at], truth.weight[at])
+            said.append(self._predict(rows, y[at], labels, time[at], out[at], contributions))
+            heaviest(contributions, out[at], explained.part(a, a + step))
+        a = 0
+        for t in taken:
+            b = a + len(t.out)
+            assert t.batch.explained is not None
+            for to, found in zip(t.batch.explained, explained, strict=True):
+                to[t.lo : t.hi] = found[a:b]
+            a = b
+        return joined(said)
 
     def _refuse(self, taken: list[_Taken], out: F32, said: Said | None) -> None:
         """Say which of these predictions, or of what the models said, is not finite."""
@@ -681,18 +739,24 @@ class Engine:
 
     # -- labels
 
-    def _labels_in_events(self, y: F32, out: F32, said: Said | None) -> None:
+    def _labels_in_events(self, y: F32, weight: F32 | None, out: F32, said: Said | None) -> None:
         known = ~np.isnan(y)
         count = int(known.sum())
         if not count:
             return
         self._count("labels", count)
         self._count("joined", count)
-        self._count("unlearned" if self._mute else "examples", count)
+        self._count_examples(count, None if weight is None else weight[known])
         assert self.metrics is not None
         self.metrics.update(y[known], out[known])
         if said is not None:
             self.learning.score(y[known], said.each[:, known])
+
+    def _count_examples(self, rows: int, weight: F32 | None) -> None:
+        """Count rows that met their label, of these weights, as learned from or not."""
+        learned = 0 if self._mute else rows if weight is None else int(np.count_nonzero(weight))
+        self._count("examples", learned)
+        self._count("unlearned", rows - learned)
 
     def _labels(self, part: _Partition, batch: Batch, lo: int, hi: int) -> None:
         self.predict_taken()
@@ -712,7 +776,8 @@ class Engine:
             if absent.any():
                 self._unmet(part, batch, a + np.flatnonzero(absent), clock[absent])
         self._count("joined", len(rows))
-        self._meet(rows, batch.time[at], batch.y[at], batch.values[at])
+        weight = _weight_of(batch, at) if self.weighted else None
+        self._meet(rows, batch.time[at], batch.y[at], batch.values[at], weight)
         self._watch_misplaced()
 
     def _unmet(self, part: _Partition, batch: Batch, rows: I64, clock: I64) -> None:
@@ -736,6 +801,8 @@ class Engine:
             columns = part.early.named(new)
             columns["key"], columns["clock"], columns["time"] = keys[rest], clock[rest], batch.time[at]
             columns["y"], columns["values"] = batch.y[at], batch.values[at]
+            if self.weighted:
+                columns["weight"] = _weight_of(batch, at)
             self._count("duplicates", len(at) - part.early.append(new))
 
     def _early_matches(self, part: _Partition, batch: Batch, lo: int, hi: int) -> set[int]:
@@ -759,7 +826,8 @@ class Engine:
             return
         self._count("joined", 1)
         label = part.early.named(labels)
-        self._meet(rows, *(np.ascontiguousarray(label[name]) for name in ("time", "y", "values")))
+        names = ("time", "y", "values", "weight") if self.weighted else ("time", "y", "values")
+        self._meet(rows, *(np.ascontiguousarray(label[name]) for name in names))
 
     def _forget_early(self, part: _Partition, until: int) -> None:
         rows = part.early.rows(part.early.begin, until)
@@ -779,21 +847,22 @@ class Engine:
             self._meet(left, time, y, np.full((len(left), self.label_values), np.nan))
         self._count("expired", pending.move(until, part.gone, GONE))
 
-    def _meet(self, rows: U64, time: I64, y: F32, values: NDArray[np.float64]) -> None:
+    def _meet(self, rows: U64, time: I64, y: F32, values: NDArray[np.float64], weight: F32 | None = None) -> None:
         """Predictions have met their label, in this order: take the examples; `_learn_met` learns them.
 
-        rows  uint64 (B, W)  as they waited in pending
+        rows    uint64 (B, W)  as they waited in pending
+        weight  float32 (B,); None: 1 each
         """
         if not len(rows):
             return
-        self._count("unlearned" if self._mute else "examples", len(rows))
+        self._count_examples(len(rows), weight)
         if self._mute:
             assert self.metrics is not None
             waited = rows.view(self._waiting_row)[:, 0]
             self.metrics.update(y, waited["prediction"])
             self.learning.score(y, self.learning.said(waited["prediction"], waited))
             return
-        self._met.append((rows, time, y, values))
+        self._met.append((rows, time, y, values, np.ones(len(y), np.float32) if weight is None else weight))
 
     def _catch_up(self) -> None:
         """Do what was left for later; whatever looks at what was learned, or changes it, calls this first."""
@@ -806,7 +875,7 @@ class Engine:
             return
         taken, self._met = self._met, []
         self.enter("model")
-        rows, time, y, values = taken[0] if len(taken) == 1 else map(np.concatenate, zip(*taken, strict=True))
+        rows, time, y, values, weight = taken[0] if len(taken) == 1 else map(np.concatenate, zip(*taken, strict=True))
         waited = rows.view(self._waiting_row)[:, 0]
         prediction, groups, numeric, categories = (
             np.ascontiguousarray(waited[name]) for name in ("prediction", "groups", "numeric", "categories")
@@ -814,7 +883,7 @@ class Engine:
         assert self.metrics is not None
         self.metrics.update(y, prediction)
         self._fold_labels.run(time, groups, values, y, _NOTHING_READ)
-        self.learning.learn(Rows(numeric, categories), y, self.learning.said(prediction, waited), time)
+        self.learning.learn(Rows(numeric, categories), y, self.learning.said(prediction, waited), time, weight)
 
     def _end_of_stream(self, part: _Partition, role: Role) -> None:
         """A mark was read. Once both topics of a partition have theirs, every wait of the partition ends."""
@@ -976,7 +1045,7 @@ class Engine:
     def warm_up(self) -> None:
         """Compile every kernel (or load it from Numba's cache), without a trace in the state."""
         hashing.warm_up()
-        self.model.warm_up()
+        self.model.warm_up(explain=bool(self.explain))
         twin = Engine(self.pipeline)
         twin.model.rehearse()
         twin.own(0)
@@ -1019,6 +1088,18 @@ def _rises(clock: I64, step: int, before: int, limit: int) -> list[int]:
         rows.append(int(clock.searchsorted(max((before + 1) * step, BEFORE_ALL))))
         before = min(int(clock[rows[-1]]), limit) // step
     return rows
+
+
+def _weight_of(batch: Batch, rows: Any) -> F32:
+    """The weights of some rows, float32; 1 each where the batch does not tell them."""
+    return np.ones(len(batch), np.float32)[rows] if batch.weight is None else batch.weight[rows]
+
+
+def _truth(y: F32, weight: F32 | None) -> Truth:
+    """What is to be learned from labels (B,) in events: nothing of those with the weight 0."""
+    if weight is None:
+        return Truth(y[:, None], np.ones(len(y), np.float32))
+    return Truth(np.where(weight > 0, y, np.float32(np.nan))[:, None], weight)
 
 
 def _joined(columns: list[NDArray]) -> NDArray:

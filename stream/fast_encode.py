@@ -13,8 +13,9 @@ from ..connectors.memory import PADDING, address_of, load8, padded, put_bytes, s
 from ..connectors.record_writer import Rows
 from ..connectors.spans import Spans
 from .decode import Batch
-from .encode import Served, check_outputs, say_classes, say_model, say_source
+from .encode import Served, check_outputs, say_classes, say_features, say_model, say_source
 from .engine import Predicted
+from .explain import NO_FEATURE, Explained
 from .number_text import LONGEST, put_float32, put_float64, put_int64
 
 I64 = NDArray[np.int64]
@@ -23,6 +24,8 @@ _PLAIN_MICROSECONDS = 2**33 * 1_000_000  # float64 seconds lie less than a micro
 _NULL = int.from_bytes(b"null", "little")
 _OPEN, _THEN, _CLOSE = b'{"key":', b',"prediction":', b'"}'
 _OPEN_SIZE, _THEN_SIZE, _CLOSE_SIZE = len(_OPEN), len(_THEN), len(_CLOSE)
+_EXPLAIN = b'","explain":['
+_EXPLAIN_SIZE = len(_EXPLAIN)
 
 # What the kernel is told of each row, a column after another; the last two only where a batch has headers.
 _KEY_SIZE, _KEY, _RECORD_KEY_SIZE, _RECORD_KEY, _TIME, _OFFSET, _HEADERS_SIZE, _HEADERS = range(8)
@@ -46,6 +49,10 @@ def prediction_rows(
     parts, row, ends = [], 0, {}
     names = say_classes(served.classes) or [b""]  # what stands before each number of a prediction
     said = [_OPEN, _THEN, _CLOSE, *names]
+    explained = [piece.explained for pieces in predicted.values() for piece in pieces]
+    why = [one for one in explained if one is not None]
+    features = [_EXPLAIN, *say_features(served.features)] if why else []  # and what stands before each contribution
+    said += features
     size = sum(map(len, said))
     models: dict[int, tuple[int, int]] = {}  # where in it that stands which is said of a model, and its size
     longest = 0  # of what is said of a source
@@ -73,7 +80,8 @@ def prediction_rows(
     out = np.concatenate([piece.out for pieces in predicted.values() for piece in pieces], dtype=np.float32)
     check_outputs(out, served.classes)
     longest += max(length for _, length in models.values())
-    return _written(told, parts, out, said, len(names), longest, row), ends
+    reasons = Explained(*map(np.concatenate, zip(*why, strict=True))) if why else Explained.blank(row, 0)
+    return _written(told, parts, out, reasons, said, len(names), len(features), longest, row), ends
 
 
 def _runs(predicted: Sequence[Predicted]) -> Iterator[tuple[Batch, int, int, int]]:
@@ -114,22 +122,35 @@ def _written(
     told: Sequence[Sequence[I64]],
     parts: list[int],
     out: NDArray[np.float32],
+    explained: Explained,
     said: list[bytes],
     numbers: int,
+    reasons: int,
     longest: int,
     rows: int,
 ) -> Rows:
     """The rows of all parts, in a buffer of their own."""
     columns = np.concatenate([part for column in zip(*told, strict=True) for part in column], dtype=np.int64)
+    if len(explained.feature) != rows:
+        raise ValueError(f"{rows} rows with {len(explained.feature)} explanations")
     if len(out) != rows or len(columns) != rows * len(told[0]):
         raise ValueError(f"{rows} rows with {len(out)} predictions, and {len(columns)} of {len(told[0])} things each")
     columns = columns.reshape(len(told[0]), rows)
     texts = np.frombuffer(bytearray(b"".join([*said, bytes(PADDING)])), np.uint8)
-    fixed, names = (list(map(len, part)) for part in (said[:3], said[3 : 3 + numbers]))
+    last = 3 + numbers + reasons
+    fixed, names, features = (
+        list(map(len, part)) for part in (said[:3], said[3 : 3 + numbers], said[3 + numbers : last])
+    )
     bounds = np.cumsum([sum(fixed), *names])
-    data = padded(_room(columns, int(bounds[-1]) + longest + (2 + numbers) * LONGEST))
-    places = np.empty((4, rows), np.int64)
-    _write(columns, out, np.array(parts, np.int64), address_of(texts), bounds, address_of(data), places)
+    of_features = np.cumsum([bounds[-1], *features])
+    most = int(bounds[-1]) + longest + (2 + numbers) * LONGEST
+    if reasons:
+        most += 2 + _EXPLAIN_SIZE + explained.feature.shape[1] * (2 + max(features) + LONGEST)
+    data, places = padded(_room(columns, most)), np.empty((4, rows), np.int64)
+    _write(
+        columns, out, *explained, np.array(parts, np.int64), address_of(texts), bounds, of_features, address_of(data),
+        places,
+    )  # fmt: skip
     return Rows(
         keys=Spans(data, places[2], columns[_RECORD_KEY_SIZE]),
         values=Spans(data, places[0], places[1]),
@@ -149,12 +170,15 @@ def _room(columns, most):
 
 
 @njit(cache=True, nogil=True)
-def _write(columns, out, parts, said, bounds, data, places):
+def _write(columns, out, feature, contribution, parts, said, bounds, of_features, data, places):
     """Of each row its value, its record key and its headers, one after another at the address `data`.
 
+    feature, contribution  int32, float32 (B, T)  as `Explained` has them; T = 0: nothing is explained
     parts   int64 (8 * parts,)
-    said    address of what rows say: _OPEN, _THEN, _CLOSE, before each number, of the models and the sources
+    said    address of what rows say: _OPEN, _THEN, _CLOSE, before each number, _EXPLAIN, before each contribution by
+            feature, of the models and the sources
     bounds  int64 (numbers + 1,)  where in it that stands which is said before each number, and the end of the last
+    of_features  int64 (F + 2,)  where _EXPLAIN stands and what is said before contributions; the end of the last
     places  int64 (4, B)   changed in place: where in data value, its size, record key and headers are
     """
     then = said + _OPEN_SIZE
@@ -181,7 +205,23 @@ def _write(columns, out, parts, said, bounds, data, places):
             at = _put_seconds(at, columns[_TIME, i])
             at = put_bytes(at, source, source_size)
             at = put_int64(at, columns[_OFFSET, i])
-            at = put_bytes(at, close, _CLOSE_SIZE)
+            if feature.shape[1] == 0:
+                at = put_bytes(at, close, _CLOSE_SIZE)
+            else:
+                at = put_bytes(at, said + of_features[0], _EXPLAIN_SIZE)
+                for t in range(feature.shape[1]):
+                    f = feature[i, t]
+                    if f != NO_FEATURE:
+                        if t > 0:
+                            store8(at, ord(","))
+                            at += 1
+                        at = put_bytes(at, said + of_features[f + 1], of_features[f + 2] - of_features[f + 1])
+                        at = put_float32(at, contribution[i, t])
+                        store8(at, ord("}"))
+                        at += 1
+                store8(at, ord("]"))
+                store8(at + 1, ord("}"))
+                at += 2
             places[1, i] = at - data - places[0, i]
             places[2, i] = at - data
             at = put_bytes(at, record_key_data + columns[_RECORD_KEY, i], max(columns[_RECORD_KEY_SIZE, i], 0))
@@ -214,4 +254,4 @@ def warm_up() -> None:
     columns, places = np.zeros((6, 1), np.int64), np.zeros((4, 1), np.int64)
     data, parts = padded(_room(columns, 200)), np.array([1, 0, 0, 0, 0, 0, 0, 0])
     out, bounds = np.zeros((1, 1), np.float32), np.zeros(2, np.int64)
-    _write(columns, out, parts, address_of(data), bounds, address_of(data), places)
+    _write(columns, out, *Explained.blank(1, 0), parts, address_of(data), bounds, bounds, address_of(data), places)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.base import Array, Rows, Spec, Truth
+from ..models.base import Array, Explainer, Rows, Spec, Truth
 from ..models.chain import as_chain
 from ..models.drift import DriftDetector
 from .drift import Watch
@@ -33,16 +33,18 @@ class Unlearned:
     numeric: list[F32] = field(default_factory=list)
     categories: list[NDArray[np.uint64]] = field(default_factory=list)
     y: list[F32] = field(default_factory=list)
+    weight: list[F32] = field(default_factory=list)
     rows: int = 0
 
     def copy(self) -> Unlearned:
-        return Unlearned(list(self.numeric), list(self.categories), list(self.y), self.rows)
+        return Unlearned(list(self.numeric), list(self.categories), list(self.y), list(self.weight), self.rows)
 
 
 class Learning:
     """A model in the order of the stream: rows are predicted and observed, examples learned, one after another.
 
-    What predicts returns None: there is nothing but the predictions in `out`. See `Contest`, which has more to tell.
+    What predicts writes to `out`, float32 (B, O), and what each feature added to `contributions`, if given, float32
+    (B, O, N + K + 1). It returns None: there is nothing but that. See `Contest`, which has more to tell.
     """
 
     growing: frozenset[str] = frozenset()  # arrays of which an earlier state may hold fewer rows
@@ -80,26 +82,38 @@ class Learning:
 
     # -- rows
 
-    def look(self, x: Rows, out: F32) -> None:
+    @property
+    def explainer(self) -> Explainer:
+        """The learner, where it can explain; raises DeclarationError else."""
+        return self.model.explainer
+
+    def look(self, x: Rows, out: F32, contributions: F32 | None = None) -> None:
         """Predict; nothing changes."""
         self.model.predict(x, out)
+        if contributions is not None:
+            self.model.explain(x, contributions)
 
-    def predict(self, x: Rows, out: F32) -> Said | None:
+    def predict(self, x: Rows, out: F32, contributions: F32 | None = None) -> Said | None:
         """Predict rows of the stream from which nothing is to be learned."""
-        self.model.predict(x, out)
+        self.look(x, out, contributions)
         return None
 
-    def predict_then_observe(self, x: Rows, out: F32) -> Said | None:
+    def predict_then_observe(self, x: Rows, out: F32, contributions: F32 | None = None) -> Said | None:
         """Predict rows whose labels come later."""
-        self.model.predict_then_observe(x, out)
+        self.model.predict_then_observe(x, out, contributions=contributions)
         return None
 
-    def test_then_learn(self, x: Rows, y: F32, time: I64, out: F32) -> Said | None:
-        """Predict and learn rows that hold their label; NaN in y float32 (B,): none. time int64 (B,)"""
+    def test_then_learn(
+        self, x: Rows, y: F32, truth: Truth, time: I64, out: F32, contributions: F32 | None = None
+    ) -> Said | None:
+        """Predict and learn rows that hold their label; NaN in y float32 (B,): none. time int64 (B,)
+
+        truth  what is learned of the labels: not those with the weight 0
+        """
         if self.drift is not None:
-            self.drift.test_then_learn(x, y, time, out)
+            self.drift.test_then_learn(x, y, truth, time, out, contributions)
         else:
-            self.model.test_then_learn(x, Truth(y[:, None], np.ones(len(y), np.float32)), out)
+            self.model.test_then_learn(x, truth, out, contributions=contributions)
         return None
 
     # -- examples
@@ -111,17 +125,18 @@ class Learning:
     def score(self, y: F32, said: F32) -> None:
         """Labels came for predictions that were made; nothing is learned."""
 
-    def learn(self, x: Rows, y: F32, said: F32, time: I64, heard: F32 | None = None) -> None:
-        """Learn examples in order.
+    def learn(self, x: Rows, y: F32, said: F32, time: I64, weight: F32, heard: F32 | None = None) -> None:
+        """Learn examples in order, those with the weight 0 excepted.
 
-        said   float32 (B, O)  predicted before their labels y float32 (B,) were known
-        heard  float32 (B,)    y, NaN where the detector is to hear nothing
+        said    float32 (B, O)  predicted before their labels y float32 (B,) were known
+        weight  float32 (B,)
+        heard   float32 (B,)    y, NaN where the detector is to hear nothing
         """
         if self.drift is None:
-            self._learn(x.numeric, x.categories, y)
+            self._learn(x.numeric, x.categories, y, weight)
             return
         for part in self.drift.stretches(y if heard is None else heard, said, time):
-            self._learn(x.numeric[part], x.categories[part], y[part])
+            self._learn(x.numeric[part], x.categories[part], y[part], weight[part])
 
     def end_cycle(self) -> None:
         """A learner that learns in micro-batches learns its last, short one."""
@@ -135,14 +150,18 @@ class Learning:
         """Have this wait for a micro-batch to fill, as often as it is called; None: nothing."""
         self._unlearned = Unlearned() if unlearned is None else unlearned.copy()
 
-    def _learn(self, numeric: F32, categories: NDArray[np.uint64], y: F32) -> None:
+    def _learn(self, numeric: F32, categories: NDArray[np.uint64], y: F32, weight: F32) -> None:
+        if not weight.all():
+            kept = weight != 0
+            numeric, categories, y, weight = numeric[kept], categories[kept], y[kept], weight[kept]
         if self.model.updates == "sequential":
-            self.model.learn(Rows(numeric, categories), Truth(y[:, None], np.ones(len(y), np.float32)))
+            self.model.learn(Rows(numeric, categories), Truth(y[:, None], weight))
             return
         u = self._unlearned
         u.numeric.append(numeric)
         u.categories.append(categories)
         u.y.append(y)
+        u.weight.append(weight)
         u.rows += len(y)
         self._learn_micro_batches(least=self.model.batch_size)
 
@@ -150,13 +169,23 @@ class Learning:
         u, size = self._unlearned, self.model.batch_size
         if u.rows < least:
             return
-        numeric, categories, y = np.concatenate(u.numeric), np.concatenate(u.categories), np.concatenate(u.y)
+        numeric, categories = np.concatenate(u.numeric), np.concatenate(u.categories)
+        y, weight = np.concatenate(u.y), np.concatenate(u.weight)
         a = 0
         while u.rows - a >= least:
             b = min(a + size, u.rows)
-            self.model.learn(Rows(numeric[a:b], categories[a:b]), Truth(y[a:b, None], np.ones(b - a, np.float32)))
+            self.model.learn(Rows(numeric[a:b], categories[a:b]), Truth(y[a:b, None], weight[a:b]))
             a = b
-        self._unlearned = Unlearned([numeric[a:]], [categories[a:]], [y[a:]], u.rows - a)
+        self._unlearned = Unlearned([numeric[a:]], [categories[a:]], [y[a:]], [weight[a:]], u.rows - a)
+
+
+def joined(said: Sequence[Said | None]) -> Said | None:
+    """What was said of rows that follow one another."""
+    parts = [part for part in said if part is not None]
+    if len(parts) <= 1:
+        return parts[0] if parts else None
+    by = [part.by for part in parts if part.by is not None]
+    return Said(np.concatenate([part.each for part in parts], axis=1), np.concatenate(by) if by else None)
 
 
 def under(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:

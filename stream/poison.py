@@ -97,6 +97,8 @@ def without(batch: Batch, reasons: Mapping[int, str]) -> Batch:
         keys=batch.keys.take(~found),
         record_keys=batch.record_keys.take(~found),
         headers=None if batch.headers is None else batch.headers.take(~found),
+        weight=None if batch.weight is None else batch.weight[rows],
+        explained=None,
         dead=sorted([*batch.dead, *dead], key=lambda letter: letter.record.offset),
         **{name: getattr(batch, name)[rows] for name in columns},
     )

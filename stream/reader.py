@@ -6,9 +6,9 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,10 +20,12 @@ from ..connectors.record_table import RecordTable
 from ..connectors.spans import Spans
 from ..connectors.store import Snapshot, SnapshotStore
 from ..errors import DeclarationError, HeadraceError, InputError, Refused, SnapshotError, Unreachable
+from ..models.base import Link
 from .declaration import Pipeline
 from .decode import LATEST_TIME, Batch, Decoder
 from .durations import parse_duration
 from .engine import Engine
+from .explain import rows_at_one_go
 from .expressions import column_types, fields_of
 from .features import Aggregate, Cross
 from .frames import rows_of
@@ -38,6 +40,25 @@ ROWS = 8192  # decoded and predicted at one go
 SHARED = "shared/"  # arrays that predict; those that wait for labels may be many times larger
 
 Rows = Iterable[Mapping[str, Any] | msgspec.Struct] | pl.DataFrame
+T = TypeVar("T")
+
+
+class Explanation(NamedTuple):
+    """What a prediction is made of; of several classes, the one with the greatest P.
+
+    prediction     P(true), P of the class, or the value
+    base           where the raw score starts before any feature is looked at
+    contributions  what each feature adds to it, by name, the heaviest first: base and all of them add up to the raw
+                   score
+    link           what makes the prediction of the raw score, see `Explainer.link`
+    label          the class, where there are several
+    """
+
+    prediction: float
+    base: float
+    contributions: dict[str, float]
+    link: Link
+    label: str | None = None
 
 
 class SnapshotReader:
@@ -108,15 +129,39 @@ class SnapshotReader:
         Raises InputError naming the first row that cannot be used and its field; then nothing is predicted.
         """
         served = self._served
-        now = LATEST_TIME // 1000 if self.pipeline.events.time else time.time_ns() // 1_000_000
         out = [np.empty((0, self.pipeline.spec.outputs), np.float32)]
-        numbered = enumerate(self._rows.each(rows))
-        while part := list(islice(numbered, ROWS)):
-            structs = [self._rows.convert(number, row) for number, row in part]
-            with self._lock:
-                out.append(served.engine.look(self._rows.batch(part[0][0], structs, now)))
+        out += self._of_batches(rows, served.engine.look, ROWS)
         result = np.concatenate(out)
         return result[:, 0] if result.shape[1] == 1 else result
+
+    def explain(self, rows: Rows) -> list[Explanation]:
+        """What each feature adds to the prediction of each row, by the version that is served.
+
+        rows  as `predict` takes them. Raises what it raises, and DeclarationError where the model cannot explain.
+        """
+        served, spec, classes = self._served, self.pipeline.spec, self.pipeline.classes
+        names, link = spec.numeric + spec.categories, served.engine.learning.explainer.link(spec)
+        most = min(ROWS, rows_at_one_go(spec.outputs, len(names)))
+        told = []
+        for out, contributions in self._of_batches(rows, served.engine.look_closely, most):
+            chosen = out.argmax(axis=1).tolist()
+            for row, of in enumerate(chosen):
+                parts = contributions[row, of]
+                order = np.argsort(-np.abs(parts[:-1]), kind="stable").tolist()
+                by_feature = {names[f]: float(parts[f]) for f in order}
+                label = classes[of] if classes else None
+                told.append(Explanation(float(out[row, of]), float(parts[-1]), by_feature, link, label))
+        return told
+
+    def _of_batches(self, rows: Rows, work: Callable[[Batch], T], most: int) -> list[T]:
+        """What `work` gives of the rows, so many at one go; one thread works at a time."""
+        now = LATEST_TIME // 1000 if self.pipeline.events.time else time.time_ns() // 1_000_000
+        numbered, done = enumerate(self._rows.each(rows)), []
+        while part := list(islice(numbered, most)):
+            structs = [self._rows.convert(number, row) for number, row in part]
+            with self._lock:
+                done.append(work(self._rows.batch(part[0][0], structs, now)))
+        return done
 
     @property
     def version(self) -> int:
@@ -276,7 +321,7 @@ class _RowDecoder:
     def __init__(self, pipeline: Pipeline) -> None:
         events = pipeline.events
         self.schema = events.schema
-        self._decoder = Decoder(pipeline, "events")
+        self._decoder = Decoder(pipeline, "events", learned=False)
         required = {f.name for f in msgspec.structs.fields(self.schema) if f.required}
         plain, read = leaves(self.schema), _read_from_row(pipeline)
         if "." in events.key:

@@ -48,6 +48,9 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
     ]
     if waits[0] != waits[1]:
         notes.append("labels are waited for another time")
+    weights = [(side["declaration"]["labels"] or {}).get("weight") for side in (there, here)]
+    if weights[0] != weights[1]:
+        notes.append("labels are weighted otherwise")
     if there["declaration"].get("drift") != here["declaration"].get("drift"):
         notes.append("drift is declared otherwise")
     names = {axis: (there[axis], here[axis]) for axis in ("numeric", "categories", "label_groups", "label_values")}
@@ -125,4 +128,5 @@ def _waiting(
         given, (was, now) = arrays[array], names[axis]
         fill = np.full((len(now), len(given)), missing, given.dtype)
         out[array] = np.ascontiguousarray(_by_name(given.T, fill, was, now).T)
+    out.setdefault("early/weight", np.ones(len(arrays["early/key"]), np.float32))  # read where labels have weights
     return out

@@ -715,8 +715,9 @@ class Runner:
         self.stages.enter("encode")
         pipeline, learned = self.pipeline, self._standing().last_learned
         topic, age = pipeline.events.topic, None if learned is None else time.time() - learned
-        models = tuple(pipeline.models or ())
-        served = Served(models[0] if models else pipeline.name, self.version, age, pipeline.classes, models)
+        features, models = pipeline.numeric + pipeline.categories, tuple(pipeline.models or ())
+        name = models[0] if models else pipeline.name
+        served = Served(name, self.version, age, pipeline.classes, features, models)
         to = pipeline.predictions.topic
         if self.settings.plain:
             for number, predicted in cycle.predicted.items():

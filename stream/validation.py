@@ -67,7 +67,9 @@ def check_pipeline(p: Pipeline) -> Checked:
     task_known = sides is not None and sides.labels_known and (task is not None or sides.labels is None)
     problems = len(found.texts)
     spec = _check_models(p, spec, task_known, found)
-    _check_drift(p, spec, task_known and len(found.texts) == problems, found)
+    model_known = task_known and len(found.texts) == problems
+    _check_drift(p, spec, model_known, found)
+    _check_explain(p, model_known, found)
     found.raise_for(p.name)
     return Checked(features, task, classes, spec)
 
@@ -300,14 +302,29 @@ def _check_task(sides: Sides, found: Problems) -> tuple[Task | None, tuple[str, 
         found.add("labels.classes", f"go with labels of text; here the task is {task}: leave them out")
     if task is not None:
         _check_otherwise(labels.otherwise, task, classes, found)
+    _check_weight(labels, schema, sides, found)
     return task, classes
+
+
+def _check_weight(labels: Labels, schema: Schema, sides: Sides, found: Problems) -> None:
+    weight: Any = labels.weight
+    if weight is None:
+        return
+    if not isinstance(weight, str | pl.Expr):
+        found.add("labels.weight", f"expected a field or a Polars expression, got {_came(weight)}")
+        return
+    expr = cast(pl.Expr, labels.weight_expr)
+    with found.at("labels.weight"):
+        _check_label_fields(expr, sides)
+        _check_number(expr, check_expression(expr, schema), "weight=")
 
 
 def _check_label_fields(value: pl.Expr, sides: Sides) -> None:
     unknown = [n for n in _roots(value) if not _has_field(sides.label, n)]
     if sides.delayed and sides.label is not None and any(_has_field(sides.event, n) for n in unknown):
         raise DeclarationError(
-            f"{_ticked(unknown)} is of {sides.event.__name__}; a label is made of the fields of {sides.label.__name__}"
+            f"{_ticked(unknown)} is of {sides.event.__name__}; a label and its weight are made of the fields of "
+            f"{sides.label.__name__}"
         )
 
 
@@ -642,6 +659,17 @@ def _check_drift(p: Pipeline, spec: Spec, model_known: bool, found: Problems) ->
                     f"boost scales down what {learner!r} could forget, which is nothing; give it or its optimizer a "
                     "half_life where it takes one, or use action='reset'",
                 )
+
+
+def _check_explain(p: Pipeline, model_known: bool, found: Problems) -> None:
+    top = getattr(p.predictions, "explain", None)
+    if top is None:
+        return
+    found.count("predictions.explain", top)
+    if model_known:
+        for model in [p.model] if p.models is None else p.models.values():
+            with found.at("predictions.explain"):
+                as_chain(model).explainer  # noqa: B018  refused here
 
 
 def _check_name(name: Any, found: Problems) -> None:

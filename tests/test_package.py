@@ -32,6 +32,16 @@ def test_unknown_name_is_an_attribute_error() -> None:
         headrace.Pipline  # noqa: B018
 
 
+def test_python_m_headrace_is_headrace() -> None:
+    command = Path(sys.executable).parent / "headrace"
+    said = [
+        subprocess.run([*start, "check", "no/such/file.py"], capture_output=True, text=True, check=False)
+        for start in ([sys.executable, "-m", "headrace"], [str(command)])
+    ]
+    assert said[0].returncode == said[1].returncode == 1
+    assert said[0].stderr == said[1].stderr != ""
+
+
 def test_installed_version_is_the_version_of_the_code() -> None:
     assert version("headrace") == headrace.__version__
 

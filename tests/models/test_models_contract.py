@@ -164,6 +164,17 @@ TASKS = {"classes": "multiclass", "value": "regression", "count": "regression"} 
 MODELS |= BASELINES
 FADES = {"gaussian_nb", "multinomial_nb"}  # counts decay and their smoothing does not: categories come to say nothing
 every_model = pytest.mark.parametrize("name", MODELS)
+EXPLAIN_NOTHING = ("river", "average", "forest", "adaptive")  # stand in the names of those that are refused
+EXPLAINERS = [
+    name for name in MODELS | BARE if name not in BASELINES and not any(word in name for word in EXPLAIN_NOTHING)
+]
+every_explainer = pytest.mark.parametrize("name", EXPLAINERS)
+INVERSE = {  # of links: predictions of raw scores (B, O)
+    "identity": lambda raw: raw,
+    "logit": lambda raw: 1 / (1 + np.exp(-raw)),
+    "log": np.exp,
+    "softmax": lambda raw: np.exp(raw - raw.max(1, keepdims=True)) / np.exp(raw - raw.max(1, keepdims=True)).sum(1, keepdims=True),
+}  # fmt: skip
 
 
 def made(bind, name):
@@ -357,6 +368,77 @@ def test_finite_input_never_makes_a_prediction_or_a_state_that_is_not(fresh, nam
         for _, decay in bound.chain.decays():
             decay(1e-3)
     assert all(np.isfinite(array).all() for array in bound.state.values())
+
+
+def blank_contributions(bound, part):
+    features = len(bound.spec.numeric) + len(bound.spec.categories)
+    return np.full((len(part.truth.y), bound.spec.outputs, features + 1), np.nan, np.float32)
+
+
+@pytest.mark.parametrize("name", sorted({*MODELS} & {*EXPLAINERS}))
+def test_contributions_add_up_to_the_raw_score_and_explaining_is_pure(fresh, examples, name):
+    bound, part = fresh(name), examples(name, 300)
+    for learned in (False, True):
+        bits, touched = bound.bits(), {group: array.tobytes() for group, array in bound.touched.items()}
+        contributions = blank_contributions(bound, part)
+        bound.chain.explain(part.x, contributions)
+        again = blank_contributions(bound, part)
+        bound.chain.explain(part.x, again)
+        assert contributions.tobytes() == again.tobytes()
+        out = run(bound, "predict", part)
+        raw = contributions.astype(np.float64).sum(2)
+        np.testing.assert_allclose(INVERSE[bound.chain.explainer.link(bound.spec)](raw), out, rtol=3e-5, atol=2e-6)
+        assert bound.bits() == bits
+        assert {group: array.tobytes() for group, array in bound.touched.items()} == touched
+        if learned and name != "scaled_tree":  # which is slow to split
+            assert np.abs(contributions[:, :, :-1]).max() > 0.01
+        run(bound, "test_then_learn", examples(name, 500, seed=3))
+
+
+@pytest.mark.parametrize("name", sorted({*MODELS} & {*EXPLAINERS}))
+def test_row_is_explained_as_it_is_predicted_and_all_else_stays_the_same(fresh, examples, name):
+    plain, whole, by_row, cut = (fresh(name) for _ in range(4))
+    for bound in (plain, whole, by_row, cut):
+        run(bound, "test_then_learn", examples(name, 150, seed=5))
+    part = examples(name, 60)
+    for method, more in (("test_then_learn", (part.truth,)), ("predict_then_observe", ())):
+        out = run(plain, method, part)
+        contributions, said = blank_contributions(whole, part), np.empty_like(out)
+        getattr(whole.chain, method)(part.x, *more, said, contributions=contributions)
+        assert said.tobytes() == out.tobytes()
+        for a, b in pairwise([0, 7, 8, 31, 60]):
+            piece, told = part.piece(a, b), blank_contributions(cut, part.piece(a, b))
+            getattr(cut.chain, method)(
+                piece.x, *(piece.truth,)[: len(more)], np.empty_like(out[a:b]), contributions=told
+            )
+            assert told.tobytes() == contributions[a:b].tobytes()
+        for i in range(60):
+            one, told = part.piece(i, i + 1), blank_contributions(by_row, part.piece(i, i + 1))
+            by_row.chain.explain(one.x, told)
+            assert told.tobytes() == contributions[i : i + 1].tobytes()
+            run(by_row, method, one)
+        assert plain.bits() == whole.bits() == by_row.bits() == cut.bits()
+
+
+@pytest.mark.parametrize("name", sorted({*MODELS} - {*EXPLAINERS}))
+def test_model_that_does_not_explain_is_refused(fresh, name):
+    with pytest.raises(DeclarationError, match="cannot say what each feature adds"):
+        fresh(name).chain.explainer  # noqa: B018
+
+
+@every_explainer
+def test_finite_input_never_makes_a_contribution_that_is_not(fresh, name):
+    bound, rng = fresh(name), np.random.default_rng(0)
+    labels = NASTY_LABELS.get(LABELS.get(name, "binary"), [0, 3e38, -3e38])
+    for _ in range(20):
+        numeric = rng.choice(np.float32([0, 1, -1, 3e38, -3e38, 1e-38, 1e-45, np.nan, np.inf]), (20, 3))
+        x = Rows(numeric, rng.choice(np.array([0, 1, 2**64 - 1], np.uint64), (20, 2)))
+        truth = Truth(rng.choice(np.float32(labels), (20, 1)), rng.choice(np.float32([1, -1, 0, 1e30]), 20))
+        contributions = np.empty((20, bound.spec.outputs, 6), np.float32)
+        bound.chain.test_then_learn(
+            x, truth, np.empty((20, bound.spec.outputs), np.float32), contributions=contributions
+        )
+        assert np.isfinite(contributions).all()
 
 
 @every_model

@@ -506,7 +506,7 @@ def test_look_predicts_with_the_one_that_serves_and_changes_nothing():
 def test_prediction_records_name_the_model_that_made_them_in_both_encoders(classes):
     run = Run(pipeline(serve=Best("2h", lead=0.0))).feed_all(stream(3), np.random.default_rng(0))
     assert len(set(run.by)) > 1
-    served = Served("linear", 3, 0.25, classes, tuple(MODELS))
+    served = Served("linear", 3, 0.25, classes, models=tuple(MODELS))
     pieces = [replace(p, out=np.hstack([1 - p.out, p.out])) if classes else p for p in run.pieces]
     one_by_one = [record for piece in pieces for record in encode_predictions(piece, "clicks", served)]
     rows, ends = prediction_rows({0: pieces}, "clicks", served)
@@ -517,7 +517,7 @@ def test_prediction_records_name_the_model_that_made_them_in_both_encoders(class
 
 def test_where_the_first_serves_its_name_stands_in_each_record():
     run = Run(pipeline()).feed_all(stream(3)[:4])
-    served = Served("linear", 3, 0.25, (), tuple(MODELS))
+    served = Served("linear", 3, 0.25, (), models=tuple(MODELS))
     assert set(run.by) == {None}
     told = [json.loads(v)["model"] for p in run.pieces for _, v, _, _ in encode_predictions(p, "clicks", served)]
     assert set(told) == {"linear"}

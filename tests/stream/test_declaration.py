@@ -403,7 +403,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "value of the event": (
         lambda: pipeline(labels=arrivals(value=col("dep_delay") > 15)),
-        ["labels.value: `dep_delay` is of Departure; a label is made of the fields of Arrival"],
+        ["labels.value: `dep_delay` is of Departure; a label and its weight are made of the fields of Arrival"],
     ),
     "value not expression": (lambda: pipeline(labels=arrivals(value=15)), ["labels.value: expected a field", "int 15"]),
     "value not row by row": (

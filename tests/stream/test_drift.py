@@ -3,10 +3,11 @@
 import json
 from dataclasses import dataclass, replace
 
-import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from engine_run import BEYOND, SIDE, T0, Click, Sale, assert_same
+from engine_run import Run as PlainRun
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from headrace.models import (
     KSWIN,
     SGD,
     Array,
+    Configured,
     Learner,
     LinearRegression,
     LogisticRegression,
@@ -27,35 +29,17 @@ from headrace.models import (
     Truth,
     allocate,
     allocate_touched,
+    register,
 )
-from headrace.models.base import Configured, register
 from headrace.models.drift import watched
 from headrace.stream import evaluate_report
 from headrace.stream.check import report
-from headrace.stream.decode import Decoder
 from headrace.stream.drift import BLOCK
 from headrace.stream.engine import Engine
 from headrace.stream.remap import carry_over
 from headrace.stream.slices import Record, Slice
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # an example runs an engine; shrinking one takes minutes
-T0 = 1_700_000_000  # seconds
-BEYOND = 10**9  # an offset behind all others
-
-
-class Click(msgspec.Struct):
-    id: str
-    time: float
-    site: str
-    price: float
-    sold: bool | None = None
-
-
-class Sale(msgspec.Struct):
-    id: str
-    time: float
-    sold: bool
-    amount: float = 0.0
 
 
 @register
@@ -98,15 +82,14 @@ QUICK = {"min_instances": 5, "threshold": 1.0}  # fires every few blocks
 
 def pipeline(drift=None, model="sequential", delayed=True, otherwise=None, **changes):
     """With labels on a topic of their own, or in the event."""
-    side = dict(key="id", time="time", unit="s")
     labels = (
-        Labels("sales", Sale, value="sold", within="1h", otherwise=otherwise, **side)
+        Labels("sales", Sale, value="sold", within="1h", otherwise=otherwise, **SIDE)
         if delayed
         else Labels(value="sold")
     )
     fields = dict(
         name="drifting",
-        events=Events("clicks", Click, **side),
+        events=Events("clicks", Click, **SIDE),
         labels=labels,
         features=[numeric("price"), category("site"), mean("label", by="site", over="6h", capacity=9)],
         model=MODELS[model]() if isinstance(model, str) else model,
@@ -116,36 +99,17 @@ def pipeline(drift=None, model="sequential", delayed=True, otherwise=None, **cha
     return Pipeline(**(fields | changes))
 
 
-class Run:
-    """An engine with one partition, which rows are appended to."""
-
-    def __init__(self, declared):
-        self.engine = Engine(declared)
-        self.decoders = {
-            role: Decoder(declared, role) for role in (("events", "labels") if self.engine.delayed else ("events",))
-        }
-        self.ends = dict.fromkeys(self.decoders, 0)
-        self.engine.own(0)
+class Run(PlainRun):
+    """With what these tests ask of one."""
 
     def feed(self, role, rows, cuts=()):
-        """Process rows as one slice, cut into pieces before these row numbers; returns the predictions."""
-        start, now = self.ends[role], (T0 + 10**6) * 1000
-        records = [Record(start + i, now, None, json.dumps(row).encode()) for i, row in enumerate(rows)]
-        batch = self.decoders[role].decode(Slice(role, 0, start, start + len(rows), records))
-        self.ends[role] = batch.next
-        edges = [start, *(start + c for c in sorted(cuts)), batch.next]
-        done = [self.engine.process(batch, a, b) for a, b in zip(edges, edges[1:])]
-        out = [d.predicted.out[:, 0] for d in done if d.predicted is not None]
-        return np.concatenate(out) if out else np.empty(0, np.float32)
+        return super().feed(role, rows, cuts=cuts)
 
     def feed_all(self, turns):
         return np.concatenate([self.feed(role, rows) for role, rows in turns])
 
     def count(self, name):
-        return self.engine.counters()[name]
-
-    def shared(self):
-        return {name: array.copy() for name, array in self.engine.state().shared.items()}
+        return self.counts(name)[0]
 
     def learner(self):
         """The arrays of the learner, which comes after a scaler."""
@@ -172,15 +136,6 @@ def stream(seed, events=400, delayed=True):
         else:
             turns.append((role, [row]))
     return turns
-
-
-def assert_same(one, two):
-    a, b = one.engine.state(), two.engine.state()
-    for name, array in a.shared.items():
-        np.testing.assert_array_equal(array, b.shared[name], name)
-    for name, array in a.partitions[0].items():
-        np.testing.assert_array_equal(array, b.partitions[0][name], name)
-    assert a.meta["metrics"] == b.meta["metrics"]
 
 
 # --- when it hears, and when it acts

@@ -10,6 +10,7 @@ import pytest
 from headrace import InputError
 from headrace.connectors.spans import Spans
 from headrace.stream.encode import JournalRecord, Served, encode_dead_letter, encode_predictions
+from headrace.stream.explain import NO_FEATURE, Explained
 from headrace.stream.slices import DeadLetter, Piece, Record
 
 
@@ -19,7 +20,9 @@ def predicted(keys, out, time, offset=None, record_keys=None):
         record_keys=Spans.of(record_keys or [None] * len(keys)), headers=None, time=np.array(time, np.int64),
         offset=np.array(offset if offset is not None else range(len(keys)), np.int64),
     )  # fmt: skip
-    return SimpleNamespace(batch=batch, lo=0, hi=len(keys), out=np.array(out, np.float32)[:, None], by=None)
+    return SimpleNamespace(
+        batch=batch, lo=0, hi=len(keys), out=np.array(out, np.float32)[:, None], by=None, explained=None
+    )
 
 
 @pytest.mark.parametrize("key", ['a"b\\c', "é\u2028😀", "", 7, -(2**63), "x,y"])
@@ -48,6 +51,20 @@ def test_prediction_of_several_classes_is_the_probability_of_each():
     told = [value for _, value, _, _ in encode_predictions(given, "t", served)]
     assert b'"prediction":{"red":0.1,"sky \\"blue\\"":0.7,"\xc3\xa9t\xc3\xa9":0.2},"model":"m"' in told[0]
     assert json.loads(told[1])["prediction"] == {"red": 0.0, 'sky "blue"': 1.0, "été": 0.0}
+
+
+def test_explanation_names_features_and_what_they_add_the_heaviest_first():
+    given = predicted(["k", "l"], [0.5, 0.5], [0, 0])
+    given.explained = Explained(
+        np.array([[1, 0], [NO_FEATURE, NO_FEATURE]], np.int32), np.array([[-0.1, 1e-7], [0, 0]], np.float32)
+    )
+    served = Served("m", 1, None, (), ("price", 'mean "x"'))
+    told = [value for _, value, _, _ in encode_predictions(given, "t", served)]
+    assert told[0].endswith(
+        b'"source":"t-3-0","explain":[{"feature":"mean \\"x\\"","contribution":-0.1},'
+        b'{"feature":"price","contribution":1e-7}]}'
+    )
+    assert json.loads(told[1])["explain"] == []
 
 
 def test_nothing_predicted_gives_no_records_and_no_age_is_null():

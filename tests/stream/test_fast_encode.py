@@ -14,6 +14,7 @@ from headrace.connectors.spans import Spans
 from headrace.stream.decode import Batch
 from headrace.stream.encode import Served, encode_predictions
 from headrace.stream.engine import Predicted
+from headrace.stream.explain import NO_FEATURE, Explained
 from headrace.stream.fast_encode import prediction_rows
 
 SERVED = Served("ctr", 12, 0.5)
@@ -211,6 +212,28 @@ def test_of_several_classes_each_is_told(classes, headers):
         told = json.loads(b"{" + row[row.index(b'"prediction"') :])
         assert list(told["prediction"]) == list(classes)
         assert np.array(list(told["prediction"].values()), np.float32).tobytes() == piece.tobytes()
+
+
+@pytest.mark.parametrize("classes", CLASSES[:2])
+@pytest.mark.parametrize("headers", [False, True])
+def test_explanations_are_told_as_one_by_one(classes, headers):
+    names = ("price", 'quoted "', "back\\slash", "", "é😀\u2028", "%b", "x" * 300)
+    served, rng = Served("ctr", 12, 0.5, classes, names), np.random.default_rng(1)
+    predicted = {}
+    for partition, B in ((0, 6), (3, 40), (1, 1)):
+        batch, _ = some_batch(B, partition, headers=headers)
+        feature = np.sort(rng.integers(NO_FEATURE, len(names), (B, 3)), axis=1)[:, ::-1].astype(np.int32).copy()
+        numbers = (rng.normal(size=(B, 3)) * 10.0 ** rng.integers(-40, 38, (B, 3))).astype(np.float32)
+        batch = replace(batch, explained=Explained(feature, numbers))
+        out = rng.dirichlet(np.ones(len(classes)), B).astype(np.float32)
+        predicted[partition] = pieces_of(batch, out, *sorted({0, B // 3, B}))
+    assert_as_one_by_one(predicted, served)
+    rows, _ = prediction_rows({0: predicted[3]}, "clicks", served)
+    explained = predicted[3][1].batch.explained
+    for row, features, numbers in zip(list(rows.values)[:13], *explained.part(0, 13), strict=True):
+        told = json.loads(b"{" + row[row.index(b'"explain"') :])["explain"]
+        assert [one["feature"] for one in told] == [names[f] for f in features if f >= 0]
+        assert np.array([one["contribution"] for one in told], np.float32).tolist() == numbers[: len(told)].tolist()
 
 
 def test_many_classes_have_room():

@@ -1,41 +1,21 @@
 """An engine that is muted up to some offsets: everything goes on there, and nothing is learned."""
 
-import json
 from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 import pytest
+from engine_run import BEYOND, SIDE, T0, Click, Sale, assert_same
+from engine_run import Run as OneRun
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from headrace import Events, Labels, Pipeline, Predictions, category, count, ewm, last, mean, numeric
-from headrace.models import FTRL, Array, Learner, LogisticRegression, StandardScaler
-from headrace.models.base import Configured, register
-from headrace.stream.decode import Decoder
-from headrace.stream.engine import Engine
-from headrace.stream.slices import Record, Slice
+from headrace.models import FTRL, Array, Configured, Learner, LogisticRegression, StandardScaler, register
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # an example runs an engine; shrinking one takes minutes
 
-T0 = 1_700_000_000  # seconds
-BEYOND = 10**9  # an offset behind all others
 GOES_ON = {"counters", "bad", "bad_at", "metrics/sums", "metrics/positives", "metrics/negatives"}
-
-
-class Click(msgspec.Struct):
-    id: str
-    time: float
-    site: str
-    price: float
-    sold: bool | None = None
-
-
-class Sale(msgspec.Struct):
-    id: str
-    time: float
-    sold: bool
-    amount: float = 0.0
 
 
 @register
@@ -69,11 +49,10 @@ MODELS = {
 
 def pipeline(model="sequential", delayed=True, otherwise=None):
     """With labels on a topic of their own, or in the event."""
-    side = dict(key="id", time="time", unit="s")
     return Pipeline(
         name="muted",
-        events=Events("clicks", Click, **side),
-        labels=Labels("sales", Sale, value="sold", within="1h", otherwise=otherwise, **side)
+        events=Events("clicks", Click, **SIDE),
+        labels=Labels("sales", Sale, value="sold", within="1h", otherwise=otherwise, **SIDE)
         if delayed
         else Labels(value="sold"),
         features=[
@@ -86,42 +65,15 @@ def pipeline(model="sequential", delayed=True, otherwise=None):
     )  # fmt: skip
 
 
-class Run:
-    """An engine with two partitions, which rows are appended to."""
+class Run(OneRun):
+    """An engine with two partitions, which can be muted."""
 
     def __init__(self, declared):
-        self.engine = Engine(declared)
-        self.roles = ("events", "labels") if self.engine.delayed else ("events",)
-        self.decoders = {role: Decoder(declared, role) for role in self.roles}
-        self.ends = {(role, p): 0 for role in self.roles for p in (0, 1)}
-        for p in (0, 1):
-            self.engine.own(p)
-
-    def batch(self, role, rows, partition=0):
-        """Rows as the next slice of a partition."""
-        start, now = self.ends[role, partition], (T0 + 10**6) * 1000
-        records = [Record(start + i, now, None, json.dumps(row).encode()) for i, row in enumerate(rows)]
-        return self.decoders[role].decode(Slice(role, partition, start, start + len(rows), records))
-
-    def feed(self, role, rows, partition=0, cuts=()):
-        """Process rows as one slice, cut into pieces before these row numbers; returns the predictions."""
-        batch = self.batch(role, rows, partition)
-        self.ends[role, partition] = batch.next
-        edges = [batch.start, *(batch.start + c for c in sorted(cuts)), batch.next]
-        done = [self.engine.process(batch, a, b) for a, b in zip(edges, edges[1:])]
-        out = [d.predicted.out[:, 0] for d in done if d.predicted is not None]
-        return np.concatenate(out) if out else np.empty(0, np.float32)
+        super().__init__(declared, partitions=2)
 
     def mute(self, **until):
         """Mute both partitions: events=10, labels=5."""
         self.engine.mute({(role, p): offset for role, offset in until.items() for p in (0, 1)})
-
-    def counts(self, *names):
-        counters = self.engine.counters()
-        return tuple(counters[name] for name in names)
-
-    def shared(self):
-        return {name: array.copy() for name, array in self.engine.state().shared.items()}
 
     def muted(self):
         return self.engine.state().meta["muted"]
@@ -155,16 +107,6 @@ def stream(seed, events=150, delayed=True):
         else:
             turns.append((role, partition, [row]))
     return turns
-
-
-def assert_same(one, two):
-    a, b = one.engine.state(), two.engine.state()
-    for name, array in a.shared.items():
-        np.testing.assert_array_equal(array, b.shared[name], name)
-    for p, arrays in a.partitions.items():
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(array, b.partitions[p][name], f"{p}/{name}")
-    assert a.meta["muted"] == b.meta["muted"]
 
 
 def assert_still(before, after):
