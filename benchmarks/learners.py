@@ -28,12 +28,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from benchmarks.run import machine, today
 from benchmarks.throughput import HERE, PEERS, make_environment, pinned
-from river import datasets, linear_model, naive_bayes, optim, preprocessing
+from river import datasets, forest, linear_model, naive_bayes, optim, preprocessing, tree
 
 from headrace.models import (
     AdaGrad,
+    ARFClassifier,
+    ARFRegressor,
     Chain,
     GaussianNB,
+    HoeffdingAdaptiveTreeClassifier,
+    HoeffdingAdaptiveTreeRegressor,
     LinearRegression,
     LogisticRegression,
     MultinomialNB,
@@ -91,6 +95,20 @@ CONTESTS = {  # add yours
     ),
     "gaussian_nb_7_classes": Contest(
         datasets.ImageSegments, lambda: GaussianNB(half_life=None), naive_bayes.GaussianNB
+    ),
+    "adaptive_tree": Contest(
+        datasets.Bananas, HoeffdingAdaptiveTreeClassifier, lambda: tree.HoeffdingAdaptiveTreeClassifier(seed=0)
+    ),
+    "adaptive_regression_tree": Contest(
+        datasets.TrumpApproval,
+        lambda: StandardScaler(half_life=None) | HoeffdingAdaptiveTreeRegressor(),
+        lambda: preprocessing.StandardScaler() | tree.HoeffdingAdaptiveTreeRegressor(seed=0),
+    ),
+    "forest": Contest(datasets.Bananas, ARFClassifier, lambda: forest.ARFClassifier(seed=0)),
+    "regression_forest": Contest(
+        datasets.TrumpApproval,
+        lambda: StandardScaler(half_life=None) | ARFRegressor(),
+        lambda: preprocessing.StandardScaler() | forest.ARFRegressor(seed=0),
     ),
     "multinomial_nb": Contest(datasets.Phishing, lambda: MultinomialNB(half_life=None), naive_bayes.MultinomialNB),
     "river": Contest(  # the same model twice: what it costs to call it from here

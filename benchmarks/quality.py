@@ -18,14 +18,30 @@ import polars as pl
 from benchmarks.run import machine, today, write_section
 from benchmarks.throughput import say
 from examples.flights import pipeline as flights_pipeline
-from river import compose, datasets, dummy, linear_model, metrics, naive_bayes, optim, preprocessing, stats, tree
+from river import (
+    compose,
+    datasets,
+    dummy,
+    forest,
+    linear_model,
+    metrics,
+    naive_bayes,
+    optim,
+    preprocessing,
+    stats,
+    tree,
+)
 
 from headrace import Events, Labels, Pipeline, Predictions, category, numeric
 from headrace.models import (
     FTRL,
     MLP,
     SGD,
+    ARFClassifier,
+    ARFRegressor,
     GaussianNB,
+    HoeffdingAdaptiveTreeClassifier,
+    HoeffdingAdaptiveTreeRegressor,
     HoeffdingTreeClassifier,
     HoeffdingTreeRegressor,
     LinearRegression,
@@ -108,6 +124,8 @@ PAIRS = {
         Pair("Gaussian naive Bayes", GaussianNB, naive_bayes.GaussianNB),
         Pair("Hoeffding tree", HoeffdingTreeClassifier, tree.HoeffdingTreeClassifier),
         Pair("MLP, steps of 4", lambda: ours_scaled(Torch(MLP(), batch_size=4)), None),
+        Pair("adaptive tree", HoeffdingAdaptiveTreeClassifier, lambda: tree.HoeffdingAdaptiveTreeClassifier(seed=0)),
+        Pair("adaptive random forest", ARFClassifier, lambda: forest.ARFClassifier(seed=0)),
     ),
     "multiclass": (
         Pair("models.default", lambda: default("multiclass"), None),
@@ -121,6 +139,8 @@ PAIRS = {
         Pair("Gaussian naive Bayes", GaussianNB, naive_bayes.GaussianNB),
         Pair("Hoeffding tree", HoeffdingTreeClassifier, tree.HoeffdingTreeClassifier),
         Pair("MLP, steps of 4", lambda: ours_scaled(Torch(MLP(), batch_size=4)), None),
+        Pair("adaptive tree", HoeffdingAdaptiveTreeClassifier, lambda: tree.HoeffdingAdaptiveTreeClassifier(seed=0)),
+        Pair("adaptive random forest", ARFClassifier, lambda: forest.ARFClassifier(seed=0)),
     ),
     "regression": (
         Pair("models.default", lambda: default("regression"), None),
@@ -138,6 +158,14 @@ PAIRS = {
             lambda: scaled(tree.HoeffdingTreeRegressor()),
         ),
         Pair("MLP, steps of 4", lambda: ours_scaled(Torch(MLP(), batch_size=4)), None),
+        Pair(
+            "adaptive tree", lambda: ours_scaled(HoeffdingAdaptiveTreeRegressor()),
+            lambda: scaled(tree.HoeffdingAdaptiveTreeRegressor(seed=0)),
+        ),
+        Pair(
+            "adaptive random forest", lambda: ours_scaled(ARFRegressor()),
+            lambda: scaled(forest.ARFRegressor(seed=0)),
+        ),
     ),
 }  # fmt: skip
 

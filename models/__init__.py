@@ -5,6 +5,7 @@ What needs PyTorch is imported at first use, so that a worker without it starts 
 
 from typing import TYPE_CHECKING
 
+from .adaptive_trees import HoeffdingAdaptiveTreeClassifier, HoeffdingAdaptiveTreeRegressor
 from .average import Average
 from .base import (
     NEEDS_TORCH,
@@ -30,6 +31,7 @@ from .bayes import GaussianNB, MultinomialNB
 from .chain import Chain, as_chain
 from .defaults import default
 from .drift import ADWIN, DDM, KSWIN, DriftDetector, PageHinkley
+from .forests import ARFClassifier, ARFRegressor
 from .linear import LinearRegression, LogisticRegression
 from .metrics import Metrics
 from .optimizers import FTRL, SGD, AdaGrad
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
 
 __all__ = [  # but for what needs torch: `import *` works without it
     "ADWIN",
+    "ARFClassifier",
+    "ARFRegressor",
     "DDM",
     "FTRL",
     "KSWIN",
@@ -65,6 +69,8 @@ __all__ = [  # but for what needs torch: `import *` works without it
     "Explainer",
     "GaussianNB",
     "DriftDetector",
+    "HoeffdingAdaptiveTreeClassifier",
+    "HoeffdingAdaptiveTreeRegressor",
     "HoeffdingTreeClassifier",
     "HoeffdingTreeRegressor",
     "Learner",

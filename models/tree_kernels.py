@@ -20,6 +20,8 @@ from numpy import ndarray
 
 MAJORITY, BAYES, ADAPTIVE = 0, 1, 2  # what a leaf predicts with
 INFO_GAIN, GINI = 0, 1
+NOTHING, SHARES, VOTES = range(3)  # what a leaf has predicted with: it knows nothing, shares of classes, naive Bayes
+STAY, FORGET, SPLIT = range(3)  # what to do with a leaf that is due
 
 NODES, SLOTS, REFUSED = range(3)  # places in `size`
 LEFT, PARENT, DEPTH, SLOT, KNOWN = range(5)  # columns of `links`
@@ -33,6 +35,16 @@ GO, ADD, REMOVE, WEIGH = range(4)  # what is still to do on the walk through a s
 AT_LEFT, AT_RIGHT, AT_NODE, AT_NODE_BELOW = range(4)  # how far the walk that prunes one is at a node
 
 Moments = tuple[float, float, float]  # count, mean, sum of squares
+
+WIDTH, SUM, DEVIATIONS = range(3)  # places in the `window_sums` of ADWIN
+LEVELS, BUCKETS = 48, 5  # of its window: a bucket of level k stands for 2**k values, so no stream is too long
+CLOCK, GRACE, LEAST_PART = 32, 10.0, 5.0  # values between two looks; in the window before the first; in each part
+WATCHED, WRONG = range(2)  # columns of the `errors` of an adaptive tree: count and mean; then the sum of squares
+SPARE = 4  # nodes that only alternates may take: for one of them, and for its split
+BEGUN, TAKEN, GIVEN_UP = range(3)  # places in its `changes`
+SERVES, GROWS = range(2)  # columns of the `members` of a forest
+WARNINGS, DRIFTS = range(2)  # columns of its `changes`
+ONE_IN_E = math.exp(-1.0)
 
 HALF_LOG_TAU = 0.5 * math.log(math.tau)
 LARGEST = 1e100  # numbers are held within these, so that their squares are finite
@@ -76,6 +88,7 @@ class Settings(NamedTuple):
     min_branch_fraction: float
     max_share_to_split: float
     merit_preprune: bool
+    features: int  # columns that a leaf draws to observe; 0: it observes all
 
 
 class RegressionTree(NamedTuple):
@@ -118,6 +131,10 @@ class RegressionSettings(NamedTuple):
     lr: float
     intercept_lr: float
     merit_preprune: bool
+    features: int  # columns that a leaf draws to observe; 0: it observes all
+
+
+AnyTree = Tree | RegressionTree
 
 
 class Columns(NamedTuple):
@@ -139,6 +156,9 @@ class Scratch(NamedTuple):
     right: ndarray  # float64 (C,)
     right_classes: ndarray  # int32 (C,)
     found: ndarray  # int32 (K,): where the values of a row stand among those kept
+    other_votes: ndarray  # float64 (C,): of another leaf
+    sums: ndarray  # float64 (C,): votes of leaves together
+    places: ndarray  # int32 (N + K,): columns to draw from
 
 
 # --- going down
@@ -181,11 +201,11 @@ def step_down(
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def leaf_of(
-    numeric: ndarray, categories: ndarray, links: ndarray, column: ndarray, threshold: ndarray, value: ndarray,
-    weights: ndarray, keys: ndarray, places: ndarray,
+    root: int, numeric: ndarray, categories: ndarray, links: ndarray, column: ndarray, threshold: ndarray,
+    value: ndarray, weights: ndarray, keys: ndarray, places: ndarray,
 ) -> int:  # fmt: skip
-    """The leaf that a row comes to. Arguments as in `step_down`."""
-    node = 0
+    """The leaf below a root that a row comes to. Arguments as in `step_down`."""
+    node = root
     while links[node, LEFT] != 0:
         node, _ = step_down(node, numeric, categories, links, column, threshold, value, weights, keys, places)
     return node
@@ -270,17 +290,37 @@ def vote(
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-def write_prediction(
-    out: ndarray, node: int, probabilities: ndarray, scale: float, by_class: bool, links: ndarray, classes: ndarray
-) -> None:
-    """Write probabilities times scale to out (O,): P(true), or P of each class.
+def judge(
+    node: int, numeric: ndarray, categories: ndarray, links: ndarray, weights: ndarray, counts: ndarray,
+    classes: ndarray, gaussians: ndarray, values: ndarray, value_counts: ndarray, category_totals: ndarray,
+    settings: Settings, votes: ndarray, found: ndarray,
+) -> int:  # fmt: skip
+    """Write what a leaf predicts to votes (C,), in the order of its classes; NOTHING, SHARES or VOTES."""
+    total = total_of(node, links, counts, classes)
+    bayes = links[node, SLOT] >= 0 and (
+        (settings.prediction == BAYES and total >= settings.nb_threshold)
+        or (settings.prediction == ADAPTIVE and weights[node, BAYES_RIGHT] >= weights[node, MAJORITY_RIGHT])
+    )
+    if bayes and vote(
+        node, numeric, categories, links, counts, classes, gaussians, values, value_counts, category_totals, votes,
+        found,
+    ):  # fmt: skip
+        return VOTES
+    if not total > 0.0:
+        return NOTHING
+    scale = 1.0 / total
+    for i in range(links[node, KNOWN]):
+        votes[i] = counts[node, classes[node, i]] * scale
+    return SHARES
 
-    probabilities   (C,), by class or in the order of the leaf's classes
-    """
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def write_prediction(out: ndarray, node: int, votes: ndarray, links: ndarray, classes: ndarray) -> None:
+    """Write the votes of a leaf (C,), in the order of its classes, to out (O,): P(true), or P of each class."""
     out[:] = 0.0
     for i in range(links[node, KNOWN]):
         c = classes[node, i]
-        p = min((probabilities[c] if by_class else probabilities[i]) * scale, 1.0)
+        p = min(votes[i], 1.0)
         if out.shape[0] > 1:
             out[c] = p
         elif c == 1:
@@ -294,30 +334,23 @@ def predict_row(
     value_counts: ndarray, category_totals: ndarray, settings: Settings, keys: ndarray, places: ndarray,
     votes: ndarray, found: ndarray, out: ndarray,
 ) -> bool:  # fmt: skip
-    """Write the prediction of one row to out (O,); whether votes now holds the votes of its leaf.
+    """Write the prediction of one row to out (O,); whether votes now holds naive Bayes' votes of its leaf.
 
     Before anything was learned every class is as likely as another.
     """
     if size[NODES] == 0:
         out[:] = 1.0 / counts.shape[1]
         return False
-    node = leaf_of(numeric, categories, links, column, threshold, value, weights, keys, places)
-    total = total_of(node, links, counts, classes)
-    bayes = links[node, SLOT] >= 0 and (
-        (settings.prediction == BAYES and total >= settings.nb_threshold)
-        or (settings.prediction == ADAPTIVE and weights[node, BAYES_RIGHT] >= weights[node, MAJORITY_RIGHT])
-    )
-    if bayes and vote(
-        node, numeric, categories, links, counts, classes, gaussians, values, value_counts, category_totals, votes,
-        found,
-    ):  # fmt: skip
-        write_prediction(out, node, votes, 1.0, False, links, classes)
-        return True
-    if total > 0.0:
-        write_prediction(out, node, counts[node], 1.0 / total, True, links, classes)
-    else:
+    node = leaf_of(0, numeric, categories, links, column, threshold, value, weights, keys, places)
+    what = judge(
+        node, numeric, categories, links, weights, counts, classes, gaussians, values, value_counts, category_totals,
+        settings, votes, found,
+    )  # fmt: skip
+    if what == NOTHING:
         out[:] = 1.0 / counts.shape[1]
-    return False
+    else:
+        write_prediction(out, node, votes, links, classes)
+    return what == VOTES
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -506,14 +539,17 @@ def best_value(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def clear_slot(slot: int, tree: Tree) -> None:
-    """Forget what a leaf has observed."""
-    tree.seen[slot] = 0
+def clear_slot(slot: int, columns_too: bool, tree: Tree) -> None:
+    """Forget what a leaf has observed, and which columns it has seen too, or not."""
+    if columns_too:
+        tree.seen[slot] = 0
+        for j in range(tree.first.shape[0]):
+            tree.first[j, slot] = 0
+        for k in range(tree.category_first.shape[0]):
+            tree.category_first[k, slot] = 0
     for j in range(tree.first.shape[0]):
-        tree.first[j, slot] = 0
         tree.gaussians[j, slot] = 0.0
     for k in range(tree.category_first.shape[0]):
-        tree.category_first[k, slot] = 0
         tree.category_totals[k, slot] = 0.0
         tree.values[k, slot] = 0
         tree.value_counts[k, slot] = 0.0
@@ -529,6 +565,7 @@ def add_child(
     tree.links[node, DEPTH] = tree.links[parent, DEPTH] + 1
     tree.links[node, SLOT] = slot
     tree.links[node, KNOWN] = known
+    tree.counts[node] = 0.0
     for i in range(known):
         tree.classes[node, i] = classes[i]
         tree.counts[node, classes[i]] = weights[i]
@@ -539,28 +576,14 @@ def add_child(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def split(node: int, lefts: int, rights: int, tree: Tree, scratch: Scratch) -> None:
-    """Give a leaf two children, which begin with what stands in scratch; the left one takes its slot."""
-    left = int(tree.size[NODES])
-    slot = int(tree.links[node, SLOT])
-    clear_slot(slot, tree)
-    a = add_child(left, node, slot, scratch.left, scratch.left_classes, lefts, tree)
-    b = add_child(left + 1, node, int(tree.size[SLOTS]), scratch.right, scratch.right_classes, rights, tree)
-    tree.size[NODES] += 2
-    tree.size[SLOTS] += 1
-    tree.links[node, LEFT] = left
-    tree.links[node, SLOT] = -1
-    more = a + b - tree.weights[node, TOTAL]  # rows that lack the column of the split are in neither child
-    while node >= 0:
-        tree.weights[node, TOTAL] += more
-        node = int(tree.links[node, PARENT])
+def find_split(
+    node: int, total: float, tree: Tree, settings: Settings, scratch: Scratch
+) -> tuple[int, int, float, int]:
+    """What to do with a leaf of this total weight that is due, and the best split: column, threshold, place of value.
 
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def try_to_split(node: int, total: float, tree: Tree, settings: Settings, columns: Columns, scratch: Scratch) -> None:
-    """Split a leaf of this total weight if the best column is better than the second by more than the bound.
-
-    Where not to split is the best, what the leaf observed is forgotten and observed anew.
+    SPLIT  the best column is better than the second by more than the bound
+    FORGET not to split is the best: what the leaf observed is forgotten and observed anew
+    STAY   not sure yet
     """
     known = tree.links[node, KNOWN]
     slot = int(tree.links[node, SLOT])
@@ -568,17 +591,16 @@ def try_to_split(node: int, total: float, tree: Tree, settings: Settings, column
     largest = 0.0
     for i in range(known):
         count = tree.counts[node, tree.classes[node, i]]
-        scratch.votes[i] = count
+        scratch.left[i] = count
         largest = max(largest, count)
         kinds += count != 0.0
     if kinds < 2:
-        return
+        return STAY, 0, 0.0, 0
     if largest / total > settings.max_share_to_split:
-        clear_slot(slot, tree)
-        return
+        return FORGET, 0, 0.0, 0
 
     N = tree.first.shape[0]
-    entropy = entropy_of(scratch.votes, known)
+    entropy = entropy_of(scratch.left, known)
     candidates = 1 if settings.merit_preprune else 0
     best, second, place, when = -math.inf, -math.inf, -1, 0
     threshold, v = 0.0, 0
@@ -604,24 +626,142 @@ def try_to_split(node: int, total: float, tree: Tree, settings: Settings, column
     reach = math.log2(max(known, 2)) if settings.criterion == INFO_GAIN else 1.0
     bound = math.sqrt(reach * reach * settings.log_confidence / (2.0 * total))
     if candidates == 0 or (candidates > 1 and not (best - second > bound or bound < settings.tau)):
-        return
-    if best == -math.inf:
-        clear_slot(slot, tree)
-    elif tree.size[NODES] + 2 > tree.links.shape[0]:
-        tree.size[REFUSED] += 1
+        return STAY, 0, 0.0, 0
+    return (FORGET if best == -math.inf else SPLIT), place, threshold, v
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def split(
+    node: int, place: int, threshold: float, v: int, left: int, new: int, tree: Tree, columns: Columns, scratch: Scratch
+) -> None:
+    """Make a leaf a branch on this column, with the nodes left and left + 1 as leaves.
+
+    The left one takes its slot, the right one the slot `new`. They begin with what the split leaves on either side.
+    """
+    slot = int(tree.links[node, SLOT])
+    tree.column[node] = columns.by_place[place]
+    N = tree.first.shape[0]
+    if place < N:
+        gaussians = tree.gaussians[place, slot]
+        tree.threshold[node] = threshold
+        lefts, rights = divide_number(threshold, gaussians, prepare_gaussians(gaussians, scratch), scratch)
     else:
-        tree.column[node] = columns.by_place[place]
-        if place < N:
-            gaussians = tree.gaussians[place, slot]
-            tree.threshold[node] = threshold
-            lefts, rights = divide_number(threshold, gaussians, prepare_gaussians(gaussians, scratch), scratch)
+        k = place - N
+        totals = tree.category_totals[k, slot]
+        tree.value[node] = tree.values[k, slot, v]
+        came = order_classes(totals[:, 1], scratch.order)
+        lefts, rights = divide_category(tree.value_counts[k, slot, v], totals, came, scratch)
+    clear_slot(slot, True, tree)
+    a = add_child(left, node, slot, scratch.left, scratch.left_classes, lefts, tree)
+    b = add_child(left + 1, node, new, scratch.right, scratch.right_classes, rights, tree)
+    tree.links[node, LEFT] = left
+    tree.links[node, SLOT] = -1
+    more = a + b - tree.weights[node, TOTAL]  # rows that lack the column of the split are in neither child
+    while node >= 0:
+        tree.weights[node, TOTAL] += more
+        node = int(tree.links[node, PARENT])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def try_to_split(
+    node: int, member: int, tree: Tree, size: ndarray, settings: Settings, columns: Columns, scratch: Scratch
+) -> None:
+    """Do with a leaf that is due what `find_split` says, if there is room.
+
+    member  which of the trees that share the arrays in equal parts
+    size    (3,)  of that tree
+    """
+    total = tree.weights[node, TOTAL]
+    what, place, threshold, v = find_split(node, total, tree, settings, scratch)
+    if what == FORGET:
+        clear_slot(int(tree.links[node, SLOT]), settings.features == 0, tree)
+    elif what == SPLIT:
+        trees = tree.size.size // 3
+        nodes = tree.links.shape[0] // trees
+        if size[NODES] + 2 > nodes:
+            size[REFUSED] += 1
         else:
-            k = place - N
-            totals = tree.category_totals[k, slot]
-            tree.value[node] = tree.values[k, slot, v]
-            came = order_classes(totals[:, 1], scratch.order)
-            lefts, rights = divide_category(tree.value_counts[k, slot, v], totals, came, scratch)
-        split(node, lefts, rights, tree, scratch)
+            left = member * nodes + int(size[NODES])
+            new = member * (tree.seen.shape[0] // trees) + int(size[SLOTS])
+            size[NODES] += 2
+            size[SLOTS] += 1
+            split(node, place, threshold, v, left, new, tree, columns, scratch)
+    tree.weights[node, ATTEMPT] = total
+
+
+# --- random numbers: each member of a forest has a sequence of its own, and its state is how many it has drawn
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def mixed(z: np.uint64) -> np.uint64:
+    """SplitMix64's finish: 64 bits that look random for any that are different."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def key_of_member(seed: np.uint64, member: int) -> np.uint64:
+    """What names the sequence of one member of a forest."""
+    return mixed(seed + np.uint64(member + 1) * np.uint64(0xD1B54A32D192ED03))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def uniform(key: np.uint64, drawn: ndarray, member: int) -> float:
+    """The next number of a sequence, from [0, 1); drawn uint64 (T,) counts on.
+
+    Source: Steele, Lea and Flood (2014), Fast splittable pseudorandom number generators.
+    """
+    drawn[member] += np.uint64(1)
+    bits = mixed(key + drawn[member] * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(11)
+    return np.float64(bits) * 2.0**-53
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def poisson(least: float, key: np.uint64, drawn: ndarray, member: int) -> int:
+    """A number with a Poisson distribution of rate -ln(least).
+
+    Source: Knuth (1969), The art of computer programming, volume 2.
+    """
+    many = 0
+    product = 1.0
+    while product > least:
+        many += 1
+        product *= uniform(key, drawn, member)
+    return many - 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def draw_columns(
+    numeric: ndarray, categories: ndarray, features: int, slot: int, seen: ndarray, first: ndarray,
+    category_first: ndarray, columns: ndarray, key: np.uint64, drawn: ndarray, member: int,
+) -> None:  # fmt: skip
+    """Choose so many of the columns that a row has for the leaf with this slot: it sees them now, and no others later.
+
+    columns     int32 (N + K,)  scratch
+    key, drawn, member          as in `uniform`
+    """
+    many = 0
+    N = numeric.shape[0]
+    for j in range(N):
+        x = np.float64(numeric[j])
+        if x - x == 0.0:
+            columns[many] = j
+            many += 1
+    for k in range(categories.shape[0]):
+        if categories[k] != 0:
+            columns[many] = N + k
+            many += 1
+    for i in range(min(features, many)):
+        p = columns[i]
+        if many >= features:
+            other = i + int(uniform(key, drawn, member) * (many - i))
+            p = columns[other]
+            columns[other] = columns[i]
+        if p < N:
+            see_column(first, p, slot, seen)
+        else:
+            see_column(category_first, p - N, slot, seen)
 
 
 # --- learning
@@ -728,24 +868,17 @@ def score_leaf(
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-def learn_row(
-    numeric: ndarray, categories: ndarray, c: int, weight: float, voted: bool, size: ndarray, links: ndarray,
-    column: ndarray, threshold: ndarray, value: ndarray, weights: ndarray, counts: ndarray, classes: ndarray,
-    seen: ndarray, first: ndarray, gaussians: ndarray, category_first: ndarray, values: ndarray,
-    value_counts: ndarray, category_totals: ndarray, settings: Settings, keys: ndarray, places: ndarray,
-    votes: ndarray, found: ndarray,
-) -> int:  # fmt: skip
-    """Learn that one row is of class c. The leaf that is now due to try to split; -1: none."""
-    if size[NODES] == 0:
-        size[NODES] = 1
-        size[SLOTS] = 1
-        links[0, PARENT] = -1
-    node, asked = 0, True
-    while links[node, LEFT] != 0:
-        weights[node, TOTAL] += weight
-        node, there = step_down(node, numeric, categories, links, column, threshold, value, weights, keys, places)
-        asked = asked and there
+def learn_at_leaf(
+    node: int, numeric: ndarray, categories: ndarray, c: int, weight: float, voted: bool, links: ndarray,
+    weights: ndarray, counts: ndarray, classes: ndarray, seen: ndarray, first: ndarray, gaussians: ndarray,
+    category_first: ndarray, values: ndarray, value_counts: ndarray, category_totals: ndarray, settings: Settings,
+    votes: ndarray, found: ndarray, columns: ndarray, key: np.uint64, drawn: ndarray, member: int,
+) -> float:  # fmt: skip
+    """Learn at a leaf that one row is of class c; the total weight it has now.
 
+    voted   whether votes (C,) holds naive Bayes' votes of this leaf for this row; it is written over
+    columns, key, drawn, member      as in `draw_columns`; used where the leaf draws the columns that it observes
+    """
     slot = int(links[node, SLOT])
     if settings.prediction == ADAPTIVE and slot >= 0:
         voted = voted or vote(
@@ -764,19 +897,55 @@ def learn_row(
     total = total_of(node, links, counts, classes)
     weights[node, TOTAL] = total
     if slot < 0:
-        return -1
+        return total
 
+    some = settings.features > 0
+    if some and seen[slot] == 0:
+        draw_columns(
+            numeric, categories, settings.features, slot, seen, first, category_first, columns, key, drawn, member
+        )
     for j in range(numeric.shape[0]):
+        if some and first[j, slot] == 0:
+            continue
         x = np.float64(numeric[j])
         if x - x == 0.0:
             see_column(first, j, slot, seen)
             observe_number(x, j, slot, c, weight, gaussians)
     for k in range(categories.shape[0]):
+        if some and category_first[k, slot] == 0:
+            continue
         if categories[k] != 0:
             see_column(category_first, k, slot, seen)
             kept = values[k, slot], value_counts[k, slot], category_totals[k, slot]
             observe_value(categories[k], c, weight, *kept)
-    if not asked:
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def learn_row(
+    numeric: ndarray, categories: ndarray, c: int, weight: float, voted: bool, size: ndarray, links: ndarray,
+    column: ndarray, threshold: ndarray, value: ndarray, weights: ndarray, counts: ndarray, classes: ndarray,
+    seen: ndarray, first: ndarray, gaussians: ndarray, category_first: ndarray, values: ndarray,
+    value_counts: ndarray, category_totals: ndarray, settings: Settings, keys: ndarray, places: ndarray,
+    votes: ndarray, found: ndarray, columns: ndarray, key: np.uint64, drawn: ndarray, member: int, root: int,
+    first_slot: int,
+) -> int:  # fmt: skip
+    """Learn that one row is of class c in the tree below a root. The leaf that is now due to try to split; -1: none."""
+    if size[NODES] == 0:
+        size[NODES] = 1
+        size[SLOTS] = 1
+        links[root, PARENT] = -1
+        links[root, SLOT] = first_slot
+    node, asked = root, True
+    while links[node, LEFT] != 0:
+        weights[node, TOTAL] += weight
+        node, there = step_down(node, numeric, categories, links, column, threshold, value, weights, keys, places)
+        asked = asked and there
+    total = learn_at_leaf(
+        node, numeric, categories, c, weight, voted, links, weights, counts, classes, seen, first, gaussians,
+        category_first, values, value_counts, category_totals, settings, votes, found, columns, key, drawn, member,
+    )  # fmt: skip
+    if not asked or links[node, SLOT] < 0:
         return -1  # as River: a row that lacks what a branch asks is learned, and no cause to split
     if links[node, DEPTH] >= settings.max_depth:
         links[node, SLOT] = -1
@@ -792,7 +961,7 @@ def class_of(y: float, classes: int, binary: bool) -> int:
         return -1
     if binary:
         return 1 if y >= 0.5 else 0
-    return int(y) if 0.0 <= y < classes else -1
+    return int(y) if 0.0 <= y < classes and y == math.floor(y) else -1
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -820,6 +989,7 @@ def learn_rows(
     values, value_counts, category_totals = tree.values, tree.value_counts, tree.category_totals
     keys, places, votes, found = columns.keys, columns.places, scratch.votes, scratch.found
     seen, first, category_first = tree.seen, tree.first, tree.category_first
+    drawn = np.empty(0, np.uint64)  # a single tree draws nothing
     voted = False
     for i in range(numeric.shape[0]):
         if out.shape[0] > 0:
@@ -830,15 +1000,706 @@ def learn_rows(
         c = class_of(np.float64(y[i, 0]), counts.shape[1], out.shape[1] == 1)
         w = np.float64(weight[i])
         if c >= 0 and w > 0.0 and w - w == 0.0:
+            voted = voted and same
             leaf = learn_row(
-                numeric[i], categories[i], c, w, voted and same, size, links, column, threshold, value, weights,
+                numeric[i], categories[i], c, w, voted, size, links, column, threshold, value, weights,
                 counts, classes, seen, first, gaussians, category_first, values, value_counts, category_totals,
-                settings, keys, places, votes, found,
+                settings, keys, places, votes, found, scratch.places, np.uint64(0), drawn, 0, 0, 0,
             )  # fmt: skip
             if leaf >= 0:
-                total = weights[leaf, TOTAL]
-                try_to_split(leaf, total, tree, settings, columns, scratch)
-                weights[leaf, ATTEMPT] = total
+                try_to_split(leaf, 0, tree, size, settings, columns, scratch)
+
+
+# --- ADWIN, for trees that watch their own errors: as in `drift_kernels`, one value at a time
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def find_cut(delta: float, totals: ndarray, held: ndarray, sums: ndarray) -> bool:
+    """Whether the window falls into an older and a newer part whose means differ more than chance allows."""
+    width = sums[WIDTH]
+    variance = sums[DEVIATIONS] / width
+    confidence = math.log(2.0 * math.log(width) / delta)
+    older = older_total = 0.0
+    newer, newer_total = width, sums[SUM]
+    size = 2.0**LEVELS
+    for level in range(LEVELS - 1, -1, -1):
+        size *= 0.5
+        for k in range(held[level]):
+            older += size
+            newer -= size
+            older_total += totals[level, k]
+            newer_total -= totals[level, k]
+            if newer < 1.0:
+                return False
+            if older < LEAST_PART or newer < LEAST_PART:
+                continue
+            rarity = 1.0 / (older - LEAST_PART + 1.0) + 1.0 / (newer - LEAST_PART + 1.0)
+            bound = math.sqrt(2.0 * rarity * variance * confidence) + 2.0 / 3.0 * confidence * rarity
+            if abs(older_total / older - newer_total / newer) > bound:
+                return True
+    return False
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def hear(x: float, delta: float, totals: ndarray, held: ndarray, sums: ndarray) -> bool:
+    """Add a value to a window; whether the values have changed, in which case it is empty again.
+
+    totals  float64 (LEVELS, BUCKETS + 1)  sum of each bucket, the oldest first    changed in place
+    held    int64 (LEVELS,)                buckets of each level                   changed in place
+    sums    float64 (3,)                   width, sum, squared distances from the mean  changed in place
+
+    Source: Bifet and Gavalda (2007), Learning from time-changing data with adaptive windowing.
+    """
+    count = sums[WIDTH] + 1.0
+    if count > 1.0:
+        from_mean = x - sums[SUM] / (count - 1.0)
+        sums[DEVIATIONS] += (count - 1.0) * from_mean * from_mean / count
+    sums[WIDTH] = count
+    sums[SUM] += x
+    totals[0, held[0]] = x
+    held[0] += 1
+    level = 0
+    while held[level] > BUCKETS:
+        totals[level + 1, held[level + 1]] = totals[level, 0] + totals[level, 1]
+        held[level + 1] += 1
+        held[level] -= 2
+        for k in range(held[level]):
+            totals[level, k] = totals[level, k + 2]
+        level += 1
+    if np.int64(count) % CLOCK != 0 or count <= GRACE or not find_cut(delta, totals, held, sums):
+        return False
+    totals[:] = 0.0
+    held[:] = 0
+    sums[:] = 0.0
+    return True
+
+
+# --- an adaptive tree: each node watches its error, and a branch that gets worse grows a leaf that may take its place
+
+
+class Adaptive(NamedTuple):
+    """What an adaptive tree keeps beside a `Tree`. Nodes and slots that are given back are used again."""
+
+    alternate: ndarray  # int32 (M,): the leaf that learns beside a branch; 0: none
+    errors: ndarray  # float64 (M, 3): count, mean and sum of squares of the errors of a node
+    window_totals: ndarray  # float64 (M, LEVELS, BUCKETS + 1): the windows of `hear`
+    window_held: ndarray  # int64 (M, LEVELS)
+    window_sums: ndarray  # float64 (M, 3)
+    free: ndarray  # int64 (2,): pairs of nodes, and slots, that were given back
+    free_nodes: ndarray  # int32 (S,): the first of each such pair
+    free_slots: ndarray  # int32 (S,)
+    changes: ndarray  # int64 (3,): alternates begun, taken by the test, given up
+    drawn: ndarray  # uint64 (1,): random numbers drawn
+
+
+class AdaptiveSettings(NamedTuple):
+    """What an adaptive tree is told beside `Settings`."""
+
+    drift_delta: float
+    window: float  # examples that a branch and its alternate have seen before they are compared
+    significance: float  # chance that a difference between them is none
+    bootstrap: bool
+    key: np.uint64
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def clear_node(node: int, tree: AnyTree, adaptive: Adaptive) -> None:
+    """Make a node as if it had never been used, but for what it knows of the labels: leaves begin with that."""
+    tree.links[node] = 0
+    tree.column[node] = 0
+    tree.threshold[node] = 0.0
+    tree.value[node] = 0
+    tree.weights[node] = 0.0
+    adaptive.alternate[node] = 0
+    watch_anew(node, adaptive)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def watch_anew(node: int, adaptive: Adaptive) -> None:
+    """Forget how a node did."""
+    adaptive.errors[node] = 0.0
+    adaptive.window_totals[node] = 0.0
+    adaptive.window_held[node] = 0
+    adaptive.window_sums[node] = 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def take_nodes(spare: int, tree: AnyTree, adaptive: Adaptive) -> int:
+    """The first of two nodes that are free, so that as many as `spare` still are; 0: there is no room."""
+    if tree.size[NODES] - 2 * adaptive.free[0] + 2 + spare > tree.links.shape[0]:
+        tree.size[REFUSED] += 1
+        return 0
+    if adaptive.free[0] > 0:
+        adaptive.free[0] -= 1
+        return int(adaptive.free_nodes[adaptive.free[0]])
+    tree.size[NODES] += 2
+    return int(tree.size[NODES]) - 2
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def kept_from(leaf: int, tree: AnyTree) -> int:
+    """How many nodes a leaf that splits leaves free: a full tree could not adapt if it took what alternates need."""
+    return 0 if leaf != 0 and tree.links[leaf, PARENT] < 0 else SPARE
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def give_nodes(first: int, adaptive: Adaptive) -> None:
+    """Give back two nodes, which were cleared."""
+    adaptive.free_nodes[adaptive.free[0]] = first
+    adaptive.free[0] += 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def take_slot(tree: AnyTree, adaptive: Adaptive) -> int:
+    """A slot that is free, to be cleared: whoever found room for two nodes finds one."""
+    if adaptive.free[1] > 0:
+        adaptive.free[1] -= 1
+        return int(adaptive.free_slots[adaptive.free[1]])
+    tree.size[SLOTS] += 1
+    return int(tree.size[SLOTS]) - 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def give_slot(slot: int, adaptive: Adaptive) -> None:
+    """Give back a slot; -1: there is none."""
+    if slot >= 0:
+        adaptive.free_slots[adaptive.free[1]] = slot
+        adaptive.free[1] += 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def begin_alternate(at: int, tree: AnyTree, adaptive: Adaptive) -> int:
+    """Let a leaf, whose slot is to be cleared, learn beside a branch; the leaf, or 0 if there is no room for it."""
+    node = take_nodes(0, tree, adaptive)
+    if node != 0:
+        tree.links[node, PARENT] = -1
+        tree.links[node, DEPTH] = tree.links[at, DEPTH]
+        tree.links[node, SLOT] = take_slot(tree, adaptive)
+        adaptive.alternate[at] = node
+        adaptive.changes[BEGUN] += 1
+    return node
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def drop_alternate(at: int, tree: AnyTree, adaptive: Adaptive) -> None:
+    """Give up the leaf that learns beside a branch."""
+    node = int(adaptive.alternate[at])
+    give_slot(int(tree.links[node, SLOT]), adaptive)
+    clear_node(node, tree, adaptive)
+    give_nodes(node, adaptive)
+    adaptive.alternate[at] = 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def drop_below(branch: int, nodes_too: bool, tree: AnyTree, adaptive: Adaptive, stack: ndarray) -> int:
+    """Give up all alternates below a branch, and give back its nodes and slots too, or not; how many alternates.
+
+    stack   int32 (M,)  scratch
+    """
+    alternates = 0
+    stack[0] = branch
+    depth = 1
+    while depth > 0:
+        depth -= 1
+        at = int(stack[depth])
+        left = int(tree.links[at, LEFT])
+        if at != branch:
+            if adaptive.alternate[at] != 0:
+                drop_alternate(at, tree, adaptive)
+                alternates += 1
+            if nodes_too:
+                give_slot(int(tree.links[at, SLOT]), adaptive)
+                clear_node(at, tree, adaptive)
+        if left != 0:
+            if nodes_too:
+                give_nodes(left, adaptive)  # what is given is taken by nobody before this is done
+            stack[depth], stack[depth + 1] = left, left + 1
+            depth += 2
+    return alternates
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def take_alternate(at: int, tree: AnyTree, adaptive: Adaptive, stack: ndarray) -> None:
+    """Put the alternate of a branch in its place, and give back what was below the branch.
+
+    What it knows of the labels is left to the caller.
+    """
+    drop_below(at, True, tree, adaptive, stack)
+    node = int(adaptive.alternate[at])
+    parent = int(tree.links[at, PARENT])
+    more = tree.weights[node, TOTAL] - tree.weights[at, TOTAL]
+    tree.links[at] = tree.links[node]
+    tree.links[at, PARENT] = parent
+    tree.column[at] = tree.column[node]
+    tree.threshold[at] = tree.threshold[node]
+    tree.value[at] = tree.value[node]
+    tree.weights[at] = tree.weights[node]
+    adaptive.alternate[at] = 0
+    adaptive.errors[at] = adaptive.errors[node]
+    adaptive.window_totals[at] = adaptive.window_totals[node]
+    adaptive.window_held[at] = adaptive.window_held[node]
+    adaptive.window_sums[at] = adaptive.window_sums[node]
+    left = int(tree.links[at, LEFT])
+    if left != 0:
+        tree.links[left, PARENT] = at
+        tree.links[left + 1, PARENT] = at
+    clear_node(node, tree, adaptive)
+    give_nodes(node, adaptive)
+    while parent >= 0:
+        tree.weights[parent, TOTAL] += more
+        parent = int(tree.links[parent, PARENT])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def judge_adaptive(
+    node: int, numeric: ndarray, categories: ndarray, tree: Tree, errors: ndarray, settings: Settings, votes: ndarray,
+    found: ndarray,
+) -> tuple[int, float]:  # fmt: skip
+    """As `judge`, and by what to multiply the votes: the less a leaf errs, the more they count."""
+    what = judge(
+        node, numeric, categories, tree.links, tree.weights, tree.counts, tree.classes, tree.gaussians, tree.values,
+        tree.value_counts, tree.category_totals, settings, votes, found,
+    )  # fmt: skip
+    if what == NOTHING:
+        return what, 0.0
+    divisor = sum_of(votes, tree.links[node, KNOWN]) * errors[node, WRONG] * errors[node, WRONG]
+    return what, (1.0 / divisor if divisor > 0.0 else 1.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def error_of(node: int, c: int, what: int, scale: float, tree: Tree, votes: ndarray) -> float:
+    """1: a leaf that has voted so was wrong about class c; 0: it was right."""
+    if what == NOTHING:
+        return 1.0
+    best = 0
+    for i in range(1, tree.links[node, KNOWN]):
+        if votes[i] * scale > votes[best] * scale:
+            best = i
+    return 0.0 if tree.classes[node, best] == c else 1.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def fold_in(y: float, weight: float, row: ndarray) -> None:
+    """Fold a number into count, mean and sum of squares, (3,)."""
+    row[0] += weight
+    before = row[1]
+    row[1] += weight / row[0] * (y - before)
+    row[2] += weight * (y - before) * (y - row[1])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def watch(node: int, error: float, delta: float, adaptive: Adaptive) -> bool:
+    """Tell a node an error; whether its errors have changed, and not for the better."""
+    before = adaptive.errors[node, WRONG]
+    window = adaptive.window_totals[node], adaptive.window_held[node], adaptive.window_sums[node]
+    changed = hear(error, delta, *window)
+    fold_in(error, 1.0, adaptive.errors[node])
+    if changed and before > adaptive.errors[node, WRONG]:
+        adaptive.errors[node] = 0.0
+        return False
+    return changed
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def compare(at: int, adaptive: Adaptive, choices: AdaptiveSettings) -> int:
+    """1: the alternate of a branch is better than it, -1: it is worse, 0: nobody can tell yet."""
+    errors = adaptive.errors
+    other = int(adaptive.alternate[at])
+    if not (errors[other, WATCHED] > choices.window and errors[at, WATCHED] > choices.window):
+        return 0
+    rarity = 1.0 / errors[other, WATCHED] + 1.0 / errors[at, WATCHED]
+    rate, rate_of_other = errors[at, WRONG], errors[other, WRONG]
+    bound = math.sqrt(2.0 * rate * (1.0 - rate) * math.log(2.0 / choices.significance) * rarity)
+    return 1 if bound < rate - rate_of_other else -1 if bound < rate_of_other - rate else 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_adaptive_leaf(
+    node: int, numeric: ndarray, categories: ndarray, c: int, weight: float, tree: Tree, adaptive: Adaptive,
+    settings: Settings, choices: AdaptiveSettings, columns: Columns, scratch: Scratch,
+) -> float:  # fmt: skip
+    """Learn at a leaf that one row is of class c, split the leaf if it is due; the weight that was learned."""
+    votes = scratch.other_votes
+    what, scale = judge_adaptive(node, numeric, categories, tree, adaptive.errors, settings, votes, scratch.found)
+    error = error_of(node, c, what, scale, tree, votes)
+    if choices.bootstrap:
+        weight *= max(poisson(ONE_IN_E, choices.key, adaptive.drawn, 0), 1)
+    watch(node, error, choices.drift_delta, adaptive)
+    total = learn_at_leaf(
+        node, numeric, categories, c, weight, what == VOTES, tree.links, tree.weights, tree.counts, tree.classes,
+        tree.seen, tree.first, tree.gaussians, tree.category_first, tree.values, tree.value_counts,
+        tree.category_totals, settings, votes, scratch.found, scratch.places, choices.key, adaptive.drawn, 0,
+    )  # fmt: skip
+    slot = int(tree.links[node, SLOT])
+    if slot < 0 or total - tree.weights[node, ATTEMPT] < settings.grace_period:
+        return weight
+    if tree.links[node, DEPTH] >= settings.max_depth:
+        give_slot(slot, adaptive)
+        tree.links[node, SLOT] = -1
+        return weight
+    decision, place, threshold, v = find_split(node, total, tree, settings, scratch)
+    if decision == FORGET:
+        clear_slot(slot, True, tree)
+    elif decision == SPLIT:
+        left = take_nodes(kept_from(node, tree), tree, adaptive)
+        if left != 0:
+            new = take_slot(tree, adaptive)
+            clear_slot(new, True, tree)
+            split(node, place, threshold, v, left, new, tree, columns, scratch)
+            watch_anew(node, adaptive)
+    tree.weights[node, ATTEMPT] = total
+    return weight
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_adaptive_row(
+    numeric: ndarray, categories: ndarray, c: int, weight: float, tree: Tree, adaptive: Adaptive, settings: Settings,
+    choices: AdaptiveSettings, columns: Columns, scratch: Scratch, path: ndarray,
+) -> None:  # fmt: skip
+    """Learn that one row is of class c, from the root down; what has to be swapped is swapped at the end.
+
+    path    int32 (3, M)  scratch
+    """
+    links, weights, classes, counts = tree.links, tree.weights, tree.classes, tree.counts
+    if tree.size[NODES] == 0:
+        tree.size[NODES] = 1
+        tree.size[SLOTS] = 1
+        links[0, PARENT] = -1
+    node, many = 0, 0
+    while links[node, LEFT] != 0:
+        path[0, many] = node
+        many += 1
+        node, _ = step_down(
+            node, numeric, categories, links, tree.column, tree.threshold, tree.value, weights, columns.keys,
+            columns.places,
+        )  # fmt: skip
+    error = 0.0
+    if many > 0:
+        what, scale = judge_adaptive(
+            node, numeric, categories, tree, adaptive.errors, settings, scratch.votes, scratch.found
+        )
+        error = error_of(node, c, what, scale, tree, scratch.votes)
+    for d in range(many):
+        at = int(path[0, d])
+        path[1, d] = 0  # whether its alternate takes its place
+        known = links[at, KNOWN]
+        new = True
+        for i in range(known):
+            new = new and classes[at, i] != c
+        if new:
+            classes[at, known] = c
+            links[at, KNOWN] += 1
+        counts[at, c] += weight
+
+        learns = False
+        if watch(at, error, choices.drift_delta, adaptive):
+            adaptive.errors[at] = 0.0
+            if adaptive.alternate[at] != 0:
+                drop_alternate(at, tree, adaptive)
+            other = begin_alternate(at, tree, adaptive)
+            learns = other != 0
+            if learns:
+                clear_slot(int(links[other, SLOT]), True, tree)
+                counts[other] = 0.0
+        elif adaptive.alternate[at] != 0:
+            verdict = compare(at, adaptive, choices)
+            learns = verdict == 0
+            if verdict > 0:
+                path[1, d] = 1
+                adaptive.changes[TAKEN] += 1
+                adaptive.changes[GIVEN_UP] += drop_below(at, False, tree, adaptive, path[2])
+                learns = at == 0  # as River: only that of the root learns the row that it is taken with
+            elif verdict < 0:
+                drop_alternate(at, tree, adaptive)
+                adaptive.changes[GIVEN_UP] += 1
+        if learns:
+            other = int(adaptive.alternate[at])
+            learn_adaptive_leaf(
+                other, numeric, categories, c, weight, tree, adaptive, settings, choices, columns, scratch
+            )
+            if links[other, LEFT] != 0:
+                path[1, d] = 1  # as River: an alternate that splits takes the place of its branch at once
+    learned = learn_adaptive_leaf(
+        node, numeric, categories, c, weight, tree, adaptive, settings, choices, columns, scratch
+    )
+    for d in range(many):
+        weights[path[0, d], TOTAL] += learned
+    for d in range(many - 1, -1, -1):
+        if path[1, d] != 0:
+            at = int(path[0, d])
+            other = int(adaptive.alternate[at])
+            counts[at] = counts[other]
+            classes[at] = classes[other]
+            take_alternate(at, tree, adaptive, path[2])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def predict_adaptive_row(
+    numeric: ndarray, categories: ndarray, tree: Tree, adaptive: Adaptive, settings: Settings, columns: Columns,
+    scratch: Scratch, out: ndarray,
+) -> None:  # fmt: skip
+    """Write to out (O,) what the leaf of a row and the alternates on its way predict together."""
+    sums, links, C = scratch.sums, tree.links, tree.counts.shape[1]
+    sums[:] = 0.0
+    node, there = 0, True
+    while tree.size[NODES] > 0:
+        branch = links[node, LEFT] != 0
+        leaf = int(adaptive.alternate[node]) if branch else node
+        if leaf != 0 or not branch:
+            what, scale = judge_adaptive(
+                leaf, numeric, categories, tree, adaptive.errors, settings, scratch.votes, scratch.found
+            )
+            if branch and not there:
+                scale *= 2.0  # as River, which meets a node twice where the row lacks what the one above it asks
+            if what != NOTHING:
+                for i in range(links[leaf, KNOWN]):
+                    sums[tree.classes[leaf, i]] += scratch.votes[i] * scale
+        if not branch:
+            break
+        node, there = step_down(
+            node, numeric, categories, links, tree.column, tree.threshold, tree.value, tree.weights, columns.keys,
+            columns.places,
+        )  # fmt: skip
+    write_shares(sums, C, out)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def write_shares(sums: ndarray, classes: int, out: ndarray) -> None:
+    """Write sums of votes by class (C,) to out (O,) as P(true) or P of each class; no votes: all are as likely."""
+    total = sum_of(sums, classes)
+    if not total > 0.0:
+        out[:] = 1.0 / classes
+    elif out.shape[0] > 1:
+        for c in range(classes):
+            out[c] = sums[c] / total
+    else:
+        out[0] = sums[1] / total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def predict_adaptive(
+    numeric: ndarray, categories: ndarray, tree: Tree, adaptive: Adaptive, settings: Settings,
+    choices: AdaptiveSettings, columns: Columns, scratch: Scratch, path: ndarray, out: ndarray,
+) -> None:  # fmt: skip
+    """Write the predictions of B rows to out (B, O); the state is only read. Arguments as in `learn_adaptive`."""
+    for i in range(numeric.shape[0]):
+        predict_adaptive_row(numeric[i], categories[i], tree, adaptive, settings, columns, scratch, out[i])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_adaptive(
+    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: Tree,
+    adaptive: Adaptive, settings: Settings, choices: AdaptiveSettings, columns: Columns, scratch: Scratch,
+    path: ndarray, out: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: predict before[i] to out[i], then learn numeric[i]. Arguments as in `learn_rows`, and
+
+    adaptive         the rest of the state, changed in place
+    path             int32 (3, M)  scratch
+
+    Result does not depend on where the stream is cut.
+    Source: Bifet and Gavalda (2009), Adaptive learning from evolving data streams.
+    """
+    for i in range(numeric.shape[0]):
+        if out.shape[0] > 0:
+            predict_adaptive_row(before[i], categories[i], tree, adaptive, settings, columns, scratch, out[i])
+        c = class_of(np.float64(y[i, 0]), tree.counts.shape[1], out.shape[1] == 1)
+        w = np.float64(weight[i])
+        if c >= 0 and w > 0.0 and w - w == 0.0:
+            learn_adaptive_row(
+                numeric[i], categories[i], c, w, tree, adaptive, settings, choices, columns, scratch, path
+            )
+
+
+# --- a forest: members with two trees each, of which one serves and the other may grow in the background
+
+
+class Forest(NamedTuple):
+    """What a forest keeps beside a `Tree`, whose arrays 2 T trees share in equal parts: member t has 2 t and 2 t + 1.
+
+    A column is seen by a leaf if the leaf has drawn it: `first` says so. Nodes and slots are those of the whole array.
+    """
+
+    members: ndarray  # int32 (T, 2): which of its trees serves, whether the other one grows
+    scores: ndarray  # float64 (T, 2): weight of what the serving tree got right, and of all it was asked
+    changes: ndarray  # int64 (T, 2): warnings, drifts
+    window_totals: ndarray  # float64 (T, 2, LEVELS, BUCKETS + 1): the windows of `hear`, for warnings and for drifts
+    window_held: ndarray  # int64 (T, 2, LEVELS)
+    window_sums: ndarray  # float64 (T, 2, 3)
+    drawn: ndarray  # uint64 (T,): random numbers drawn
+
+
+class ForestSettings(NamedTuple):
+    """What a forest is told beside `Settings`."""
+
+    seed: np.uint64
+    least: float  # exp(-lambda)
+    weighted: bool  # whether the votes of a tree count by its accuracy
+    warning_delta: float  # 0: no warnings
+    drift_delta: float  # 0: no drifts
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def clear_tree(at: int, tree: Tree) -> None:
+    """Make one of the trees of a forest as if it had never been used."""
+    size = tree.size[at]
+    begin = at * (tree.links.shape[0] // tree.size.shape[0])
+    end = begin + int(size[NODES])
+    tree.links[begin:end] = 0
+    tree.column[begin:end] = 0
+    tree.threshold[begin:end] = 0.0
+    tree.value[begin:end] = 0
+    tree.weights[begin:end] = 0.0
+    tree.counts[begin:end] = 0.0
+    tree.classes[begin:end] = 0
+    first = at * (tree.seen.shape[0] // tree.size.shape[0])
+    for slot in range(first, first + int(size[SLOTS])):
+        clear_slot(slot, True, tree)
+    size[:] = 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def most_likely(node: int, what: int, votes: ndarray, links: ndarray, classes: ndarray) -> int:
+    """The class with most of the votes of a leaf, of equals the lowest; -1: it knows nothing."""
+    best = -1
+    most = -1.0
+    if what != NOTHING:
+        for i in range(links[node, KNOWN]):
+            c = int(classes[node, i])
+            if votes[i] > most or (votes[i] == most and c < best):
+                best, most = c, votes[i]
+    return best
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def watch_member(t: int, error: float, tree: Tree, forest: Forest, choices: ForestSettings) -> None:
+    """Tell a member of a forest an error: a warning begins a tree in the background, a drift puts it in its place."""
+    members = forest.members[t]
+    totals, held, sums = forest.window_totals[t], forest.window_held[t], forest.window_sums[t]
+    if choices.warning_delta > 0.0 and hear(error, choices.warning_delta, totals[0], held[0], sums[0]):
+        clear_tree(2 * t + 1 - int(members[SERVES]), tree)
+        members[GROWS] = 1
+        forest.changes[t, WARNINGS] += 1
+    if choices.drift_delta > 0.0 and hear(error, choices.drift_delta, totals[1], held[1], sums[1]):
+        clear_tree(2 * t + int(members[SERVES]), tree)
+        if members[GROWS] != 0:
+            members[SERVES] = 1 - members[SERVES]
+            members[GROWS] = 0
+            totals[0] = 0.0
+            held[0] = 0
+            sums[0] = 0.0
+        forest.scores[t] = 0.0
+        forest.changes[t, DRIFTS] += 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def predict_forest(
+    numeric: ndarray, categories: ndarray, tree: Tree, forest: Forest, settings: Settings, choices: ForestSettings,
+    columns: Columns, scratch: Scratch, out: ndarray,
+) -> None:  # fmt: skip
+    """Write the predictions of B rows to out (B, O); the state is only read. Arguments as in `learn_forest`."""
+    size, links, column, threshold, value = tree.size, tree.links, tree.column, tree.threshold, tree.value
+    weights, counts, classes, gaussians = tree.weights, tree.counts, tree.classes, tree.gaussians
+    values, value_counts, category_totals = tree.values, tree.value_counts, tree.category_totals
+    keys, places, votes, found = columns.keys, columns.places, scratch.votes, scratch.found
+    C, nodes = counts.shape[1], links.shape[0] // size.shape[0]
+    sums = np.zeros((numeric.shape[0], C))
+    for t in range(forest.members.shape[0]):
+        serving = 2 * t + int(forest.members[t, SERVES])
+        if size[serving, NODES] == 0:
+            continue
+        share = share_right(t, forest.scores) if choices.weighted else 1.0
+        for i in range(numeric.shape[0]):
+            node = leaf_of(
+                serving * nodes, numeric[i], categories[i], links, column, threshold, value, weights, keys, places
+            )
+            what = judge(
+                node, numeric[i], categories[i], links, weights, counts, classes, gaussians, values, value_counts,
+                category_totals, settings, votes, found,
+            )  # fmt: skip
+            if what != NOTHING:
+                for k in range(links[node, KNOWN]):
+                    sums[i, classes[node, k]] += votes[k] * share
+    for i in range(numeric.shape[0]):
+        write_shares(sums[i], C, out[i])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def share_right(t: int, scores: ndarray) -> float:
+    """By what the votes of a member count: the share it got right; 1 where that is none, as River."""
+    return scores[t, 0] / scores[t, 1] if scores[t, 0] > 0.0 else 1.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_forest(
+    before: ndarray, numeric: ndarray, same: bool, categories: ndarray, y: ndarray, weight: ndarray, tree: Tree,
+    forest: Forest, settings: Settings, choices: ForestSettings, columns: Columns, scratch: Scratch, out: ndarray,
+) -> None:  # fmt: skip
+    """Member by member, and row by row: predict before[i], then learn numeric[i]. Arguments as in `learn_rows`, and
+
+    forest           the rest of the state, changed in place
+
+    Members do not know of each other, so that each goes through all rows while its trees are in the processor's cache.
+    Result does not depend on where the stream is cut.
+    Source: Gomes and others (2017), Adaptive random forests for evolving data stream classification.
+    """
+    size, links, column, threshold, value = tree.size, tree.links, tree.column, tree.threshold, tree.value
+    weights, counts, classes, gaussians = tree.weights, tree.counts, tree.classes, tree.gaussians
+    values, value_counts, category_totals = tree.values, tree.value_counts, tree.category_totals
+    keys, places, votes, found = columns.keys, columns.places, scratch.votes, scratch.found
+    seen, first, category_first = tree.seen, tree.first, tree.category_first
+    members, scores, drawn = forest.members, forest.scores, forest.drawn
+    B, C = numeric.shape[0], counts.shape[1]
+    nodes, slots = links.shape[0] // size.shape[0], seen.shape[0] // size.shape[0]
+    wanted = out.shape[0] > 0
+    sums = np.zeros((B if wanted else 0, C))
+    for t in range(members.shape[0]):
+        key = key_of_member(choices.seed, t)
+        for i in range(B):
+            serving = 2 * t + int(members[t, SERVES])
+            c = class_of(np.float64(y[i, 0]), C, out.shape[1] == 1)
+            w = np.float64(weight[i])
+            learns = c >= 0 and w > 0.0 and w - w == 0.0
+            node, what = 0, NOTHING
+            for look in range(2):  # what is predicted, and what would be for the row as it is learned
+                if not (wanted if look == 0 else learns and not (wanted and same)) or size[serving, NODES] == 0:
+                    continue
+                x = before[i] if look == 0 else numeric[i]
+                node = leaf_of(
+                    serving * nodes, x, categories[i], links, column, threshold, value, weights, keys, places
+                )
+                what = judge(
+                    node, x, categories[i], links, weights, counts, classes, gaussians, values, value_counts,
+                    category_totals, settings, votes, found,
+                )  # fmt: skip
+                if look == 0 and what != NOTHING:
+                    share = share_right(t, scores) if choices.weighted else 1.0
+                    for k in range(links[node, KNOWN]):
+                        sums[i, classes[node, k]] += votes[k] * share
+            if not learns:
+                continue
+            error = 0.0 if most_likely(node, what, votes, links, classes) == c else 1.0
+            scores[t, 0] += w * (1.0 - error)
+            scores[t, 1] += w
+            many = poisson(choices.least, key, drawn, t)
+            if many == 0:
+                continue
+            for which in range(2):  # the tree in the background first, as River
+                if which == 0 and members[t, GROWS] == 0:
+                    continue
+                at, voted, own_votes = serving, what == VOTES, votes
+                if which == 0:
+                    at, voted, own_votes = serving ^ 1, False, scratch.other_votes
+                leaf = learn_row(
+                    numeric[i], categories[i], c, w * many, voted, size[at], links, column, threshold, value, weights,
+                    counts, classes, seen, first, gaussians, category_first, values, value_counts, category_totals,
+                    settings, keys, places, own_votes, found, scratch.places, key, drawn, t, at * nodes, at * slots,
+                )  # fmt: skip
+                if leaf >= 0:
+                    try_to_split(leaf, at, tree, size[at], settings, columns, scratch)
+            watch_member(t, error, tree, forest, choices)
+    for i in range(B if wanted else 0):
+        write_shares(sums[i], C, out[i])
 
 
 # --- regression: leaves keep the moments of the target, of each numeric column in a search tree, and a linear model
@@ -878,15 +1739,6 @@ def variance_of(a: Moments) -> float:
 def moments_at(row: ndarray) -> Moments:
     """Count, mean and sum of squares in a row of three."""
     return row[0], row[1], row[2]
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def fold_in(y: float, weight: float, row: ndarray) -> None:
-    """Fold a target into count, mean and sum of squares, (3,)."""
-    row[0] += weight
-    before = row[1]
-    row[1] += weight / row[0] * (y - before)
-    row[2] += weight * (y - before) * (y - row[1])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -1087,16 +1939,8 @@ def model_of(node: int, numeric: ndarray, tree: RegressionTree) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def value_of(
-    numeric: ndarray, categories: ndarray, tree: RegressionTree, settings: RegressionSettings, columns: Columns
-) -> float:
-    """The prediction for one row; 0 before anything was learned."""
-    if tree.size[NODES] == 0:
-        return 0.0
-    node = leaf_of(
-        numeric, categories, tree.links, tree.column, tree.threshold, tree.value, tree.weights, columns.keys,
-        columns.places,
-    )  # fmt: skip
+def value_at(node: int, numeric: ndarray, tree: RegressionTree, settings: RegressionSettings) -> float:
+    """What a leaf predicts for a row."""
     errors = tree.weights[node]
     if settings.prediction == MEAN_ONLY or (
         settings.prediction == MEAN_OR_MODEL and errors[MEAN_ERROR] < errors[MODEL_ERROR]
@@ -1106,31 +1950,71 @@ def value_of(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def clear_regression_slot(slot: int, tree: RegressionTree) -> None:
-    """Forget what a leaf has observed; its model stays."""
-    tree.seen[slot] = 0
+def value_of(
+    numeric: ndarray, categories: ndarray, tree: RegressionTree, size: ndarray, root: int,
+    settings: RegressionSettings, columns: Columns,
+) -> float:  # fmt: skip
+    """The prediction of the tree below a root for one row; 0 before anything was learned. size (3,): of that tree."""
+    if size[NODES] == 0:
+        return 0.0
+    node = leaf_of(
+        root, numeric, categories, tree.links, tree.column, tree.threshold, tree.value, tree.weights, columns.keys,
+        columns.places,
+    )  # fmt: skip
+    return value_at(node, numeric, tree, settings)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def clear_regression_slot(slot: int, columns_too: bool, tree: RegressionTree) -> None:
+    """Forget what a leaf has observed, and which columns it has seen too, or not; its model stays."""
+    if columns_too:
+        tree.seen[slot] = 0
+        for j in range(tree.first.shape[0]):
+            tree.first[j, slot] = 0
+        for k in range(tree.category_first.shape[0]):
+            tree.category_first[k, slot] = 0
     for j in range(tree.first.shape[0]):
-        tree.first[j, slot] = 0
         tree.used[j, slot] = 0
     for k in range(tree.category_first.shape[0]):
-        tree.category_first[k, slot] = 0
         tree.categories[k, slot] = 0
         tree.category_moments[k, slot] = 0.0
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def split_regression(node: int, left: Moments, right: Moments, tree: RegressionTree) -> None:
-    """Give a leaf two children that begin with these targets and with its model; the left one takes its slot."""
-    first = int(tree.size[NODES])
-    slot, new = int(tree.links[node, SLOT]), int(tree.size[SLOTS])
-    clear_regression_slot(slot, tree)
+def clear_model(slot: int, tree: RegressionTree) -> None:
+    """Make a slot as if it had never been used."""
+    clear_regression_slot(slot, True, tree)
+    tree.intercepts[slot] = 0.0
+    for j in range(tree.coefficients.shape[0]):
+        tree.coefficients[j, slot] = 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def split_regression(
+    node: int, place: int, where: float, v: int, left: Moments, right: Moments, first: int, new: int,
+    tree: RegressionTree, columns: Columns,
+) -> None:  # fmt: skip
+    """Make a leaf a branch on this column, with the nodes first and first + 1 as leaves.
+
+    They begin with these targets and with its model; the left one takes its slot, the right one the slot `new`.
+    """
+    slot = int(tree.links[node, SLOT])
+    tree.column[node] = columns.by_place[place]
+    if place < tree.first.shape[0]:
+        tree.threshold[node] = where
+    else:
+        tree.value[node] = tree.categories[place - tree.first.shape[0], slot, v]
+    clear_regression_slot(slot, True, tree)
+    clear_regression_slot(new, True, tree)
     for j in range(tree.coefficients.shape[0]):
         tree.coefficients[j, new] = tree.coefficients[j, slot]
     tree.intercepts[new] = tree.intercepts[slot]
     for side in range(2):
         child = first + side
         targets = right if side == 1 else left
+        tree.links[child, LEFT] = 0
         tree.links[child, PARENT] = node
+        tree.links[child, PASSIVE] = 0
         tree.links[child, DEPTH] = tree.links[node, DEPTH] + 1
         tree.links[child, SLOT] = new if side == 1 else slot
         for i in range(3):
@@ -1139,8 +2023,6 @@ def split_regression(node: int, left: Moments, right: Moments, tree: RegressionT
         tree.weights[child, ATTEMPT] = targets[0]
         tree.weights[child, MEAN_ERROR] = tree.weights[node, MEAN_ERROR]
         tree.weights[child, MODEL_ERROR] = tree.weights[node, MODEL_ERROR]
-    tree.size[NODES] += 2
-    tree.size[SLOTS] += 1
     tree.links[node, LEFT] = first
     tree.links[node, SLOT] = -1
     more = left[0] + right[0] - tree.weights[node, TOTAL]
@@ -1166,12 +2048,14 @@ def best_category(whole: Moments, least: float, values: ndarray, moments: ndarra
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def try_to_split_regression(
-    node: int, tree: RegressionTree, settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray
-) -> None:
-    """Split a leaf if the second best column is worse than the best by more than the bound, as a ratio.
+def find_value_split(
+    node: int, tree: RegressionTree, settings: RegressionSettings, stack: ndarray, kept: ndarray
+) -> tuple[int, int, float, int, Moments, Moments]:
+    """What to do with a leaf that is due, and the best split: column, threshold, place of value, both sides.
 
-    Where none splits, values without a chance are dropped; where not to split is the best, what the leaf observed is.
+    SPLIT  the second best column is worse than the best by more than the bound, as a ratio
+    FORGET not to split is the best: what the leaf observed is forgotten and observed anew
+    STAY   not sure yet; values without a chance were dropped
     """
     slot = int(tree.links[node, SLOT])
     whole = moments_at(tree.targets[node])
@@ -1205,26 +2089,45 @@ def try_to_split_regression(
 
     bound = math.sqrt(settings.log_confidence / (2.0 * whole[0]))
     if candidates == 0:
-        return
+        return STAY, 0, 0.0, 0, whole, whole
     if candidates == 1 or (best > 0.0 and (second / best < 1.0 - bound or bound < settings.tau)):
-        if best == -math.inf:
-            clear_regression_slot(slot, tree)
-        elif tree.size[NODES] + 2 > tree.links.shape[0]:
-            tree.size[REFUSED] += 1
-        else:
-            tree.column[node] = columns.by_place[place]
-            if place < N:
-                tree.threshold[node] = where
-            else:
-                tree.value[node] = tree.categories[place - N, slot, v]
-            split_regression(node, left, right, tree)
-    elif best > 0.0 and second > 0.0:
+        return (FORGET if best == -math.inf else SPLIT), place, where, v, left, right
+    if best > 0.0 and second > 0.0:
         for j in range(N):
             if tree.first[j, slot] != 0:
                 tree.used[j, slot] = prune(
                     whole, best, second / best - 2.0 * bound, least, int(tree.used[j, slot]),
                     tree.values[j, slot], tree.children[j, slot], tree.moments[j, slot], stack, kept,
                 )  # fmt: skip
+    return STAY, 0, 0.0, 0, whole, whole
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def try_to_split_regression(
+    node: int, member: int, tree: RegressionTree, size: ndarray, settings: RegressionSettings, columns: Columns,
+    stack: ndarray, kept: ndarray,
+) -> None:  # fmt: skip
+    """Do with a leaf that is due what `find_value_split` says, if there is room.
+
+    member  which of the trees that share the arrays in equal parts
+    size    (3,)  of that tree
+    """
+    total = tree.targets[node, 0]
+    what, place, where, v, left, right = find_value_split(node, tree, settings, stack, kept)
+    if what == FORGET:
+        clear_regression_slot(int(tree.links[node, SLOT]), settings.features == 0, tree)
+    elif what == SPLIT:
+        trees = tree.size.size // 3
+        nodes = tree.links.shape[0] // trees
+        if size[NODES] + 2 > nodes:
+            size[REFUSED] += 1
+        else:
+            first = member * nodes + int(size[NODES])
+            new = member * (tree.seen.shape[0] // trees) + int(size[SLOTS])
+            size[NODES] += 2
+            size[SLOTS] += 1
+            split_regression(node, place, where, v, left, right, first, new, tree, columns)
+    tree.weights[node, ATTEMPT] = total
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -1249,23 +2152,14 @@ def observe_target(y: float, value: np.uint64, weight: float, start: float, valu
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def learn_value(
-    numeric: ndarray, categories: ndarray, y: float, weight: float, tree: RegressionTree,
-    settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray,
+def learn_value_at_leaf(
+    node: int, numeric: ndarray, categories: ndarray, y: float, weight: float, tree: RegressionTree,
+    settings: RegressionSettings, places: ndarray, key: np.uint64, drawn: ndarray, member: int,
 ) -> None:  # fmt: skip
-    """Learn that one row has the target y."""
-    if tree.size[NODES] == 0:
-        tree.size[NODES] = 1
-        tree.size[SLOTS] = 1
-        tree.links[0, PARENT] = -1
-    links, weights = tree.links, tree.weights
-    column, threshold, value, keys, places = tree.column, tree.threshold, tree.value, columns.keys, columns.places
-    node, asked = 0, True
-    while links[node, LEFT] != 0:
-        weights[node, TOTAL] += weight
-        node, there = step_down(node, numeric, categories, links, column, threshold, value, weights, keys, places)
-        asked = asked and there
+    """Learn at a leaf that one row has the target y.
 
+    places, key, drawn, member   as in `draw_columns`; used where the leaf draws the columns that it observes
+    """
     slot = int(tree.links[node, SLOT])
     targets = tree.targets[node]
     raw = 0.0
@@ -1287,27 +2181,60 @@ def learn_value(
     if tree.links[node, PASSIVE] != 0:
         return
 
+    some = settings.features > 0
+    if some and tree.seen[slot] == 0:
+        draw_columns(
+            numeric, categories, settings.features, slot, tree.seen, tree.first, tree.category_first, places, key,
+            drawn, member,
+        )  # fmt: skip
     for j in range(numeric.shape[0]):
         x = np.float64(numeric[j])
-        if x - x == 0.0:
+        if x - x == 0.0 and not (some and tree.first[j, slot] == 0):
             see_column(tree.first, j, slot, tree.seen)
             tree.used[j, slot] = insert(
                 rounded(min(max(x, -LARGEST), LARGEST), settings.factor), y, weight, int(tree.used[j, slot]),
                 tree.values[j, slot], tree.children[j, slot], tree.moments[j, slot],
             )  # fmt: skip
     for k in range(categories.shape[0]):
-        if categories[k] != 0:
+        if categories[k] != 0 and not (some and tree.category_first[k, slot] == 0):
             see_column(tree.category_first, k, slot, tree.seen)
             kept_here = tree.categories[k, slot], tree.category_moments[k, slot]
             observe_target(y, categories[k], weight, targets[0], *kept_here)
-    if not asked:
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_value(
+    numeric: ndarray, categories: ndarray, y: float, weight: float, tree: RegressionTree, size: ndarray, at: int,
+    settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray, places: ndarray, key: np.uint64,
+    drawn: ndarray, member: int,
+) -> None:  # fmt: skip
+    """Learn that one row has the target y in the tree `at` of those that share the arrays; size (3,): of that tree.
+
+    places, key, drawn, member   as in `draw_columns`
+    """
+    trees = tree.size.size // 3
+    root = at * (tree.links.shape[0] // trees)
+    if size[NODES] == 0:
+        size[NODES] = 1
+        size[SLOTS] = 1
+        tree.links[root, PARENT] = -1
+        tree.links[root, SLOT] = at * (tree.seen.shape[0] // trees)
+    links, weights = tree.links, tree.weights
+    column, threshold, value = tree.column, tree.threshold, tree.value
+    node, asked = root, True
+    while links[node, LEFT] != 0:
+        weights[node, TOTAL] += weight
+        node, there = step_down(
+            node, numeric, categories, links, column, threshold, value, weights, columns.keys, columns.places
+        )
+        asked = asked and there
+    learn_value_at_leaf(node, numeric, categories, y, weight, tree, settings, places, key, drawn, member)
+    if links[node, PASSIVE] != 0 or not asked:
         return  # as River: a row that lacks what a branch asks is learned, and no cause to split
-    if tree.links[node, DEPTH] >= settings.max_depth:
-        tree.links[node, PASSIVE] = 1
-    elif targets[0] - tree.weights[node, ATTEMPT] >= settings.grace_period:
-        total = targets[0]
-        try_to_split_regression(node, tree, settings, columns, stack, kept)
-        tree.weights[node, ATTEMPT] = total
+    if links[node, DEPTH] >= settings.max_depth:
+        links[node, PASSIVE] = 1
+    elif tree.targets[node, 0] - weights[node, ATTEMPT] >= settings.grace_period:
+        try_to_split_regression(node, at, tree, size, settings, columns, stack, kept)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -1317,7 +2244,7 @@ def predict_values(
 ) -> None:  # fmt: skip
     """Write the predictions of B rows to out (B, 1); the state is only read. Arguments as in `learn_values`."""
     for i in range(numeric.shape[0]):
-        out[i, 0] = value_of(numeric[i], categories[i], tree, settings, columns)
+        out[i, 0] = value_of(numeric[i], categories[i], tree, tree.size, 0, settings, columns)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -1339,10 +2266,348 @@ def learn_values(
     Result does not depend on where the stream is cut.
     Source: Ikonomovska, Gama and Dzeroski (2011), Learning model trees from evolving data streams.
     """
+    nothing, none_drawn = np.empty(0, np.int32), np.empty(0, np.uint64)  # a single tree draws nothing
     for i in range(numeric.shape[0]):
         if out.shape[0] > 0:
-            out[i, 0] = value_of(before[i], categories[i], tree, settings, columns)
+            out[i, 0] = value_of(before[i], categories[i], tree, tree.size, 0, settings, columns)
         t = np.float64(y[i, 0])
         w = np.float64(weight[i])
         if t - t == 0.0 and w > 0.0 and w - w == 0.0:
-            learn_value(numeric[i], categories[i], t, w, tree, settings, columns, stack, kept)
+            learn_value(
+                numeric[i], categories[i], t, w, tree, tree.size, 0, settings, columns, stack, kept, nothing,
+                np.uint64(0), none_drawn, 0,
+            )  # fmt: skip
+
+
+# --- an adaptive tree of values: as that of classes, but for what an error is and how errors are compared
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def compare_values(at: int, adaptive: Adaptive, choices: AdaptiveSettings) -> int:
+    """1: the alternate of a branch is better than it, -1: it is worse, 0: nobody can tell yet. By a z-test."""
+    mine, other = moments_at(adaptive.errors[at]), moments_at(adaptive.errors[int(adaptive.alternate[at])])
+    if not (other[0] > choices.window and mine[0] > choices.window):
+        return 0
+    z = (other[1] - mine[1]) / math.sqrt(variance_of(other) / other[0] + variance_of(mine) / mine[0])
+    if not 1.0 + math.erf(-abs(z) / math.sqrt(2.0)) <= choices.significance:
+        return 0
+    return 1 if other[1] < mine[1] else -1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_adaptive_value_leaf(
+    node: int, numeric: ndarray, categories: ndarray, y: float, weight: float, tree: RegressionTree,
+    adaptive: Adaptive, settings: RegressionSettings, choices: AdaptiveSettings, columns: Columns, stack: ndarray,
+    kept: ndarray, places: ndarray,
+) -> float:  # fmt: skip
+    """Learn at a leaf that one row has the target y, split the leaf if it is due; the weight that was learned."""
+    error = abs(y - value_at(node, numeric, tree, settings))
+    if choices.bootstrap:
+        weight *= max(poisson(ONE_IN_E, choices.key, adaptive.drawn, 0), 1)
+    watch(node, error, choices.drift_delta, adaptive)
+    learn_value_at_leaf(
+        node, numeric, categories, y, weight, tree, settings, places, choices.key, adaptive.drawn, 0
+    )  # fmt: skip
+    total = tree.targets[node, 0]
+    if tree.links[node, PASSIVE] != 0 or total - tree.weights[node, ATTEMPT] < settings.grace_period:
+        return weight
+    if tree.links[node, DEPTH] >= settings.max_depth:
+        tree.links[node, PASSIVE] = 1
+        return weight
+    what, place, where, v, left, right = find_value_split(node, tree, settings, stack, kept)
+    if what == FORGET:
+        clear_regression_slot(int(tree.links[node, SLOT]), True, tree)
+    elif what == SPLIT:
+        first = take_nodes(kept_from(node, tree), tree, adaptive)
+        if first != 0:
+            split_regression(
+                node, place, where, v, left, right, first, take_slot(tree, adaptive), tree, columns
+            )  # fmt: skip
+            watch_anew(node, adaptive)
+    tree.weights[node, ATTEMPT] = total
+    return weight
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_adaptive_value(
+    numeric: ndarray, categories: ndarray, y: float, weight: float, tree: RegressionTree, adaptive: Adaptive,
+    settings: RegressionSettings, choices: AdaptiveSettings, columns: Columns, stack: ndarray, kept: ndarray,
+    places: ndarray, path: ndarray,
+) -> None:  # fmt: skip
+    """Learn that one row has the target y, from the root down; what has to be swapped is swapped at the end.
+
+    path    int32 (3, M)  scratch
+    """
+    links, weights, targets = tree.links, tree.weights, tree.targets
+    if tree.size[NODES] == 0:
+        tree.size[NODES] = 1
+        tree.size[SLOTS] = 1
+        links[0, PARENT] = -1
+    node, many = 0, 0
+    while links[node, LEFT] != 0:
+        path[0, many] = node
+        many += 1
+        node, _ = step_down(
+            node, numeric, categories, links, tree.column, tree.threshold, tree.value, weights, columns.keys,
+            columns.places,
+        )  # fmt: skip
+    error = abs(y - value_at(node, numeric, tree, settings)) if many > 0 else 0.0
+    for d in range(many):
+        at = int(path[0, d])
+        path[1, d] = 0  # whether its alternate takes its place
+        fold_in(y, weight, targets[at])
+        learns = False
+        if watch(at, error, choices.drift_delta, adaptive) and adaptive.alternate[at] == 0:
+            adaptive.errors[at] = 0.0
+            other = begin_alternate(at, tree, adaptive)
+            learns = other != 0
+            if learns:
+                clear_model(int(links[other, SLOT]), tree)
+                targets[other] = 0.0
+        elif adaptive.alternate[at] != 0:
+            verdict = compare_values(at, adaptive, choices)
+            learns = verdict == 0
+            if verdict > 0:
+                path[1, d] = 1
+                adaptive.changes[TAKEN] += 1
+                adaptive.changes[GIVEN_UP] += drop_below(at, False, tree, adaptive, path[2])
+                learns = at == 0  # as River: only that of the root learns the row that it is taken with
+            elif verdict < 0:
+                drop_alternate(at, tree, adaptive)
+                adaptive.changes[GIVEN_UP] += 1
+        if learns:
+            other = int(adaptive.alternate[at])
+            learn_adaptive_value_leaf(
+                other, numeric, categories, y, weight, tree, adaptive, settings, choices, columns, stack, kept, places
+            )
+            if links[other, LEFT] != 0:
+                path[1, d] = 1  # as River: an alternate that splits takes the place of its branch at once
+    learned = learn_adaptive_value_leaf(
+        node, numeric, categories, y, weight, tree, adaptive, settings, choices, columns, stack, kept, places
+    )
+    for d in range(many):
+        weights[path[0, d], TOTAL] += learned
+    for d in range(many - 1, -1, -1):
+        if path[1, d] != 0:
+            at = int(path[0, d])
+            targets[at] = targets[int(adaptive.alternate[at])]
+            take_alternate(at, tree, adaptive, path[2])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def adaptive_value_of(
+    numeric: ndarray, categories: ndarray, tree: RegressionTree, adaptive: Adaptive, settings: RegressionSettings,
+    columns: Columns,
+) -> float:  # fmt: skip
+    """The mean of what the leaf of a row and the alternates on its way predict; 0 before anything was learned."""
+    if tree.size[NODES] == 0:
+        return 0.0
+    links = tree.links
+    total = many = 0.0
+    node, there = 0, True
+    while links[node, LEFT] != 0:
+        if adaptive.alternate[node] != 0:
+            times = 1.0 if there else 2.0  # as River, which meets a node twice where the row lacks what is asked above
+            total += times * value_at(int(adaptive.alternate[node]), numeric, tree, settings)
+            many += times
+        node, there = step_down(
+            node, numeric, categories, links, tree.column, tree.threshold, tree.value, tree.weights, columns.keys,
+            columns.places,
+        )  # fmt: skip
+    return (total + value_at(node, numeric, tree, settings)) / (many + 1.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def predict_adaptive_values(
+    numeric: ndarray, categories: ndarray, tree: RegressionTree, adaptive: Adaptive, settings: RegressionSettings,
+    columns: Columns, out: ndarray,
+) -> None:  # fmt: skip
+    """Write the predictions of B rows to out (B, 1); the state is only read."""
+    for i in range(numeric.shape[0]):
+        out[i, 0] = adaptive_value_of(numeric[i], categories[i], tree, adaptive, settings, columns)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_adaptive_values(
+    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: RegressionTree,
+    adaptive: Adaptive, settings: RegressionSettings, choices: AdaptiveSettings, columns: Columns, stack: ndarray,
+    kept: ndarray, places: ndarray, path: ndarray, out: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: predict before[i] to out[i], then learn numeric[i]. Arguments as in `learn_values`, and
+
+    adaptive         the rest of the state, changed in place
+    places, path     int32 (N + K,), (3, M)  scratch
+
+    Result does not depend on where the stream is cut.
+    Source: Bifet and Gavalda (2009), Adaptive learning from evolving data streams.
+    """
+    for i in range(numeric.shape[0]):
+        if out.shape[0] > 0:
+            out[i, 0] = adaptive_value_of(before[i], categories[i], tree, adaptive, settings, columns)
+        t = np.float64(y[i, 0])
+        w = np.float64(weight[i])
+        if t - t == 0.0 and w > 0.0 and w - w == 0.0:
+            learn_adaptive_value(
+                numeric[i], categories[i], t, w, tree, adaptive, settings, choices, columns, stack, kept, places, path
+            )
+
+
+# --- a forest of values
+
+
+class RegressionForest(NamedTuple):
+    """What a forest keeps beside a `RegressionTree`, whose arrays 2 T trees share, as in `Forest`."""
+
+    members: ndarray  # int32 (T, 2): which of its trees serves, whether the other one grows
+    deviations: ndarray  # float64 (T, 3): count, mean and sum of squares of label less prediction
+    changes: ndarray  # int64 (T, 2): warnings, drifts
+    window_totals: ndarray  # float64 (T, 2, LEVELS, BUCKETS + 1): the windows of `hear`, for warnings and for drifts
+    window_held: ndarray  # int64 (T, 2, LEVELS)
+    window_sums: ndarray  # float64 (T, 2, 3)
+    drawn: ndarray  # uint64 (T,): random numbers drawn
+
+
+class RegressionForestSettings(NamedTuple):
+    """What a forest of values is told beside `RegressionSettings`."""
+
+    seed: np.uint64
+    least: float  # exp(-lambda)
+    median: bool  # or mean
+    warning_delta: float  # 0: no warnings
+    drift_delta: float  # 0: no drifts
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def clear_regression_tree(at: int, tree: RegressionTree) -> None:
+    """Make one of the trees of a forest as if it had never been used."""
+    size = tree.size[at]
+    begin = at * (tree.links.shape[0] // tree.size.shape[0])
+    end = begin + int(size[NODES])
+    tree.links[begin:end] = 0
+    tree.column[begin:end] = 0
+    tree.threshold[begin:end] = 0.0
+    tree.value[begin:end] = 0
+    tree.weights[begin:end] = 0.0
+    tree.targets[begin:end] = 0.0
+    first = at * (tree.seen.shape[0] // tree.size.shape[0])
+    for slot in range(first, first + int(size[SLOTS])):
+        clear_model(slot, tree)
+    size[:] = 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def watch_value_member(
+    t: int, deviation: float, tree: RegressionTree, forest: RegressionForest, choices: RegressionForestSettings
+) -> None:
+    """Tell a member of a forest by how much it was wrong: a warning begins a tree in the background, a drift uses it.
+
+    Heard is where the deviation lies between three standard deviations below 0 and three above: 0 to 1, mostly.
+    """
+    members = forest.members[t]
+    totals, held, sums = forest.window_totals[t], forest.window_held[t], forest.window_sums[t]
+    fold_in(deviation, 1.0, forest.deviations[t])
+    spread = math.sqrt(variance_of(moments_at(forest.deviations[t])))
+    heard = (deviation + 3.0 * spread) / (6.0 * spread) if spread > 0.0 else 0.5
+    if choices.warning_delta > 0.0 and hear(heard, choices.warning_delta, totals[0], held[0], sums[0]):
+        clear_regression_tree(2 * t + 1 - int(members[SERVES]), tree)
+        members[GROWS] = 1
+        forest.changes[t, WARNINGS] += 1
+    if choices.drift_delta > 0.0 and hear(heard, choices.drift_delta, totals[1], held[1], sums[1]):
+        clear_regression_tree(2 * t + int(members[SERVES]), tree)
+        if members[GROWS] != 0:
+            members[SERVES] = 1 - members[SERVES]
+            members[GROWS] = 0
+            totals[0] = 0.0
+            held[0] = 0
+            sums[0] = 0.0
+        forest.changes[t, DRIFTS] += 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def middle_of(values: ndarray, median: bool) -> float:
+    """The median or the mean of a few numbers, (T,), which are sorted in place."""
+    T = values.shape[0]
+    if not median:
+        total = 0.0
+        for k in range(T):
+            total += values[k]
+        return total / T
+    for k in range(1, T):
+        x = values[k]
+        at = k
+        while at > 0 and values[at - 1] > x:
+            values[at] = values[at - 1]
+            at -= 1
+        values[at] = x
+    return 0.5 * (values[(T - 1) // 2] + values[T // 2])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def predict_forest_values(
+    numeric: ndarray, categories: ndarray, tree: RegressionTree, forest: RegressionForest,
+    settings: RegressionSettings, choices: RegressionForestSettings, columns: Columns, out: ndarray,
+) -> None:  # fmt: skip
+    """Write the predictions of B rows to out (B, 1); the state is only read."""
+    B, T = numeric.shape[0], forest.members.shape[0]
+    nodes = tree.links.shape[0] // (2 * T)
+    values = np.empty((B, T))
+    for t in range(T):
+        at = 2 * t + int(forest.members[t, SERVES])
+        for i in range(B):
+            values[i, t] = value_of(
+                numeric[i], categories[i], tree, tree.size[at], at * nodes, settings, columns
+            )  # fmt: skip
+    for i in range(B):
+        out[i, 0] = middle_of(values[i], choices.median)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def learn_forest_values(
+    before: ndarray, numeric: ndarray, same: bool, categories: ndarray, y: ndarray, weight: ndarray,
+    tree: RegressionTree, forest: RegressionForest, settings: RegressionSettings, choices: RegressionForestSettings,
+    columns: Columns, stack: ndarray, kept: ndarray, places: ndarray, out: ndarray,
+) -> None:  # fmt: skip
+    """Member by member, and row by row: predict before[i], then learn numeric[i]. Arguments as in `learn_values`, and
+
+    same             whether before and numeric are one array: rows are then predicted once
+    forest           the rest of the state, changed in place
+    places           int32 (N + K,)  scratch
+
+    Result does not depend on where the stream is cut.
+    Source: Gomes and others (2018), Adaptive random forests for data stream regression.
+    """
+    B, T = numeric.shape[0], forest.members.shape[0]
+    nodes = tree.links.shape[0] // (2 * T)
+    wanted = out.shape[0] > 0
+    values = np.empty((B if wanted else 0, T))
+    for t in range(T):
+        key = key_of_member(choices.seed, t)
+        for i in range(B):
+            serving = 2 * t + int(forest.members[t, SERVES])
+            predicted = 0.0
+            if wanted:
+                predicted = value_of(
+                    before[i], categories[i], tree, tree.size[serving], serving * nodes, settings, columns
+                )
+                values[i, t] = predicted
+            label = np.float64(y[i, 0])
+            w = np.float64(weight[i])
+            if not (label - label == 0.0 and w > 0.0 and w - w == 0.0):
+                continue
+            if not (wanted and same):
+                predicted = value_of(
+                    numeric[i], categories[i], tree, tree.size[serving], serving * nodes, settings, columns
+                )
+            many = poisson(choices.least, key, forest.drawn, t)
+            if many == 0:
+                continue
+            for which in range(2):  # the tree in the background first, as River
+                if which == 1 or forest.members[t, GROWS] != 0:
+                    at = serving if which == 1 else serving ^ 1
+                    learn_value(
+                        numeric[i], categories[i], label, w * many, tree, tree.size[at], at, settings, columns, stack,
+                        kept, places, key, forest.drawn, t,
+                    )  # fmt: skip
+            watch_value_member(t, label - predicted, tree, forest, choices)
+    for i in range(B if wanted else 0):
+        out[i, 0] = middle_of(values[i], choices.median)

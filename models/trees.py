@@ -98,6 +98,7 @@ class HoeffdingTreeClassifier(HoeffdingTree):
     """
 
     quick: ClassVar[bool] = True
+    instead: ClassVar[str] = "HoeffdingTreeRegressor"
 
     _: KW_ONLY
     grace_period: float = 200
@@ -125,13 +126,17 @@ class HoeffdingTreeClassifier(HoeffdingTree):
 
     def layout(self, spec: Spec) -> Mapping[str, Array]:
         """Arrays of the tree; raises DeclarationError when spec has no classes."""
+        return self.arrays(spec, 1)
+
+    def arrays(self, spec: Spec, trees: int) -> dict[str, Array]:
+        """Arrays that so many trees share in equal parts."""
         classes = 2 if spec.task == "binary" else spec.outputs
         if spec.task not in ("binary", "multiclass") or classes < 2 or (spec.task == "binary" and spec.outputs != 1):
             raise DeclarationError(
                 f"{type(self).__name__} learns a binary or a multiclass task, the pipeline declares {_came(spec)}; "
-                "use HoeffdingTreeRegressor for a regression task"
+                f"use {self.instead} for a regression task"
             )
-        nodes, slots, values = self.max_nodes, (self.max_nodes + 1) // 2, self.category_values
+        nodes, slots, values = trees * self.max_nodes, trees * ((self.max_nodes + 1) // 2), self.category_values
         n, k = len(spec.numeric), len(spec.categories)
         return _branches(nodes) | {
             "counts": Array((nodes, classes), "float64"),
@@ -147,8 +152,14 @@ class HoeffdingTreeClassifier(HoeffdingTree):
 
     def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
         tree = kernels.Tree(*(state[name] for name in kernels.Tree._fields))
-        classes = tree.counts.shape[1]
-        settings = kernels.Settings(
+        scratch = scratch_of(spec, tree.counts.shape[1])
+        self._parts = tree, self.settings(0), columns_of(spec), scratch
+        self._room = _room_to_explain(spec, self.max_nodes, tree.counts.shape[1])
+        self._none = np.empty((0, spec.outputs), np.float32)
+
+    def settings(self, features: int) -> kernels.Settings:
+        """What the kernels are told, of a tree whose leaves draw so many columns; 0: they observe all."""
+        return kernels.Settings(
             prediction=PREDICTIONS[self.leaf_prediction],
             criterion=CRITERIA[self.split_criterion],
             grace_period=float(self.grace_period),
@@ -160,21 +171,8 @@ class HoeffdingTreeClassifier(HoeffdingTree):
             min_branch_fraction=float(self.min_branch_fraction),
             max_share_to_split=float(self.max_share_to_split),
             merit_preprune=self.merit_preprune,
+            features=features,
         )
-        floats, ints = np.empty((4, classes)), np.empty((3, classes), np.int32)
-        scratch = kernels.Scratch(
-            votes=floats[0],
-            order=ints[0],
-            deviations=floats[1],
-            left=floats[2],
-            left_classes=ints[1],
-            right=floats[3],
-            right_classes=ints[2],
-            found=np.empty(len(spec.categories), np.int32),
-        )
-        self._parts = tree, settings, _columns(spec), scratch
-        self._room = _room_to_explain(spec, self.max_nodes, classes)
-        self._none = np.empty((0, spec.outputs), np.float32)
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
         kernels.predict_rows(x.numeric, x.categories, *self._parts, out)
@@ -242,6 +240,7 @@ class HoeffdingTreeRegressor(HoeffdingTree):
     """
 
     quick: ClassVar[bool] = True
+    instead: ClassVar[str] = "HoeffdingTreeClassifier"
 
     _: KW_ONLY
     grace_period: float = 200
@@ -271,15 +270,19 @@ class HoeffdingTreeRegressor(HoeffdingTree):
 
     def layout(self, spec: Spec) -> Mapping[str, Array]:
         """Arrays of the tree; raises DeclarationError when spec has no value to predict."""
+        return self.arrays(spec, 1)
+
+    def arrays(self, spec: Spec, trees: int) -> dict[str, Array]:
+        """Arrays that so many trees share in equal parts."""
         if spec.task != "regression" or spec.outputs != 1:
             raise DeclarationError(
                 f"{type(self).__name__} learns a regression task with one output, the pipeline declares "
-                f"{_came(spec)}; use HoeffdingTreeClassifier for a binary or a multiclass task"
+                f"{_came(spec)}; use {self.instead} for a binary or a multiclass task"
             )
-        slots, room = (self.max_nodes + 1) // 2, self.max_values
+        nodes, slots, room = trees * self.max_nodes, trees * ((self.max_nodes + 1) // 2), self.max_values
         n, k, kept = len(spec.numeric), len(spec.categories), self.category_values
-        return _branches(self.max_nodes) | {
-            "targets": Array((self.max_nodes, 3), "float64"),
+        return _branches(nodes) | {
+            "targets": Array((nodes, 3), "float64"),
             "intercepts": Array((slots,), "float64"),
             "coefficients": Array((n, slots), "float64", axis="numeric"),
             "seen": Array((slots,), "int32"),
@@ -295,7 +298,15 @@ class HoeffdingTreeRegressor(HoeffdingTree):
 
     def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
         tree = kernels.RegressionTree(*(state[name] for name in kernels.RegressionTree._fields))
-        settings = kernels.RegressionSettings(
+        room = self.max_values
+        self._parts = tree, self.settings(0), columns_of(spec)
+        self._room = _room_to_explain(spec, self.max_nodes, 2)
+        self._scratch = np.empty((4 * room + 4, 2), np.int32), np.empty((room, 6))
+        self._none = np.empty((0, 1), np.float32)
+
+    def settings(self, features: int) -> kernels.RegressionSettings:
+        """What the kernels are told, of a tree whose leaves draw so many columns; 0: they observe all."""
+        return kernels.RegressionSettings(
             prediction=VALUES[self.leaf_prediction],
             grace_period=float(self.grace_period),
             log_confidence=math.log(1.0 / self.delta),
@@ -307,12 +318,8 @@ class HoeffdingTreeRegressor(HoeffdingTree):
             lr=float(self.lr),
             intercept_lr=float(self.intercept_lr),
             merit_preprune=self.merit_preprune,
+            features=features,
         )
-        room = self.max_values
-        self._parts = tree, settings, _columns(spec)
-        self._room = _room_to_explain(spec, self.max_nodes, 2)
-        self._scratch = np.empty((4 * room + 4, 2), np.int32), np.empty((room, 6))
-        self._none = np.empty((0, 1), np.float32)
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
         kernels.predict_values(x.numeric, x.categories, *self._parts, out)
@@ -389,7 +396,8 @@ def key_of(kind: str, name: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(f"{kind}/{name}".encode(), digest_size=8).digest(), "little"))
 
 
-def _columns(spec: Spec) -> kernels.Columns:
+def columns_of(spec: Spec) -> kernels.Columns:
+    """The columns of spec, to be found by their keys."""
     names = [("numeric", name) for name in spec.numeric] + [("category", name) for name in spec.categories]
     by_place = np.array([key_of(*name) for name in names], np.uint64)
     room = 2 << len(names).bit_length()  # at most half of it is taken, so that a search for what is not there ends
@@ -400,3 +408,21 @@ def _columns(spec: Spec) -> kernels.Columns:
             h = (h + 1) & (room - 1)
         keys[h], places[h] = key, place
     return kernels.Columns(by_place, keys, places)
+
+
+def scratch_of(spec: Spec, classes: int) -> kernels.Scratch:
+    """Room for the kernels of trees with so many classes."""
+    floats, ints = np.empty((6, classes)), np.empty((3, classes), np.int32)
+    return kernels.Scratch(
+        votes=floats[0],
+        order=ints[0],
+        deviations=floats[1],
+        left=floats[2],
+        left_classes=ints[1],
+        right=floats[3],
+        right_classes=ints[2],
+        found=np.empty(len(spec.categories), np.int32),
+        other_votes=floats[4],
+        sums=floats[5],
+        places=np.empty(len(spec.numeric) + len(spec.categories), np.int32),
+    )

@@ -22,11 +22,15 @@ from headrace.models import (
     SGD,
     AdaGrad,
     Adam,
+    ARFClassifier,
+    ARFRegressor,
     Average,
     Chain,
     DeepFM,
     Embeddings,
     GaussianNB,
+    HoeffdingAdaptiveTreeClassifier,
+    HoeffdingAdaptiveTreeRegressor,
     HoeffdingTreeClassifier,
     HoeffdingTreeRegressor,
     LinearRegression,
@@ -56,6 +60,7 @@ NET = {  # of torch modules: rows of embeddings are evicted, and weights of 1e30
     "embeddings": Embeddings(4, 6, half_life=None), "half_life": None, "max_skipped": 10_000,
 }  # fmt: skip
 FADING_NET = NET | {"embeddings": Embeddings(4, 6), "half_life": "30d"}
+RESTLESS = {"drift_window_threshold": 50, "drift_delta": 0.02}  # soon finds what has drifted
 MODELS = {
     "ftrl": lambda: StandardScaler() | LogisticRegression(FTRL(0.2, l1=0.5, l2=0.1), **SMALL),
     "adagrad": lambda: StandardScaler() | LogisticRegression(AdaGrad(0.1, l2=0.01), dtype="float32", **SMALL),
@@ -87,6 +92,13 @@ MODELS = {
         | linear_model.LinearRegression()
     ),
     "river_classes": lambda: River(tree.HoeffdingTreeClassifier()),
+    "adaptive_tree": lambda: HoeffdingAdaptiveTreeClassifier(**TREE, **RESTLESS),
+    "forest": lambda: ARFClassifier(n_models=3, warning_delta=0.5, **TREE | {"drift_delta": 0.3}),
+    "adaptive_regression_tree": lambda: (
+        StandardScaler() | HoeffdingAdaptiveTreeRegressor(**TREE, **RESTLESS, tau=0.3, max_values=16)
+    ),
+    "regression_forest": lambda: StandardScaler() | ARFRegressor(n_models=3, max_values=16, **TREE),
+    "scaled_forest": lambda: StandardScaler() | ARFClassifier(n_models=3, max_nodes=31, seed=2),
     "average": lambda: Average(LogisticRegression(FTRL(), **SMALL), StandardScaler() | PAClassifier(0.01, **SMALL)),
     "average_of_values": lambda: (
         StandardScaler()
@@ -124,6 +136,10 @@ LABELS = {  # of the streams they learn; the others are binary
     "regression_tree": "value",
     "river_pipeline": "value",
     "river_classes": "classes",
+    "adaptive_tree": "classes",
+    "adaptive_regression_tree": "value",
+    "regression_forest": "value",
+    "scaled_forest": "classes",
     "average_of_values": "value",
     "average_of_classes": "classes",
     "dcn": "classes",
@@ -142,9 +158,12 @@ LABELS = {  # of the streams they learn; the others are binary
 FORGETS_NOTHING = {
     "river", "river_tree", "river_pipeline", "river_classes",
     "tree", "scaled_tree", "regression_tree", "mlp", "deepfm",
+    "adaptive_tree", "forest", "scaled_forest",
+    "adaptive_regression_tree", "regression_forest",
     "sgd", "passive_aggressive", "passive_aggressive_value", "no_change", "no_change_of_classes", "no_change_of_values",
 }  # fmt: skip
 NEVER_TAKES_BACK = {  # a row of negative weight, or of none, is not learned
+    "adaptive_tree", "forest", "scaled_forest", "adaptive_regression_tree", "regression_forest",
     "tree", "scaled_tree", "regression_tree", "no_change", "no_change_of_classes", "no_change_of_values",
     "passive_aggressive", "passive_aggressive_value", "river", "river_tree", "river_pipeline", "river_classes",
 }  # fmt: skip

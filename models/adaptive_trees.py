@@ -1,0 +1,183 @@
+"""Hoeffding trees that watch their own errors, and replace the parts of them that no longer hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ..errors import DeclarationError
+from . import tree_kernels as kernels
+from .base import Array, Rows, Spec, Truth, check_number, register
+from .drift import check_whole
+from .trees import HoeffdingTreeClassifier, HoeffdingTreeRegressor, columns_of, scratch_of
+
+
+@register
+@dataclass(eq=False)
+class HoeffdingAdaptiveTreeClassifier(HoeffdingTreeClassifier):
+    """A Hoeffding tree that adapts (HAT), for a binary or a multiclass task: out is P(true), or P of each class.
+
+    It grows as HoeffdingTreeClassifier, whose settings it shares. Beside that every node watches with ADWIN whether the
+    tree is wrong about the examples that come by. When a branch gets worse, a leaf begins to learn beside it; that leaf
+    takes the place of the branch and of all below it as soon as it splits, or once it is wrong significantly less often
+    than the branch. It is given up if it is wrong significantly more often. Until then both predict together, each the
+    more the less it errs.
+
+    bootstrap_sampling      a leaf learns every example with a weight drawn from a Poisson distribution of rate 1 (1
+                            where that is 0), as in online bagging
+    drift_window_threshold  examples that a branch and the leaf beside it must both have seen before they are compared
+    switch_significance     chance that a difference between them is none
+    drift_delta             of ADWIN: the smaller, the fewer false alarms
+    seed                    of the draws; the same seed gives the same bits
+
+    Memory, whole from the start: that of HoeffdingTreeClassifier and, with M = max_nodes and S = (M + 1) // 2,
+    48 + M 2,740 + S 8 bytes more, in use only where there are nodes. Nodes and slots of parts that were replaced are
+    used again. Leaves beside branches take two nodes of max_nodes each, and the last four are kept for them; where
+    there is no room for one, none begins, and that is counted in size[2]. In the state `changes` counts the leaves
+    begun beside branches, those taken by comparison, and those given up.
+
+    Missing values, order, weights, features that change: as in HoeffdingTreeClassifier, except that a row that lacks
+    what a branch asks may be the cause of a split. Sequential. It forgets what it replaces. Merge: owner.
+
+    With bootstrap_sampling=False it equals River's HoeffdingAdaptiveTreeClassifier of the same settings, node by node
+    and swap by swap, as HoeffdingTreeClassifier equals River's; with it but for the draws. One thing is otherwise: a
+    leaf beside the root that finds all its examples of one class goes on observing, where River's never learns again.
+    Source: Bifet and Gavalda (2009), Adaptive learning from evolving data streams.
+    """
+
+    quick: ClassVar[bool] = True
+    instead: ClassVar[str] = "HoeffdingAdaptiveTreeRegressor"
+
+    _: KW_ONLY
+    bootstrap_sampling: bool = True
+    drift_window_threshold: float = 300
+    switch_significance: float = 0.05
+    drift_delta: float = 0.002
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_adaptive(self)
+
+    def layout(self, spec: Spec) -> Mapping[str, Array]:
+        """Arrays of the tree; raises DeclarationError when spec has no classes."""
+        return self.arrays(spec, 1) | watching(self.max_nodes)
+
+    def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
+        tree = kernels.Tree(*(state[name] for name in kernels.Tree._fields))
+        adaptive = kernels.Adaptive(*(state[name] for name in kernels.Adaptive._fields))
+        choices = choices_of(self)
+        scratch, path = scratch_of(spec, tree.counts.shape[1]), np.empty((3, self.max_nodes), np.int32)
+        self._adaptive = tree, adaptive, self.settings(0), choices, columns_of(spec), scratch, path
+        self._none = np.empty((0, spec.outputs), np.float32)
+
+    def predict(self, x: Rows, out: np.ndarray) -> None:
+        kernels.predict_adaptive(x.numeric, x.categories, *self._adaptive, out)
+
+    def learn(self, x: Rows, truth: Truth) -> None:
+        self.test_then_learn(x, truth, self._none)
+
+    def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
+        after = x.numeric if learned is None else learned.numeric
+        kernels.learn_adaptive(x.numeric, after, x.categories, truth.y, truth.weight, *self._adaptive, out)
+
+
+@register
+@dataclass(eq=False)
+class HoeffdingAdaptiveTreeRegressor(HoeffdingTreeRegressor):
+    """A Hoeffding tree that adapts (HAT), for a regression task.
+
+    It grows as HoeffdingTreeRegressor, whose settings it shares, and replaces branches as
+    HoeffdingAdaptiveTreeClassifier does. Its errors are absolute; a branch and the leaf beside it are compared by a
+    z-test of their mean errors, and the mean of what both predict is the prediction. A leaf begins beside a branch only
+    where there is none yet.
+
+    bootstrap_sampling, drift_window_threshold, switch_significance, drift_delta, seed
+                            as in HoeffdingAdaptiveTreeClassifier
+
+    ADWIN's bound is meant for errors up to about 1: scale a target of another unit. Memory: that of
+    HoeffdingTreeRegressor and, with M = max_nodes and S = (M + 1) // 2, 48 + M 2,740 + S 8 bytes more.
+
+    With bootstrap_sampling=False it equals River's HoeffdingAdaptiveTreeRegressor of the same settings, as
+    HoeffdingTreeRegressor equals River's; with it but for the draws.
+    Source: Bifet and Gavalda (2009), Adaptive learning from evolving data streams.
+    """
+
+    quick: ClassVar[bool] = True
+    instead: ClassVar[str] = "HoeffdingAdaptiveTreeClassifier"
+
+    _: KW_ONLY
+    bootstrap_sampling: bool = True
+    drift_window_threshold: float = 300
+    switch_significance: float = 0.05
+    drift_delta: float = 0.002
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_adaptive(self)
+
+    def layout(self, spec: Spec) -> Mapping[str, Array]:
+        """Arrays of the tree; raises DeclarationError when spec has no value to predict."""
+        return self.arrays(spec, 1) | watching(self.max_nodes)
+
+    def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
+        super().bind(spec, state, touched)
+        self._adaptive = kernels.Adaptive(*(state[name] for name in kernels.Adaptive._fields))
+        self._choices = choices_of(self)
+        places = np.empty(len(spec.numeric) + len(spec.categories), np.int32)
+        self._ways = places, np.empty((3, self.max_nodes), np.int32)
+
+    def predict(self, x: Rows, out: np.ndarray) -> None:
+        tree, settings, columns = self._parts
+        kernels.predict_adaptive_values(x.numeric, x.categories, tree, self._adaptive, settings, columns, out)
+
+    def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
+        after = x.numeric if learned is None else learned.numeric
+        tree, settings, columns = self._parts
+        kernels.learn_adaptive_values(
+            x.numeric, after, x.categories, truth.y, truth.weight, tree, self._adaptive, settings, self._choices,
+            columns, *self._scratch, *self._ways, out,
+        )  # fmt: skip
+
+
+def watching(nodes: int) -> dict[str, Array]:
+    """The arrays that an adaptive tree has beside those of a tree."""
+    slots = (nodes + 1) // 2
+    return {
+        "alternate": Array((nodes,), "int32"),
+        "errors": Array((nodes, 3), "float64"),
+        "window_totals": Array((nodes, kernels.LEVELS, kernels.BUCKETS + 1), "float64"),
+        "window_held": Array((nodes, kernels.LEVELS), "int64"),
+        "window_sums": Array((nodes, 3), "float64"),
+        "free": Array((2,), "int64"),
+        "free_nodes": Array((slots,), "int32"),
+        "free_slots": Array((slots,), "int32"),
+        "changes": Array((3,), "int64"),
+        "drawn": Array((1,), "uint64"),
+    }
+
+
+def choices_of(model: HoeffdingAdaptiveTreeClassifier | HoeffdingAdaptiveTreeRegressor) -> kernels.AdaptiveSettings:
+    """What the kernels are told beside the settings of a tree."""
+    return kernels.AdaptiveSettings(
+        drift_delta=float(model.drift_delta),
+        window=float(model.drift_window_threshold),
+        significance=float(model.switch_significance),
+        bootstrap=model.bootstrap_sampling,
+        key=np.uint64(model.seed),
+    )
+
+
+def check_adaptive(model: HoeffdingAdaptiveTreeClassifier | HoeffdingAdaptiveTreeRegressor) -> None:
+    """Raise DeclarationError unless the settings that make a tree adapt can be."""
+    name = type(model).__name__
+    check_number(f"{name}(drift_window_threshold=)", model.drift_window_threshold, 1.0)
+    check_number(f"{name}(switch_significance=)", model.switch_significance, 0.0, above=True, high=1.0)
+    check_number(f"{name}(drift_delta=)", model.drift_delta, 0.0, above=True, high=1.0)
+    check_whole(f"{name}(seed=)", model.seed, 0, 2**63 - 1)
+    if not isinstance(model.bootstrap_sampling, bool):
+        raise DeclarationError(f"{name}(bootstrap_sampling=): expected True or False, got {model.bootstrap_sampling!r}")
