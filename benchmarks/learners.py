@@ -38,6 +38,7 @@ from headrace.models import (
     GaussianNB,
     HoeffdingAdaptiveTreeClassifier,
     HoeffdingAdaptiveTreeRegressor,
+    HoeffdingTreeClassifier,
     LinearRegression,
     LogisticRegression,
     MultinomialNB,
@@ -96,15 +97,29 @@ CONTESTS = {  # add yours
     "gaussian_nb_7_classes": Contest(
         datasets.ImageSegments, lambda: GaussianNB(half_life=None), naive_bayes.GaussianNB
     ),
+    "hoeffding_tree": Contest(
+        datasets.Bananas,
+        HoeffdingTreeClassifier,
+        tree.HoeffdingTreeClassifier,
+        (Peer("capymoa_learner", "HoeffdingTree"),),
+    ),
     "adaptive_tree": Contest(
-        datasets.Bananas, HoeffdingAdaptiveTreeClassifier, lambda: tree.HoeffdingAdaptiveTreeClassifier(seed=0)
+        datasets.Bananas,
+        HoeffdingAdaptiveTreeClassifier,
+        lambda: tree.HoeffdingAdaptiveTreeClassifier(seed=0),
+        (Peer("capymoa_learner", "HoeffdingAdaptiveTree"),),
     ),
     "adaptive_regression_tree": Contest(
         datasets.TrumpApproval,
         lambda: StandardScaler(half_life=None) | HoeffdingAdaptiveTreeRegressor(),
         lambda: preprocessing.StandardScaler() | tree.HoeffdingAdaptiveTreeRegressor(seed=0),
     ),
-    "forest": Contest(datasets.Bananas, ARFClassifier, lambda: forest.ARFClassifier(seed=0)),
+    "forest": Contest(
+        datasets.Bananas,
+        ARFClassifier,
+        lambda: forest.ARFClassifier(seed=0),
+        (Peer("capymoa_learner", "AdaptiveRandomForestClassifier", {"ensemble_size": 10}),),
+    ),
     "regression_forest": Contest(
         datasets.TrumpApproval,
         lambda: StandardScaler(half_life=None) | ARFRegressor(),
