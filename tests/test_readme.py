@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from kafka import KafkaProducer
 
-from headrace.connectors.topics import create_topics
+from headrace.connectors.topics import create_topics, end_offsets
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -42,7 +42,7 @@ def environment(folder, kafka, redis_url):
     """The variables of the README, with the flights in Kafka and a worker that has read them."""
     environment = os.environ | {"HEADRACE_BROKER": kafka, "HEADRACE_REDIS": redis_url}
     topics = {"flights.departures": "departures.ndjson", "flights.arrivals": "arrivals.ndjson"}
-    create_topics(kafka, dict.fromkeys(topics, 2))
+    create_topics(kafka, dict.fromkeys([*topics, "flights.late"], 2))
     producer = KafkaProducer(bootstrap_servers=kafka)
     for topic, file in topics.items():
         for line in (folder / "data" / file).read_bytes().splitlines():
@@ -53,6 +53,7 @@ def environment(folder, kafka, redis_url):
         [HEADRACE, *command.split()[1:]], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
     )
     try:
+        wait_until_predicted(kafka, worker)  # the snippets wait for ten seconds, and kernels may be compiled before
         yield environment
     finally:
         worker.terminate()
@@ -61,6 +62,14 @@ def environment(folder, kafka, redis_url):
         finally:
             worker.kill()
     assert worker.returncode == 0, log
+
+
+def wait_until_predicted(kafka, worker):
+    deadline = time.monotonic() + 100
+    while sum(end_offsets(kafka, [("flights.late", p) for p in (0, 1)]).values()) < EVENTS:
+        assert worker.poll() is None, worker.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_the_pipeline_shown_is_the_example():
