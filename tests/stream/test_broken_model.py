@@ -14,8 +14,8 @@ from headrace.models import Chain
 predict, learn = Chain.predict_then_observe, Chain.learn
 
 
-def predict_or_raise(self, x, out):
-    predict(self, x, out)
+def predict_or_raise(self, x, out, **wanted):
+    predict(self, x, out, **wanted)
     if (x.numeric[:, 0] == 666).any():
         raise ValueError("666 is no price")
 

@@ -306,7 +306,7 @@ def spoiled(open_shop, name, consequence):
     with shop.file.open("a") as file:
         file.write(
             "from headrace.models import Chain\n\n"
-            "def spoil(self, x, out):\n"
+            "def spoil(self, x, out, **wanted):\n"
             "    out.fill(0.5)\n"
             "    if (x.numeric[:, 0] == 1e3).any():\n"
             f"        {consequence}\n\n"
