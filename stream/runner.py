@@ -671,7 +671,9 @@ class Runner:
             return cycle.rows >= limit or time.monotonic() >= until
 
         def is_full(cycle: Cycle) -> bool:
-            return is_long(cycle) or (publisher.prepared and self._snapshot_wanted)
+            # a snapshot is taken at the end of a cycle; one without pieces would only wait for the commits before it
+            due = bool(cycle.pieces) and publisher.prepared and self._snapshot_wanted
+            return is_long(cycle) or due
 
         fetched, careful = self._runs, self._is_careful if self._careful else None
         while True:
