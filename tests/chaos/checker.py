@@ -107,6 +107,10 @@ def check(
         check_dead_letters(topics, inputs, letters, problems)
         prediction_error = check_predictions(topics, join, learning, made, problems)
         model_error = 0.0
+        for slot, snapshot in snapshots.items():
+            if snapshot is not None and slot not in stood:
+                place = f"slot {slot}, version {snapshot.version} stands at journal@{snapshot.token}"
+                problems.add("a snapshot of no cycle", place)
         for slot, then in stood.items():
             model_error = max(model_error, check_snapshot(topics, slot, then, learning, problems))
         accounted = time.monotonic()

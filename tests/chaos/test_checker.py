@@ -309,12 +309,25 @@ def test_whatever_else_a_snapshot_has_of_its_own_is_named(run, forge):
 
 
 def test_last_snapshot_that_lacks_cycles_is_named(run, forge):
+    first = run.read("journal")[0][0].offset
+
     def change(manifest, arrays):
-        manifest["token"] -= 2
+        manifest["token"] = first
 
     problems = run.check(redis_url=forge(change)).problems
     assert found(problems, "the last snapshot of a slot lacks cycles")[0] == 1
     assert found(problems, "counts are not the account's")[0] > 0
+
+
+def test_snapshot_that_stands_at_no_cycle_is_named(run, forge):
+    """Nothing it holds could be compared with the account."""
+
+    def change(manifest, arrays):
+        manifest["token"] += 1
+
+    problems = run.check(redis_url=forge(change)).problems
+    count, where = found(problems, "a snapshot of no cycle")
+    assert count == 1 and where.startswith("slot 0, version ")
 
 
 def test_snapshot_that_was_altered_is_not_whole(run, forge):
