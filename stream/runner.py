@@ -1,8 +1,10 @@
 """The life of a worker: recover, then cycle after cycle until told to stop.
 
 All methods run in the event loop of the Faust app, except `_work`, which runs in the one compute thread; the engine,
-the aligner and the decoders are touched by it alone while it runs. While one cycle commits, the next is computed. Where
-there is little to do, `_work` runs in the event loop too: each change of the thread takes as long as a hundred rows.
+the aligner and the decoders are touched by it alone while it runs. While one cycle commits, the next is computed; while
+the worker is behind one more may wait for its commit, so that neither of the two waits for the other's slow moments.
+Where there is little to do, `_work` runs in the event loop too: each change of the thread takes as long as a hundred
+rows.
 """
 
 from __future__ import annotations
@@ -136,7 +138,7 @@ class Runner:
         self._heard: dict[Partition, float] = {}  # when a partition last gave something
         self._careful = _careful(os.environ.get(CAREFUL, ""))
         self._computing = Cycle()
-        self._committing: asyncio.Task[None] | None = None
+        self._committing: deque[asyncio.Task[None]] = deque()  # cycles on their way out, one after the other
         self._sent: deque[Sent] = deque()  # cycles whose outputs are out and whose offsets are not committed yet
         self._settling: asyncio.Task[None] | None = None  # the commit of their offsets
         self._settle_now = asyncio.Event()  # somebody waits for it, or enough cycles do
@@ -323,9 +325,11 @@ class Runner:
     async def abandon(self) -> None:
         """After an error: let go of what is in hand; what was not committed is read again."""
         self._stopping = True
-        for task in (self._committing, self._settling):
-            if task is not None:
-                task.cancel()
+        for task in self._committing:
+            task.cancel()  # which also keeps asyncio from reporting a failure that was heard of from the one before
+        self._committing.clear()
+        if self._settling is not None:
+            self._settling.cancel()
         self._let_go_of_runs()
         if self._begun:
             await self._producer.close()
@@ -612,15 +616,17 @@ class Runner:
                 f"{poisoned.next:,} record by record",
                 {CAREFUL: f"{poisoned.role}:{poisoned.partition}:{poisoned.next}"},
             ) from poisoned
-        await self._sent_out()
         if not cycle.pieces:
+            await self._sent_out()
             if not self._sent:
                 await self._snapshot_if_due()
             return False
-        if len(self._sent) >= LAG_CYCLES:
+        await self._sent_out(but=1)
+        if len(self._sent) + len(self._committing) >= LAG_CYCLES:
             await self._committed()
         stop_reason = self._engine().stop_reason
-        self._committing = asyncio.create_task(self._send(cycle, stop=stop_reason))
+        before = self._committing[-1] if self._committing else None
+        self._committing.append(asyncio.create_task(self._send(cycle, stop=stop_reason, after=before)))
         if stop_reason is not None:
             await self._committed()
             raise StreamStopped(stop_reason)
@@ -807,8 +813,14 @@ class Runner:
         stop: str | None = None,
         adopted: list[int] | None = None,
         rollback: dict[str, Any] | None = None,
+        after: asyncio.Task[None] | None = None,
     ) -> None:
-        """As `_commit`. Without transactions it ends when the outputs are out; the offsets follow by themselves."""
+        """As `_commit`. Without transactions it ends when the outputs are out; the offsets follow by themselves.
+
+        after  the sending of the cycle before, that may still be under way; if that fails, so does this
+        """
+        if after is not None:
+            await after
         pipeline, standing = self.pipeline, self._standing()
         outputs: dict[TopicPartition, Records] = dict(cycle.outputs)
         dead = cycle.dead
@@ -890,13 +902,16 @@ class Runner:
                 if event.value.release(run):
                     event.ack()
 
-    async def _sent_out(self) -> None:
-        """Wait until the outputs of the last cycle are out; raises what has gone wrong with them, or with a commit."""
+    async def _sent_out(self, but: int = 0) -> None:
+        """Wait until the outputs of all cycles but the last `but` are out.
+
+        Raises what has gone wrong with them, or with a commit.
+        """
         if self._settling is not None and self._settling.done():
             await self._settled()
-        if self._committing is not None:
-            task, self._committing = self._committing, None
-            await task
+        while len(self._committing) > but:
+            await self._committing[0]
+            self._committing.popleft()
 
     async def _settled(self) -> None:
         """Wait until the offsets of all that is out are committed."""

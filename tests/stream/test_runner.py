@@ -1,15 +1,24 @@
 """The runner alone, without a broker: what it does between two cycles."""
 
 import asyncio
+import gc
+import time
+from collections import deque
 
+import msgspec
 import pytest
 
+from headrace.connectors.records import Fetched, Record
 from headrace.connectors.store import SnapshotStore
-from headrace.errors import InputError
+from headrace.errors import InputError, Unreachable
+from headrace.stream.align import Aligner
+from headrace.stream.cycle import Cycle
+from headrace.stream.decode import Decoder
 from headrace.stream.engine import Engine
 from headrace.stream.publisher import SnapshotPublisher, Table
 from headrace.stream.runner import Runner
 from headrace.stream.settings import Settings
+from headrace.stream.slices import Piece
 from headrace.stream.standing import Position, Standing
 
 
@@ -76,7 +85,7 @@ def test_a_record_that_is_too_large_is_told_when_what_was_computed_before_it_is_
 
     async def cycle():
         runner._behind = True
-        runner._committing = asyncio.create_task(commit())
+        runner._committing.append(asyncio.create_task(commit()))
         with pytest.raises(InputError, match="above the limit"):
             await runner._cycle()
 
@@ -84,3 +93,106 @@ def test_a_record_that_is_too_large_is_told_when_what_was_computed_before_it_is_
     monkeypatch.setattr(runner, "_work", write_too_much)
     asyncio.run(cycle())
     assert out == ["the cycle before"]
+
+
+@pytest.fixture
+def visits(runner):
+    """Two visits have come, of a partition that is live."""
+    topic, standing = runner.topic_of["events"], runner.standing
+    standing.own([0])
+    runner.decoders = {role: Decoder(runner.pipeline, role) for role in runner.topic_of}
+    runner.aligner = Aligner(None)
+    runner.aligner.own(("events", 0), standing.engine.clock("events", 0))
+    rows = [{"id": f"v{i}", "time": 1_700_000_000 + i, "site": "a"} for i in range(2)]
+    records = [Record(i, 0, row["id"].encode(), msgspec.json.encode(row)) for i, row in enumerate(rows)]
+    runner._runs["events", 0] = deque([Fetched(topic, 0, 0, 2, records, 2, -1, 200)])
+    runner._fetched["events", 0] = runner.ends["events", 0] = 2
+
+
+def test_a_snapshot_that_is_due_is_taken_behind_what_there_is_and_holds_nothing_up(runner, visits):
+    """Were the cycle to end at once, at least once would predict nothing until the commits under way are through."""
+    publisher = runner.publisher
+    runner._cycle_seconds = 60  # kernels may be compiled
+    runner._snapshot_wanted = publisher.prepare()
+    until = time.monotonic() + 10
+    while not publisher.prepared:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    cycle = runner._work()
+    assert [(piece.start, piece.next) for piece in cycle.pieces] == [(0, 2)]
+    assert cycle.taken
+
+
+class Commits:
+    """A producer whose commits end once `may` is set; `done` has the offsets of each."""
+
+    def __init__(self):
+        self.done, self.may, self.error = [], asyncio.Event(), None
+
+    async def commit_cycle(self, outputs, offsets, *_):
+        await self.may.wait()
+        if self.error is not None:
+            raise self.error
+        self.done.append(next(iter(offsets.values())))
+        return dict.fromkeys(outputs, len(self.done))
+
+    async def close(self):
+        pass
+
+
+@pytest.fixture
+def behind(runner, monkeypatch):
+    """Each cycle moves on by one event and there is always another; returns those computed and the commits."""
+    computed = []
+
+    def work():
+        computed.append(len(computed))
+        return Cycle(pieces=[Piece("events", 0, computed[-1], computed[-1] + 1)])
+
+    monkeypatch.setattr(runner, "_has_work", lambda: True)
+    monkeypatch.setattr(runner, "_work", work)
+    runner._behind, runner._producer, runner._begun = True, Commits(), True
+    runner._snapshot_due = time.monotonic() + 1_000
+    return computed, runner._producer
+
+
+def test_while_the_worker_is_behind_one_cycle_may_wait_for_the_commit_of_another(runner, behind):
+    computed, commits = behind
+
+    async def work():
+        for _ in range(3):
+            assert await runner._cycle()
+
+    async def look():
+        working = asyncio.create_task(work())
+        async with asyncio.timeout(10):
+            while len(computed) < 3:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert not working.done() and commits.done == []
+        commits.may.set()
+        await working
+        await runner._committed()
+        assert commits.done == [1, 2, 3]
+        assert runner.standing.position.cycle == 5 + 3
+
+    asyncio.run(look())
+
+
+def test_a_cycle_that_waits_for_a_commit_that_fails_is_not_committed(runner, behind, caplog):
+    computed, commits = behind
+
+    async def look():
+        commits.error = Unreachable("the broker is away")
+        for _ in range(2):
+            assert await runner._cycle()
+        commits.may.set()
+        with pytest.raises(Unreachable):
+            await runner._cycle()
+        await asyncio.sleep(0.01)  # now the second has failed with the first
+        await runner.abandon()
+
+    asyncio.run(look())
+    gc.collect()
+    assert commits.done == [] and len(computed) == 3
+    assert caplog.records == []
