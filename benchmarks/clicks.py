@@ -38,5 +38,5 @@ pipeline = Pipeline(
     labels=Labels(value="clicked"),
     features=FEATURES,
     model=StandardScaler() | LogisticRegression(FTRL()),
-    predictions=Predictions(f"clicks.headrace{RUN}"),
+    predictions=Predictions(f"clicks.headrace{RUN}", compression="lz4"),
 )

@@ -11,5 +11,5 @@ pipeline = replace(
     clicks.pipeline,
     name=f"expression{clicks.RUN}",
     features=[*clicks.FEATURES, numeric(pl.col("price").log1p() * pl.col("depth"), name="price_by_depth")],
-    predictions=Predictions(f"expression.headrace{clicks.RUN}"),
+    predictions=Predictions(f"expression.headrace{clicks.RUN}", compression="lz4"),
 )

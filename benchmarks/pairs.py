@@ -30,5 +30,5 @@ pipeline = Pipeline(
     labels=Labels("seen", Seen, key="id", time="time", unit="s", value="clicked", within="10m"),
     features=FEATURES,
     model=StandardScaler() | LogisticRegression(FTRL()),
-    predictions=Predictions(f"views.headrace{RUN}"),
+    predictions=Predictions(f"views.headrace{RUN}", compression="lz4"),
 )

@@ -36,6 +36,7 @@ Done = TypeVar("Done")
 
 COMMIT_SECONDS = 30.0
 CONCURRENT_SECONDS = 0.002  # until a transaction is begun again whose predecessor's markers were not written yet
+LITTLE_BYTES = 50_000  # are compressed before another thread would have begun
 END_SECONDS = 5.0  # for an abort; the next producer of this id ends what is left
 STOP_SECONDS = 3.0
 
@@ -143,6 +144,8 @@ class CycleProducer:
     def write(self, rows: Rows, ends: Mapping[Partition, int]) -> dict[Partition, list[SealedBatch]]:
         """Many records, without an object for each, as outputs of one cycle; all have the time of now.
 
+        They are compressed when they are sent: beside the computing of the next cycle.
+
         ends  of each partition, in the order of the rows, the row behind its last
 
         In any thread, before the producer is started, too. Raises InputError when a record is above MAX_RECORD_BYTES.
@@ -152,7 +155,6 @@ class CycleProducer:
             int(time.time() * 1000),
             to=ends,
             transactional=self.transactional_id is not None,
-            compression=self._settings["compression_type"],
         )
 
     async def commit_cycle(
@@ -174,7 +176,7 @@ class CycleProducer:
         out. An abort may take END_SECONDS more.
         """
         producer = self._usable()
-        batches = self._encode_all(producer, outputs)
+        batches = await self._encode_all(producer, outputs)
         if not batches and not offsets:
             return {}
         if self.transactional_id is not None:
@@ -186,7 +188,7 @@ class CycleProducer:
     async def send_outputs(self, outputs: Mapping[Partition, Records]) -> dict[Partition, int]:
         """The first half of `commit_cycle` without transactions; what is sent can be read at once. Raises as that."""
         producer = self._usable()
-        return await self._end(self._send(producer, self._encode_all(producer, outputs)))
+        return await self._end(self._send(producer, await self._encode_all(producer, outputs)))
 
     async def commit_offsets(
         self, offsets: Mapping[Partition, int], group: str, member: Member, metadata: str = ""
@@ -223,10 +225,17 @@ class CycleProducer:
             if spent:
                 self._spent = "its last commit did not end"
 
-    def _encode_all(
+    async def _encode_all(
         self, producer: AIOKafkaProducer, outputs: Mapping[Partition, Records]
     ) -> dict[Partition, Sequence[Batch]]:
-        return {to: self._encode(producer, to, records) for to, records in outputs.items() if records}
+        batches = {to: self._encode(producer, to, records) for to, records in outputs.items() if records}
+        if (compression := self._settings["compression_type"]) is not None:
+            sealed = [batch for some in batches.values() for batch in some if isinstance(batch, SealedBatch)]
+            if sum(batch.size() for batch in sealed) > LITTLE_BYTES:
+                await asyncio.to_thread(_compress, sealed, compression)
+            else:
+                _compress(sealed, compression)
+        return batches
 
     def _encode(self, producer: AIOKafkaProducer, to: Partition, records: Records) -> Sequence[Batch]:
         if isinstance(records[0], SealedBatch):
@@ -306,6 +315,11 @@ class CycleProducer:
         if self.transactional_id is not None:
             await self._abort(producer)
         await _stop(producer)
+
+
+def _compress(batches: Iterable[SealedBatch], compression: str) -> None:
+    for batch in batches:
+        batch.compress(compression)
 
 
 def _look_again(producer: AIOKafkaProducer) -> None:

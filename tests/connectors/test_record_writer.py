@@ -1,10 +1,13 @@
 """Record batches written by the kernels are those of aiokafka's builder, byte for byte."""
 
 import gzip
+import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from aiokafka import codec
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
@@ -17,6 +20,14 @@ from headrace.connectors.spans import Spans
 NOW = 1_700_000_000_123
 CODECS = {None: 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 every_codec = pytest.mark.parametrize("compression", CODECS)
+
+
+@pytest.fixture(autouse=True)
+def fast_levels(monkeypatch):
+    """aiokafka's builder takes levels of its own choice."""
+    builder = sys.modules[DefaultRecordBatchBuilder.__module__]
+    monkeypatch.setattr(builder, "lz4_encode", partial(codec.lz4_encode, level=1))
+    monkeypatch.setattr(builder, "zstd_encode", partial(codec.zstd_encode, level=1))
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +55,14 @@ def written(rows, transactional=False, compression=None, max_bytes=900_000):
 
 def write(rows, transactional=False, compression=None, max_bytes=900_000):
     to = {("t", 3): len(rows)}
-    batches = write_batches(rows, NOW, to=to, transactional=transactional, compression=compression, max_bytes=max_bytes)
-    return batches.get(("t", 3), [])
+    batches = write_batches(rows, NOW, to=to, transactional=transactional, max_bytes=max_bytes).get(("t", 3), [])
+    compress(batches, compression)
+    return batches
+
+
+def compress(batches, compression):
+    for batch in batches if compression is not None else []:
+        batch.compress(compression)
 
 
 def some_rows(B, seed=1):
@@ -187,9 +204,8 @@ def test_batches_of_several_partitions_are_those_of_each(counts, with_headers, t
     rows, headers, to = shares(counts, large=[1] if sum(counts) > 30 else [])
     keys, values = (Spans.of([row[i] for row in rows]) for i in (0, 1))
     wire = RecordTable.of([Record(0, 0, None, None, tuple(h)) for h in headers]).headers if with_headers else None
-    told = write_batches(
-        Rows(keys, values, wire), NOW, to=to, transactional=transactional, compression=compression, max_bytes=6000
-    )
+    told = write_batches(Rows(keys, values, wire), NOW, to=to, transactional=transactional, max_bytes=6000)
+    compress([batch for batches in told.values() for batch in batches], compression)
     assert list(told) == [partition for partition, count in zip(to, counts) if count]
     first = 0
     for partition, end in to.items():
