@@ -219,6 +219,24 @@ def test_rows_are_read_back_as_they_were_written(
         assert read_by_kafka_python(kafka, output) == wanted + wanted[:3]
 
 
+@pytest.mark.parametrize("rows", [20, 5_000])
+def test_rows_are_compressed_be_they_few_or_many(kafka: str, unique: str, create_topic: Topic, rows: int) -> None:
+    output = create_topic("out")
+    column = Spans.of([b"the same again and again"] * rows)
+
+    async def cycle() -> tuple[int, int]:
+        async with producing(kafka, unique, "lz4") as p:
+            outputs = p.write(Rows(column, column), {(output, 0): rows})
+            (batch,) = outputs[output, 0]
+            size = batch.size()
+            await p.commit_cycle(outputs, {}, unique, Member(-1, ""))
+            return size, batch.size()
+
+    before, after = asyncio.run(cycle())
+    assert after < before / 4
+    assert len(committed(kafka, output)) == rows
+
+
 def test_rows_of_a_refused_cycle_are_never_seen(kafka: str, unique: str, create_topic: Topic) -> None:
     source, output = create_topic("in"), create_topic("out")
 
