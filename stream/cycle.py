@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from ..connectors.transactions import Records
 from ..errors import HeadraceError
 from .align import Aligner, Next, Partition
-from .engine import Engine, Predicted
+from .engine import Engine
 from .poison import Poisoned, process_carefully
+from .processed import Predicted
 from .slices import DeadLetter, Piece, Role
 
 

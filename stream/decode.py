@@ -78,6 +78,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.offset)
 
+    def weights(self, rows: Any) -> NDArray[np.float32]:
+        """The weights of some rows; 1 each where the batch does not tell them."""
+        return np.ones(len(self), np.float32)[rows] if self.weight is None else self.weight[rows]
+
 
 class Decoder:
     """Decodes the slices of one topic of a pipeline. Holds no state of the stream: equal slices give equal batches.

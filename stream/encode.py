@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ..connectors.record_table import headers_of
 from ..connectors.transactions import Output
 from ..errors import InputError
-from .engine import Predicted
 from .explain import NO_FEATURE
+from .processed import Predicted
 from .slices import DeadLetter, Piece, Role
 
 JOURNAL_FORMAT = 2

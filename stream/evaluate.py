@@ -14,9 +14,10 @@ from ..errors import HeadraceError, InputError
 from .align import Aligner, Partition
 from .declaration import Pipeline
 from .decode import Batch, Decoder
-from .engine import Engine, Processed
+from .engine import Engine
 from .files import batches, frame_batches
 from .poison import process_carefully
+from .processed import Processed
 from .slices import DeadLetter
 
 SHOWN_DEAD_LETTERS = 3

@@ -13,8 +13,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from .contest import say_losses
-from .engine import Engine, finite
+from .engine import Engine
 from .evaluate import evaluate_files
+from .finite import finite
 from .load import load_pipeline
 
 BASELINES = {  # of each figure: what it is called in the results, and what it means

@@ -14,9 +14,9 @@ from ..connectors.record_writer import Rows
 from ..connectors.spans import Spans
 from .decode import Batch
 from .encode import Served, check_outputs, say_classes, say_features, say_model, say_source
-from .engine import Predicted
 from .explain import NO_FEATURE, Explained
 from .number_text import LONGEST, put_float32, put_float64, put_int64
+from .processed import Predicted
 
 I64 = NDArray[np.int64]
 

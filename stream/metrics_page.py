@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CollectorRegistry, CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
-from .engine import COUNTERS
+from .counters import COUNTERS
 from .health import View
 from .stages import cpu_seconds
 from .start_over import Starts

@@ -10,7 +10,8 @@ import numpy as np
 from ..errors import HeadraceError
 from .align import BEFORE_ALL
 from .decode import Batch
-from .engine import Engine, Processed
+from .engine import Engine
+from .processed import Processed
 from .slices import DeadLetter, Piece, Record, Role
 
 REASON_CHARACTERS = 500

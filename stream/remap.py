@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SnapshotError
-from .engine import Engine, EngineState
+from .engine import Engine
+from .shared import EngineState
 from .succession import carry_models
 
 
@@ -59,7 +60,7 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
         return state, []
     anew = {
         f"aggregate/{fold.feature.name}/{array}"
-        for folds in engine.folds
+        for folds in engine.folding.folds
         for fold, *_ in folds
         for array in fold.layout()
         if before.get(fold.feature.name) != now[fold.feature.name]

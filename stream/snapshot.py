@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import SnapshotError
 from .align import Partition
 from .declaration import Pipeline
-from .engine import OPAQUE, EngineState
+from .shared import OPAQUE, EngineState
 from .signing import KEY_REMEDY
 from .slices import Role
 from .standing import BEGINNING as BEGINNING

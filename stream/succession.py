@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import COUNTER_AT, Engine, EngineState
+from .counters import COUNTER_AT
+from .engine import Engine
+from .shared import EngineState
 
 ALONE = ""  # in the place of a name
 MOVED = ("model", "opaque", "drift", "contest")  # begin the names of arrays, and then comes that of the model

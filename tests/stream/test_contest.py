@@ -37,11 +37,11 @@ from headrace.models import (
     SoftmaxRegression,
     StandardScaler,
 )
-from headrace.models.base import Configured, register
+from headrace.models.base import Configured, NotFinite, register
 from headrace.stream.check import report
 from headrace.stream.decode import Decoder
 from headrace.stream.encode import Served, encode_predictions
-from headrace.stream.engine import Engine, NotFinite
+from headrace.stream.engine import Engine
 from headrace.stream.evaluate_report import report as figures
 from headrace.stream.fast_encode import prediction_rows
 from headrace.stream.poison import process_carefully

@@ -264,7 +264,7 @@ def test_reset_puts_the_learner_at_its_beginning_and_keeps_the_scaler():
     watch = run.engine.drift
     run.feed_all(stream(4)[:100])
     before = run.shared()
-    for marks in run.engine._touched.values():
+    for marks in run.engine.shared.touched.values():
         marks[:] = 0
     watch._act()
     new = Run(pipeline()).learner()
@@ -273,7 +273,7 @@ def test_reset_puts_the_learner_at_its_beginning_and_keeps_the_scaler():
         assert not np.array_equal(before["model/1/table"], new["model/1/table"])
     for name in ("model/0/mean", "model/0/count", "metrics/sums"):
         np.testing.assert_array_equal(run.engine.arrays[name], before[name])
-    assert all(marks.all() for marks in run.engine._touched.values())  # so that a snapshot holds what changed
+    assert all(marks.all() for marks in run.engine.shared.touched.values())  # so that a snapshot holds what changed
     run.feed_all(stream(5)[:1])
 
 

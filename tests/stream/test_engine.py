@@ -27,11 +27,11 @@ from headrace import (
     numeric,
 )
 from headrace.models import FTRL, SGD, Array, Learner, LinearRegression, LogisticRegression, StandardScaler
-from headrace.models.base import Configured, register
+from headrace.models.base import Configured, NotFinite, register
 from headrace.stream.align import Aligner
 from headrace.stream.cycle import Cycle, run_cycle
 from headrace.stream.decode import Decoder
-from headrace.stream.engine import Engine, NotFinite
+from headrace.stream.engine import Engine
 from headrace.stream.slices import END_OF_STREAM, Record, Slice
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # an example runs an engine; shrinking one takes minutes

@@ -26,7 +26,7 @@ from headrace.models import (
     SoftmaxRegression,
     StandardScaler,
 )
-from headrace.stream import engine as engine_module
+from headrace.stream import deferred
 from headrace.stream.check import report
 from headrace.stream.encode import Served, encode_predictions
 from headrace.stream.explain import NO_FEATURE, Explained, heaviest
@@ -177,7 +177,7 @@ def test_explanations_do_not_depend_on_the_cuts(case, cuts, later, room):
     rows = list(clicks(2))
     whole = joined(Run(CASES[case]()).pieces(rows))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "rows_at_one_go", lambda outputs, features: room)
+        patch.setattr(deferred, "rows_at_one_go", lambda outputs, features: room)
         got = joined(Run(CASES[case]()).pieces(rows, cuts=cuts, later=later))
     assert got.feature.tobytes() == whole.feature.tobytes()
     assert got.contribution.tobytes() == whole.contribution.tobytes()

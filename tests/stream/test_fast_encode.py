@@ -13,9 +13,9 @@ from headrace.connectors.records import Record
 from headrace.connectors.spans import Spans
 from headrace.stream.decode import Batch
 from headrace.stream.encode import Served, encode_predictions
-from headrace.stream.engine import Predicted
 from headrace.stream.explain import NO_FEATURE, Explained
 from headrace.stream.fast_encode import prediction_rows
+from headrace.stream.processed import Predicted
 
 SERVED = Served("ctr", 12, 0.5)
 

@@ -15,8 +15,8 @@ from headrace.connectors.record_table import headers_of
 from headrace.models import FTRL, LogisticRegression
 from headrace.stream.decode import Batch, Decoder
 from headrace.stream.encode import Served, encode_predictions
-from headrace.stream.engine import Predicted
 from headrace.stream.fast_encode import prediction_rows
+from headrace.stream.processed import Predicted
 from headrace.stream.slices import END_OF_STREAM, Record, Slice
 
 T0 = 1_700_000_000

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from headrace import Events, Labels, Pipeline, Predictions, category, count, mean, numeric
 from headrace.errors import StreamStopped
 from headrace.models import Array, Learner
-from headrace.models.base import Configured, register
+from headrace.models.base import Configured, NotFinite, register
 from headrace.stream.align import Aligner
 from headrace.stream.cycle import Cycle, end_cycle, run_cycle
 from headrace.stream.decode import Decoder
-from headrace.stream.engine import Engine, NotFinite
+from headrace.stream.engine import Engine
 from headrace.stream.poison import Poisoned, as_they_came, process_carefully, without
 from headrace.stream.slices import Piece, Record, Slice
 

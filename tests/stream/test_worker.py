@@ -13,8 +13,8 @@ import pytest
 
 from headrace.connectors import embedded
 from headrace.connectors.store import SnapshotStore
+from headrace.stream.counters import COUNTERS
 from headrace.stream.encode import JournalRecord
-from headrace.stream.engine import COUNTERS
 from headrace.stream.snapshot import pack
 from headrace.stream.stages import STAGES
 from headrace.stream.standing import Standing
