@@ -3,12 +3,12 @@
 import json
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
-import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from engine_run import SIDE, T0, Click, Sale
+from engine_run import Run as OneRun
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -39,31 +39,13 @@ from headrace.models import (
 )
 from headrace.models.base import Configured, NotFinite, register
 from headrace.stream.check import report
-from headrace.stream.decode import Decoder
 from headrace.stream.encode import Served, encode_predictions
-from headrace.stream.engine import Engine
 from headrace.stream.evaluate_report import report as figures
 from headrace.stream.fast_encode import prediction_rows
 from headrace.stream.poison import process_carefully
-from headrace.stream.slices import Record, Slice
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # an example runs engines; shrinking one takes minutes
-T0 = 1_700_000_000  # seconds
 HOUR = 3600
-
-
-class Click(msgspec.Struct):
-    id: str
-    time: float
-    site: str
-    price: float
-    sold: bool | None = None
-
-
-class Sale(msgspec.Struct):
-    id: str
-    time: float
-    sold: bool
 
 
 @register
@@ -100,14 +82,13 @@ MODELS = {
 
 def pipeline(models=("linear", "both", "steps"), delayed=True, otherwise=None, **changes):
     """With labels on a topic of their own, or in the event. models: names, or models by name; a text: `model`."""
-    side = dict(key="id", time="time", unit="s")
-    later = Labels("sales", Sale, value="sold", within="1h", otherwise=otherwise, **side)
+    later = Labels("sales", Sale, value="sold", within="1h", otherwise=otherwise, **SIDE)
     if isinstance(models, tuple):
         models = {name: MODELS[name]() for name in models}
     made = {"model": MODELS[models]()} if isinstance(models, str) else {"models": models}
     fields = dict(
         name="contest",
-        events=Events("clicks", Click, **side),
+        events=Events("clicks", Click, **SIDE),
         labels=later if delayed else Labels(value="sold"),
         features=[
             numeric("price"), category("site"), count(by="site", over="1h", capacity=9),
@@ -119,31 +100,16 @@ def pipeline(models=("linear", "both", "steps"), delayed=True, otherwise=None, *
     return Pipeline(**(fields | changes))
 
 
-class Run:
-    """An engine with two partitions, which rows are appended to; keeps who made each prediction."""
+class Run(OneRun):
+    """An engine with two partitions, which keeps who made each prediction."""
 
     def __init__(self, declared):
-        self.engine = Engine(declared)
-        roles = ("events", "labels") if self.engine.delayed else ("events",)
-        self.decoders = {role: Decoder(declared, role) for role in roles}
-        self.ends = {(role, p): 0 for role in roles for p in (0, 1)}
+        super().__init__(declared, partitions=2)
         self.out, self.by, self.pieces = [], [], []
-        for p in (0, 1):
-            self.engine.own(p)
-
-    def batch(self, role, rows, partition=0):
-        start = self.ends[role, partition]
-        records = [Record(start + i, (T0 + 10**6) * 1000, None, json.dumps(r).encode()) for i, r in enumerate(rows)]
-        self.ends[role, partition] = start + len(rows)
-        return self.decoders[role].decode(Slice(role, partition, start, start + len(rows), records))
 
     def feed(self, role, rows, partition=0, cuts=(), later=False):
-        batch = self.batch(role, rows, partition)
-        edges = [batch.start, *(batch.start + c for c in sorted(cuts)), batch.next]
-        done = [self.engine.process(batch, a, b, later=later).predicted for a, b in pairwise(edges) if b > a]
-        if later:
-            self.engine.predict_taken()
-        for piece in done:
+        for done in self.process(role, rows, partition, cuts, later):
+            piece = done.predicted
             if piece is not None:
                 self.pieces.append(piece)
                 self.out.append(piece.out)

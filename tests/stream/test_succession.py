@@ -3,9 +3,9 @@
 import json
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 import pytest
+from engine_run import SIDE, Click, Sale
 
 from headrace import Best, Events, Labels, Pipeline, Predictions, SnapshotError, category, mean, numeric
 from headrace.models import FTRL, SGD, LogisticRegression, PageHinkley, Prior, StandardScaler
@@ -19,27 +19,13 @@ SGDS = StandardScaler() | LogisticRegression(SGD(0.01), bits=8)
 FEATURES = (numeric("price"), category("site"), mean("label", by="site", over="6h", capacity=9))
 
 
-class Click(msgspec.Struct):
-    id: str
-    time: float
-    site: str
-    price: float
-
-
-class Sale(msgspec.Struct):
-    id: str
-    time: float
-    sold: bool
-
-
 def declared(features=FEATURES, **models):
     """One model where `model` is given, else those that are given by their names."""
     serve, drift = models.pop("serve", None), models.pop("drift", None)
-    side = dict(key="id", time="time", unit="s")
     return Pipeline(
         name="clicks",
-        events=Events("clicks", Click, **side),
-        labels=Labels("sales", Sale, value="sold", within="2h", **side),
+        events=Events("clicks", Click, **SIDE),
+        labels=Labels("sales", Sale, value="sold", within="2h", **SIDE),
         features=features,
         predictions=Predictions("scores"),
         serve=serve,
