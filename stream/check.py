@@ -73,11 +73,7 @@ def _side(schema: type | None, key: str | None, time: str | None, unit: str | No
 def _label(p: Pipeline) -> Iterator[tuple[str, str]]:
     labels = p.labels
     if labels is None:
-        learns = (
-            "the model learns from the features alone"
-            if p.models is None and as_chain(p.model).unsupervised
-            else "does not learn"
-        )
+        learns = "the model learns from the features alone" if as_chain(p.model).unsupervised else "does not learn"
         yield "none", f"the pipeline predicts and {learns}"
         return
     classes = f" of {len(p.classes)} classes: {', '.join(p.classes)}" if p.classes else ""
@@ -115,12 +111,10 @@ def _feature(feature: Feature) -> str:
 
 
 def _model(p: Pipeline) -> Iterator[tuple[str, str]]:
-    for name, model in (p.models or {"": p.model}).items():
+    for name, model in p.models_by_name.items():
         if p.models is not None:
-            yield (
-                f"{name}:",
-                "" if p.serve is not None else "serves" if name == next(iter(p.models)) else "in its shadow",
-            )
+            first = "serves" if name == next(iter(p.models)) else "in its shadow"
+            yield f"{name}:", "" if p.serve is not None else first
         yield from _parts(model)
     if p.serve is not None:
         yield "serves", f"whichever was best of late: {p.serve!r}; {next(iter(p.models or ()))} at first"

@@ -19,7 +19,8 @@ from ..models.chain import summed
 from ..models.drift import watched
 from ..models.metrics import Metrics
 from .declaration import Best, Pipeline
-from .learning import Learning, Said, under
+from .learning import Learning, Said
+from .shared import under
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]

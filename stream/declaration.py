@@ -288,6 +288,11 @@ class Pipeline:
             **self._describe_models(),
         } | ({} if self.drift is None else {"drift": self.drift.config()})  # fmt: skip
 
+    @property
+    def models_by_name(self) -> Mapping[str, Any]:
+        """All models, the first of `models` first; the name of an only one is empty."""
+        return {"": self.model} if self.models is None else self.models
+
     def _describe_models(self) -> dict[str, Any]:
         if self.models is None:
             return {"model": _model(self.model)}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..models.base import Array, Rows, Spec, Truth
 from ..models.chain import Chain
 from ..models.drift import DriftDetector, watched
+from .shared import under
 
 BLOCK = 32
 
@@ -37,9 +38,9 @@ class Watch:
 
     def bind(self, state: Mapping[str, NDArray], model: Mapping[str, NDArray], touched: Mapping[str, NDArray]) -> None:
         """Work in place on arrays as `layout()` says, and on the chain's own with their marks."""
-        self.detector.bind(self.spec, _under("detector/", state), {})
+        self.detector.bind(self.spec, under("detector/", state), {})
         self._marks = state["marks"]
-        self._model, self._touched = _under(self._learner, model), _under(self._learner, touched)
+        self._model, self._touched = under(self._learner, model), under(self._learner, touched)
 
     def results(self) -> dict[str, float | int | None]:
         """How often it has acted; of the last detection, which example it was (from 0) and its event time in s."""
@@ -132,7 +133,3 @@ class Watch:
             marks[:] = 1
         learner.bind(self.spec, self._model, self._touched)  # some begin with more than fills
         learner.push()
-
-
-def _under(prefix: str, arrays: Mapping[str, NDArray]) -> dict[str, NDArray]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -29,10 +29,10 @@ from .explain import Explained
 from .finite import Looks, finite
 from .folding import Folding
 from .label_join import PartitionState, Terms
-from .learning import Learning, under
+from .learning import Learning
 from .processed import Predicted, Processed
-from .shared import EngineState, Shared
-from .slices import DeadLetter, Piece, Role
+from .shared import EngineState, Shared, under
+from .slices import DeadLetter, Piece, Role, flat, nested
 from .stopping import Stops
 
 I64 = NDArray[np.int64]
@@ -418,9 +418,6 @@ class Engine:
         """
         self._deferred.catch_up()
         self.model.pull()
-        muted: dict[Role, dict[str, int]] = {}
-        for (role, partition), offset in self._muted.items():
-            muted.setdefault(role, {})[str(partition)] = offset
         opaque = {name: part.config() for name, part in self.model.opaque().items()}
         meta = {
             "pipeline": self.pipeline.name,
@@ -429,15 +426,12 @@ class Engine:
             "categories": list(self.pipeline.categories),
             "label_groups": [self.folding.groups[g].name for g in self.folding.label_groups],
             "label_values": list(value_columns(self.pipeline, "label")),
-            "metrics": {name: finite(value) for name, value in (self.results() | self.counters()).items()},
-            "muted": muted,
+            "metrics": finite(self.results() | self.counters()),
+            "muted": nested(self._muted),
         } | ({"opaque": opaque} if opaque else {})
         if self.contest is not None:
             meta["models"] = list(self.contest.names)
-            meta["metrics_of_models"] = {
-                model: {name: finite(value) for name, value in told.items()}
-                for model, told in self.results_of_models().items()
-            }
+            meta["metrics_of_models"] = finite(self.results_of_models())
         shared = self.shared.save(self.folding.used())
         return EngineState(shared, {p: part.state() for p, part in self.partitions.items()}, meta)
 
@@ -450,8 +444,7 @@ class Engine:
         self.folding.reindex()
         self._deferred.drop()
         self.learning.put_back()
-        muted: Mapping[Role, Mapping[str, int]] = state.meta.get("muted", {})
-        self._muted = {(role, int(p)): offset for role, of in muted.items() for p, offset in of.items()}
+        self._muted = flat(state.meta.get("muted", {}))
         self.partitions = {}
         for p, arrays in state.partitions.items():
             self.load_partition(p, arrays)

@@ -68,7 +68,7 @@ def run(file: str, events: Path, labels: Path | None, json: bool) -> int:
 
         evaluation = evaluate_files(pipeline, events, labels, progress)
     if json:
-        print(jsonlib.dumps(_finite(evaluation.results)))
+        print(jsonlib.dumps(finite(evaluation.results)))
         return 0
     console = Console()
     console.print(report(evaluation.results))
@@ -114,8 +114,3 @@ def report(results: dict[str, Any]) -> Table:
             table.add_row("", "", *blanks, *row)
     table.add_row("events per second", f"{results['events_per_second']:,.0f}")
     return table
-
-
-def _finite(results: dict[str, Any]) -> dict[str, Any]:
-    """The results as JSON, which has no NaN."""
-    return {name: _finite(value) if isinstance(value, dict) else finite(value) for name, value in results.items()}

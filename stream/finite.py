@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,10 @@ class Looks:
                 )
 
 
-def finite(value: float | int | None) -> float | int | None:
-    """JSON has no NaN."""
+def finite(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results, by name or by model and name, as JSON can hold them: None in the place of what is not finite."""
+    return {name: finite(of) if isinstance(of, Mapping) else _finite(of) for name, of in results.items()}
+
+
+def _finite(value: float | int | None) -> float | int | None:
     return value if value is not None and math.isfinite(value) else None

@@ -80,6 +80,7 @@ class PartitionState:
         self.clocks: I64 = np.array([BEFORE_ALL, BEFORE_ALL, BEFORE_ALL, 0, 0], np.int64)
 
     def state(self) -> dict[str, NDArray]:
+        """Copies of all of it."""
         arrays = {"clocks": self.clocks.copy()}
         for name in ("pending", "early", "gone"):
             ring: Ring = getattr(self, name)
@@ -87,6 +88,7 @@ class PartitionState:
         return arrays
 
     def load(self, arrays: Mapping[str, NDArray]) -> None:
+        """Take over what `state` gave."""
         self.clocks[:] = arrays["clocks"]
         tick = min(self.clocks[:2]) // self.terms.tick
         self.clocks[2] = min(self.clocks[2], tick)  # the wait may have been declared anew

@@ -13,6 +13,7 @@ from ..models.base import Array, Explainer, Rows, Spec, Truth
 from ..models.chain import as_chain
 from ..models.drift import DriftDetector
 from .drift import Watch
+from .shared import under
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -204,8 +205,3 @@ def joined(said: Sequence[Said | None]) -> Said | None:
         return parts[0] if parts else None
     by = [part.by for part in parts if part.by is not None]
     return Said(np.concatenate([part.each for part in parts], axis=1), np.concatenate(by) if by else None)
-
-
-def under(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """What has this prefix, without it."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

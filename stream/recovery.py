@@ -22,8 +22,8 @@ from .engine import Engine
 from .journal import Extent, Told, cycles, extent, settled
 from .remap import carry_over
 from .rereading import Part, Rereader
-from .slices import Role
-from .snapshot import flat, unpack, unpack_left
+from .slices import Role, flat
+from .snapshot import unpack, unpack_left
 from .standing import Left, Position, Standing
 from .survey import Survey
 

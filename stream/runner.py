@@ -52,8 +52,8 @@ from .process import settle, undisturbed
 from .publisher import SnapshotPublisher, Table
 from .recovery import adopt, check_journal, replay, restore
 from .settings import Settings
-from .slices import Piece, Role, Slices
-from .snapshot import NAN_ALLOWED, libraries, nested, pack, place
+from .slices import Piece, Role, Slices, nested
+from .snapshot import NAN_ALLOWED, libraries, pack, place
 from .stages import COMPUTE_THREAD, Profile, Stages
 from .standing import Left, Position, Standing
 from .start_over import StartOver, Starts, succeeded

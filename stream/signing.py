@@ -20,8 +20,7 @@ def require_key(pipeline: Pipeline, key: bytes | None) -> None:
     Raises DeclarationError where functions or classes of the pipeline file are in the pickle: that file is a module of
     another name in each place.
     """
-    models = [pipeline.model] if pipeline.models is None else pipeline.models.values()
-    for part in (part for model in models for part in as_chain(model).opaque().values()):
+    for part in (part for model in pipeline.models_by_name.values() for part in as_chain(model).opaque().values()):
         if key is None:
             raise InputError(
                 f"pipeline {pipeline.name!r}: the state of {part!r} is a pickle, and whoever may write to Redis could "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -56,3 +56,16 @@ class DeadLetter:
     record: Record
     reason: str
     path: str = ""  # JSON path of the field, where one is to blame
+
+
+def nested(offsets: Mapping[tuple[Role, int], int]) -> dict[str, dict[str, int]]:
+    """Offsets as JSON has them: {"events": {"0": 1200}}."""
+    out: dict[str, dict[str, int]] = {}
+    for (role, number), offset in offsets.items():
+        out.setdefault(role, {})[str(number)] = offset
+    return out
+
+
+def flat(nested: Mapping[Role, Mapping[str, int]]) -> dict[tuple[Role, int], int]:
+    """What `nested` made, as it was."""
+    return {(role, int(number)): int(at) for role, of in nested.items() for number, at in of.items()}

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SnapshotError
-from .align import Partition
 from .declaration import Pipeline
 from .shared import OPAQUE, EngineState
 from .signing import KEY_REMEDY
-from .slices import Role
+from .slices import Role, flat, nested
 from .standing import BEGINNING as BEGINNING
 from .standing import Left, Standing
 from .standing import Position as Position
@@ -81,19 +80,6 @@ def unpack_left(arrays: Mapping[str, NDArray], meta: Mapping[str, Any]) -> dict[
     for (role, number), at in flat(meta.get("left", {})).items():
         offsets[number][role] = at
     return {number: Left(own, offsets[number]) for number, own in found.items()}
-
-
-def nested(offsets: Mapping[Partition, int]) -> dict[str, dict[str, int]]:
-    """Offsets as JSON has them: {"events": {"0": 1200}}."""
-    out: dict[str, dict[str, int]] = {}
-    for (role, number), offset in offsets.items():
-        out.setdefault(role, {})[str(number)] = offset
-    return out
-
-
-def flat(nested: Mapping[Role, Mapping[str, int]]) -> dict[Partition, int]:
-    """What `nested` made, as it was."""
-    return {(role, int(number)): int(at) for role, of in nested.items() for number, at in of.items()}
 
 
 def _by_number(arrays: Mapping[str, NDArray], where: str) -> dict[int, dict[str, NDArray]]:

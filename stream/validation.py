@@ -651,7 +651,7 @@ def _check_drift(p: Pipeline, spec: Spec, model_known: bool, found: Problems) ->
     elif model_known:
         with found.at("drift"):
             drift.layout(spec)
-        for model in [p.model] if p.models is None else p.models.values():
+        for model in p.models_by_name.values():
             learner = as_chain(model).learner
             if drift.action == "boost" and not learner.decays():
                 found.add(
@@ -667,7 +667,7 @@ def _check_explain(p: Pipeline, model_known: bool, found: Problems) -> None:
         return
     found.count("predictions.explain", top)
     if model_known:
-        for model in [p.model] if p.models is None else p.models.values():
+        for model in p.models_by_name.values():
             with found.at("predictions.explain"):
                 as_chain(model).explainer  # noqa: B018  refused here
 

@@ -25,8 +25,8 @@ from headrace.stream.engine import Engine
 from headrace.stream.journal import LAG_CYCLES
 from headrace.stream.poison import without
 from headrace.stream.recovery import Lost, adopt, check_journal, replay, restore
-from headrace.stream.slices import Piece, Record, Slice
-from headrace.stream.snapshot import NAN_ALLOWED, nested, pack
+from headrace.stream.slices import Piece, Record, Slice, nested
+from headrace.stream.snapshot import NAN_ALLOWED, pack
 from headrace.stream.standing import BEGINNING, Position, Standing
 
 PARTITIONS = 2
