@@ -1,10 +1,12 @@
-"""An engine that rows are appended to, as records of its topics would be; and the rows of clicks and their sales."""
+"""An engine that rows are appended to, as records of its topics would be; rows and a learner for such tests."""
 
 import json
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
+from headrace.models import Array, Configured, Learner, register
 from headrace.stream.decode import Decoder
 from headrace.stream.engine import Engine
 from headrace.stream.slices import Record, Slice
@@ -29,6 +31,29 @@ class Sale(msgspec.Struct):
     amount: float = 0.0
 
 
+@register
+@dataclass(eq=False)
+class Averages(Configured, Learner):
+    """Learns in micro-batches: a step towards the mean label of each."""
+
+    updates: str = "micro_batch"
+    batch_size: int = 7
+
+    def layout(self, spec):
+        return {"p": Array((1,), "float64", 0.5)}
+
+    def bind(self, spec, state, touched):
+        self.p = state["p"]
+
+    def predict(self, x, out):
+        out[:] = self.p[0]
+
+    def learn(self, x, truth):
+        known = truth.y[~np.isnan(truth.y)]
+        if len(known):
+            self.p += 0.1 * (known.mean() - self.p)
+
+
 class Run:
     """An engine with some partitions, and where they end."""
 
@@ -41,9 +66,10 @@ class Run:
             self.engine.own(p)
 
     def batch(self, role, rows, partition=0):
-        """Rows as the next slice of a partition."""
+        """Rows, or the bytes of records, as the next slice of a partition."""
         start, now = self.ends[role, partition], (T0 + 10**6) * 1000
-        records = [Record(start + i, now, None, json.dumps(row).encode()) for i, row in enumerate(rows)]
+        values = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+        records = [Record(start + i, now, None, value) for i, value in enumerate(values)]
         return self.decoders[role].decode(Slice(role, partition, start, start + len(records), records))
 
     def process(self, role, rows, partition=0, cuts=(), later=False):

@@ -1,20 +1,15 @@
 """What learners are given wrongly in a stream: each is a clear error, or is counted and left out."""
 
-import json
-
 import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from engine_run import SIDE, T0
+from engine_run import Run as OneRun
 from river import linear_model
 
 from headrace import DeclarationError, Events, Labels, Pipeline, Predictions, numeric
 from headrace.models import LogisticRegression, Prior, River, RunningMean, SoftmaxRegression, StandardScaler
-from headrace.stream.decode import Decoder
-from headrace.stream.engine import Engine
-from headrace.stream.slices import Record, Slice
-
-T0 = 1_700_000_000
 
 
 class Visit(msgspec.Struct):
@@ -35,11 +30,10 @@ class Sale(msgspec.Struct):
 
 
 def declare(value, model, delayed, **labels):
-    side = dict(key="id", time="time", unit="s")
     where = ("sales", Sale) if delayed else ()
-    more = dict(within="1h", **side) if delayed else {}
+    more = dict(within="1h", **SIDE) if delayed else {}
     return Pipeline(
-        name="odd", events=Events("visits", Visit, **side), labels=Labels(*where, value=value, **more, **labels),
+        name="odd", events=Events("visits", Visit, **SIDE), labels=Labels(*where, value=value, **more, **labels),
         features=[numeric("price"), numeric(pl.col("price").log(), name="log"), numeric(pl.col("price") * 1e38, name="great")],
         model=model, predictions=Predictions("scores"),
     )  # fmt: skip
@@ -53,19 +47,9 @@ TASKS = {
 }
 
 
-class Run:
-    def __init__(self, pipeline):
-        self.engine, self.pipeline = Engine(pipeline), pipeline
-        self.engine.own(0)
-
+class Run(OneRun):
     def feed(self, role, rows):
-        records = [Record(i, (T0 + 10**6) * 1000, None, json.dumps(row).encode()) for i, row in enumerate(rows)]
-        batch = Decoder(self.pipeline, role).decode(Slice(role, 0, 0, len(records), records))
-        return self.engine.process(batch, 0, len(records))
-
-    def counts(self, *names):
-        counters = self.engine.counters()
-        return tuple(counters[name] for name in names)
+        return self.process(role, rows)[0]
 
 
 def row(i, **more):
@@ -112,15 +96,7 @@ def test_infinite_features_are_missing_and_counted(delayed, model):
     assert np.isfinite(out).all()
     hidden = plain.pipeline.features
     assert [feature.name for feature in hidden] == ["price", "log", "great"]
-    batch = Decoder(plain.pipeline, "events").decode(
-        Slice(
-            "events",
-            0,
-            0,
-            4,
-            [Record(i, (T0 + 10**6) * 1000, None, json.dumps(r).encode()) for i, r in enumerate(rows)],
-        )
-    )
+    batch = plain.batch("events", rows)
     assert np.isinf(batch.numeric).sum() == 2
     batch.numeric[np.isinf(batch.numeric)] = np.nan
     expected = plain.engine.process(batch, 0, 4).predicted.out
@@ -139,8 +115,7 @@ def test_infinite_features_are_missing_and_counted(delayed, model):
 def test_infinite_features_are_counted_once_wherever_a_try_is_undone():
     run = Run(declare("sold", Prior(), False, task="binary"))
     undo = run.engine.undo_point()
-    records = [Record(0, (T0 + 10**6) * 1000, None, json.dumps(row(0, price=0.0)).encode())]
-    batch = Decoder(run.pipeline, "events").decode(Slice("events", 0, 0, 1, records))
+    batch = run.batch("events", [row(0, price=0.0)])
     for _ in range(3):
         run.engine.process(batch, 0, 1)
         undo()

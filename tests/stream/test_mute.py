@@ -1,44 +1,21 @@
 """An engine that is muted up to some offsets: everything goes on there, and nothing is learned."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pytest
-from engine_run import BEYOND, SIDE, T0, Click, Sale, assert_same
+from engine_run import BEYOND, SIDE, T0, Averages, Click, Sale, assert_same
 from engine_run import Run as OneRun
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from headrace import Events, Labels, Pipeline, Predictions, category, count, ewm, last, mean, numeric
-from headrace.models import FTRL, Array, Configured, Learner, LogisticRegression, StandardScaler, register
+from headrace.models import FTRL, LogisticRegression, StandardScaler
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # an example runs an engine; shrinking one takes minutes
 
 GOES_ON = {"counters", "bad", "bad_at", "metrics/sums", "metrics/positives", "metrics/negatives"}
-
-
-@register
-@dataclass(eq=False)
-class Averages(Configured, Learner):
-    """Learns in micro-batches: a step towards the mean label of each."""
-
-    updates: str = "micro_batch"
-    batch_size: int = 7
-
-    def layout(self, spec):
-        return {"p": Array((1,), "float64", 0.5)}
-
-    def bind(self, spec, state, touched):
-        self.p = state["p"]
-
-    def predict(self, x, out):
-        out[:] = self.p[0]
-
-    def learn(self, x, truth):
-        known = truth.y[~np.isnan(truth.y)]
-        if len(known):
-            self.p += 0.1 * (known.mean() - self.p)
 
 
 MODELS = {

@@ -14,6 +14,8 @@ import numpy as np
 import polars as pl
 import pytest
 import redis
+from engine_run import SIDE, T0
+from engine_run import Run as OneRun
 from object_state import state_of
 from river import anomaly, forest, linear_model, naive_bayes, preprocessing
 
@@ -31,18 +33,15 @@ from headrace import (
 from headrace.connectors.store import SnapshotStore
 from headrace.models import ADWIN, LogisticRegression, River, StandardScaler
 from headrace.stream.check import report
-from headrace.stream.decode import Decoder
 from headrace.stream.engine import Engine
 from headrace.stream.load import load_pipeline
 from headrace.stream.poison import process_carefully
 from headrace.stream.remap import carry_over
 from headrace.stream.settings import Settings, hmac_key
 from headrace.stream.signing import require_key
-from headrace.stream.slices import Record, Slice
 from headrace.stream.snapshot import NAN_ALLOWED, pack, unpack
 from headrace.stream.standing import Position, Standing
 
-T0 = 1_700_000_000  # seconds
 KEY = b"a secret of some length"
 TEXT_KEY = KEY.decode()
 NAMES = ("price", "height")
@@ -68,12 +67,11 @@ def scaled_logistic():
 
 
 def declare(river, labels="later", name="visits", **changes):
-    side = dict(key="id", time="time", unit="s")
     parts = dict(
         name=name,
-        events=Events("visits", Visit, **side),
+        events=Events("visits", Visit, **SIDE),
         labels={
-            "later": Labels("sales", Sale, value="sold", within="1h", **side),
+            "later": Labels("sales", Sale, value="sold", within="1h", **SIDE),
             "at once": Labels(value="sold"),
             "none": None,
         }[labels],
@@ -97,28 +95,13 @@ def sale(visit, after=10.0):
     return {"id": visit["id"], "time": visit["time"] + after, "sold": visit["sold"]}
 
 
-class Run:
-    """An engine with one partition, fed with rows."""
-
-    def __init__(self, pipeline):
-        self.pipeline, self.engine, self.ends = pipeline, Engine(pipeline), {"events": 0, "labels": 0}
-        self.engine.own(0)
-        self.decoders = {role: Decoder(pipeline, role) for role in ("events", "labels")[: 1 + self.engine.delayed]}
-
-    def batch(self, role, rows):
-        start = self.ends[role]
-        records = [
-            Record(start + i, (T0 + 10**6) * 1000, None, row if isinstance(row, bytes) else json.dumps(row).encode())
-            for i, row in enumerate(rows)
-        ]
-        self.ends[role] += len(records)
-        return self.decoders[role].decode(Slice(role, 0, start, self.ends[role], records))
+class Run(OneRun):
+    """An engine with one partition, whose cycles end with each slice."""
 
     def feed(self, role, rows):
-        batch = self.batch(role, rows)
-        done = self.engine.process(batch, batch.start, batch.next)
+        out = super().feed(role, rows)
         self.engine.end_cycle()
-        return None if done.predicted is None else done.predicted.out[:, 0]
+        return out
 
     @property
     def river(self):
@@ -230,8 +213,8 @@ def test_state_goes_on_bit_for_bit_in_another_engine_and_undo_takes_back_what_wa
     for _ in range(2):
         runs[2].feed("events", visits(9, 100, 500))
         undo()
-        runs[2].ends["events"] = 150
-    runs[1].ends["events"] = 150
+        runs[2].ends["events", 0] = 150
+    runs[1].ends["events", 0] = 150
     outs = [run.feed("events", more).tobytes() for run in runs]
     assert outs[0] == outs[1] == outs[2]
     assert state_of(runs[0].river) == state_of(runs[1].river) == state_of(runs[2].river)
@@ -289,7 +272,7 @@ def test_features_may_change_and_river_goes_on():
     other.engine.load(state)
     weights = dict(run.river["LogisticRegression"].weights)
     assert dict(other.river["LogisticRegression"].weights) == weights and weights.keys() == {"price", "height"}
-    other.ends["events"] = 50
+    other.ends["events", 0] = 50
     other.feed("events", visits(11, 20, 50))
     assert other.river["LogisticRegression"].weights.keys() == {"price", "height", "double"}
 
