@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from engine_run import assert_same
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -147,16 +148,6 @@ def in_turn(rows):
     return runs
 
 
-def assert_same_state(a, b):
-    one, two = a.engine.state(), b.engine.state()
-    for name, array in one.shared.items():
-        np.testing.assert_array_equal(array, two.shared[name], name)
-    assert one.partitions.keys() == two.partitions.keys()
-    for p, arrays in one.partitions.items():
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(array, two.partitions[p][name], name)
-
-
 # --- test, then train
 
 
@@ -288,6 +279,15 @@ def test_label_in_another_partition_than_its_event_is_counted_apart_and_stops_wh
     assert "partition" in run.engine.stop_reason and "clicks and sales" in run.engine.stop_reason
 
 
+def test_late_label_is_not_misplaced_though_its_key_waits_in_another_partition():
+    run = Run(delayed(), partitions=2)
+    run.feed("events", [click(1, 0), click(2, 70)], partition=0)
+    run.feed("labels", [sale("x", 70)], partition=0)  # the wait of 1 is over
+    run.feed("events", [click(1, 70)], partition=1)
+    run.feed("labels", [sale(1, 71)], partition=0)
+    assert run.counts("late", "misplaced", "labels") == (1, 0, 2)
+
+
 # --- cuts and state
 
 
@@ -306,7 +306,7 @@ def test_nothing_depends_on_where_slices_and_pieces_are_cut(seed, cut_seed, othe
             at = int(rng.integers(0, len(rows) + 1))
             got += [cut.feed(role, part) for part in (rows[:at], rows[at:])]
     np.testing.assert_array_equal(np.concatenate(got), np.concatenate(expected))
-    assert_same_state(whole, cut)
+    assert_same(whole, cut)
     assert whole.engine.counters()["joined"] > 50
 
 
@@ -342,7 +342,7 @@ def test_pieces_of_several_partitions_predicted_at_one_go_give_what_each_gives_a
             alone.engine.end_cycle()
     together.engine.end_cycle()
     np.testing.assert_array_equal(np.concatenate(got), np.concatenate(expected))
-    assert_same_state(together, alone)
+    assert_same(together, alone)
     assert together.engine.counters() == alone.engine.counters()
     assert alone.engine.counters()["joined"] > 100
 
@@ -361,7 +361,7 @@ def test_an_engine_that_loads_a_state_goes_on_as_the_one_that_gave_it(seed, at):
     two.ends = dict(one.ends)
     for role, rows in runs[stop:]:
         np.testing.assert_array_equal(one.feed(role, rows), two.feed(role, rows))
-    assert_same_state(one, two)
+    assert_same(one, two)
 
 
 @settings(max_examples=5, deadline=None, phases=UNSHRUNK)
@@ -375,7 +375,7 @@ def test_partition_that_goes_and_comes_back_is_as_if_it_had_stayed(seed, at, oth
         if i == gone:
             two.engine.load_partition(0, two.engine.disown(0))
         np.testing.assert_array_equal(one.feed(role, rows), two.feed(role, rows))
-    assert_same_state(one, two)
+    assert_same(one, two)
 
 
 def test_state_of_a_partition_that_goes_is_bit_for_bit_what_comes_back():
@@ -604,7 +604,7 @@ def test_stream_ends_at_the_first_record_at_which_too_many_are_bad_wherever_it_i
         assert [letter.record.offset for letter in dead] == [i for i in range(due + 1) if i % 4]
         assert "501 of the last 1,000 records were bad, 50%" in run.engine.stop_reason
         assert f"clicks[0]@{due}:" in run.engine.stop_reason
-        assert_same_state(run, whole)
+        assert_same(run, whole)
 
 
 def test_cycle_ends_where_the_stream_has_to_stop_and_a_replay_of_its_pieces_gets_there():
@@ -620,7 +620,7 @@ def test_cycle_ends_where_the_stream_has_to_stop_and_a_replay_of_its_pieces_gets
     for batch, piece in zip(batches, cycle.pieces):
         replayed.engine.process(batch, piece.start, piece.next)
     assert replayed.engine.stop_reason == run.engine.stop_reason
-    assert_same_state(run, replayed)
+    assert_same(run, replayed)
     replayed.engine.forgive()
     done = replayed.engine.process(batches[1], cycle.pieces[-1].next, batches[1].next)
     assert (replayed.engine.stop_reason, len(done.dead)) == (None, 299)
