@@ -102,7 +102,11 @@ class Columns:
             self._label = labels.value_expr
             self._label_fields = sorted(fields_of(self._label))
             self._label_floats = {name for name in self._label_fields if self.types[name] == pl.Float64}
-            self._classes = {name: float(i) for i, name in enumerate(pipeline.classes)}
+            self._classes = pipeline.classes
+            hashes = np.empty((len(self._classes), 1), np.uint64)
+            hash_spans(Spans.of_texts(self._classes), (0,), hashes, 0)
+            self._class_of = np.argsort(hashes[:, 0])
+            self._class_hashes = hashes[self._class_of, 0]
             self._binary = pipeline.task == "binary"
             is_text = self._dtype(self._label) == pl.String
             self._label_source = self._hashed(self._label) if is_text else self._number(self._label)
@@ -170,7 +174,7 @@ class Columns:
             "groups": self._hash_all(got, self._groups, rows),
             "values": values,
             "key_hash": key_hash,
-            "y": self._labels(got) if self._label is not None else np.full(rows, np.nan, np.float32),
+            "y": self._labels(got, rows) if self._label is not None else np.full(rows, np.nan, np.float32),
         }
         if self._label is not None and self._weight_source is not None:
             weight = got.floats(self._weight_source)
@@ -214,11 +218,14 @@ class Columns:
                 done.append(nulls)
         return done, poison
 
-    def _labels(self, got: _Values) -> NDArray[np.float32]:
+    def _labels(self, got: _Values, rows: int) -> NDArray[np.float32]:
         """The label of each row: NaN where there is none, infinite where there is one that cannot be used."""
         if self._label_source.is_text:
-            texts = got.texts(self._label_source)
-            y = np.array([np.nan if v is None else self._classes.get(v, np.inf) for v in texts], np.float32)
+            hashes = np.empty((rows, 1), np.uint64)
+            got.hash(self._label_source, (0,), hashes, 0)
+            at = self._class_hashes.searchsorted(hashes[:, 0]) % len(self._class_hashes)
+            y = np.where(self._class_hashes[at] == hashes[:, 0], self._class_of[at], np.inf).astype(np.float32)
+            y[hashes[:, 0] == 0] = np.nan
         else:
             with np.errstate(over="ignore"):
                 y = got.floats(self._label_source).astype(np.float32)
@@ -285,10 +292,6 @@ class _Values:
         if source.field:
             return self.fields[source.field].floats()
         return self.outputs[source.output].to_numpy()
-
-    def texts(self, source: _Source) -> list[str | None]:
-        """The values of a source of text."""
-        return [None if text is None else text.decode() for text in self._spans(source)]
 
     def _spans(self, source: _Source) -> Spans:
         if source.field:

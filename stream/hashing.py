@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import cast
 
 import numpy as np
 from numba import njit, uint64
@@ -36,48 +35,11 @@ def _mix(x):
 
 
 @njit(cache=True, nogil=True)
-def _murmur(data, start, stop, seed):
-    """MurmurHash64A of data[start:stop], little endian."""
-    n = stop - start
-    h = uint64(seed) ^ (uint64(n) * _M)
-    words = n // 8
-    for w in range(words):
-        k = uint64(0)
-        at = start + 8 * w
-        for b in range(8):
-            k |= uint64(data[at + b]) << uint64(8 * b)
-        k *= _M
-        k ^= k >> _R
-        k *= _M
-        h = (h ^ k) * _M
-    rest = n - 8 * words
-    if rest:
-        k = uint64(0)
-        for b in range(rest):
-            k |= uint64(data[start + 8 * words + b]) << uint64(8 * b)
-        h = (h ^ k) * _M
-    h ^= h >> _R
-    h *= _M
-    return h ^ (h >> _R)
-
-
-@njit(cache=True, nogil=True)
-def _hash_texts(data, ends, valid, seed, out, s):
-    """Hash B strings that lie one after another in data into column s of out; null stays 0, a hash is never 0."""
-    start = np.int64(0)
-    for i in range(ends.shape[0]):
-        stop = ends[i]
-        if valid[i]:
-            h = _murmur(data, start, stop, seed)
-            out[i, s] = h if h != uint64(0) else uint64(1)
-        else:
-            out[i, s] = uint64(0)
-        start = stop
-
-
-@njit(cache=True, nogil=True)
 def _hash_spans(base, start, size, seeds, out, column):
-    """_murmur of B strings where they lie from the address base on, under each of S seeds; 0 where the size is < 0."""
+    """MurmurHash64A of B strings where they lie from the address base on, under each of S seeds.
+
+    A hash is never 0: that is of a string whose size is < 0.
+    """
     for i in range(start.shape[0]):
         n = size[i]
         for s in range(seeds.shape[0]):
@@ -131,29 +93,13 @@ def _combine(hashes, seed, out, c):
 
 def name_seed(name: str) -> int:
     """The seed that makes equal values of two features differ."""
-    data = np.frombuffer(name.encode(), np.uint8)
-    return int(_murmur(data, 0, len(data), np.uint64(0)))
-
-
-def hash_texts(values: Sequence[str | None], seeds: Sequence[int], out: U64, column: int) -> None:
-    """Hash B strings under each seed into the columns of out from `column` on; 0 where a value is None."""
-    known = np.ones(len(values), np.bool_)
-    if None in values:
-        known = np.array([v is not None for v in values], np.bool_)
-        values = ["" if v is None else v for v in values]
-    text = "".join(cast(Sequence[str], values))
-    data = text.encode()
-    if len(data) == len(text):
-        sizes = np.fromiter(map(len, cast(Sequence[str], values)), np.int64, len(values))
-    else:
-        sizes = np.fromiter((len(v.encode()) for v in cast(Sequence[str], values)), np.int64, len(values))
-    ends = np.cumsum(sizes)
-    for s, seed in enumerate(seeds):
-        _hash_texts(np.frombuffer(data, np.uint8), ends, known, np.uint64(seed), out, column + s)
+    out = np.empty((1, 1), np.uint64)
+    hash_spans(Spans.of_texts([name]), (0,), out, 0)
+    return int(out[0, 0])
 
 
 def hash_spans(texts: Spans, seeds: Sequence[int], out: U64, column: int) -> None:
-    """As hash_texts, of B texts in UTF-8 where they lie; 0 where there is none."""
+    """Hash B texts in UTF-8 under each seed into the columns of out from `column` on; 0 where there is none."""
     start, size = np.ascontiguousarray(texts.start), np.ascontiguousarray(texts.size)
     _hash_spans(texts.data.ctypes.data, start, size, _array_of(tuple(seeds)), out, column)
 
@@ -173,7 +119,6 @@ def hash_words(values: NDArray, known: NDArray[np.bool_], seeds: Sequence[int], 
 def warm_up() -> None:
     """Compile the kernels of this file."""
     out = np.empty((1, 2), np.uint64)
-    hash_texts(["a"], (0,), out, 0)
     hash_spans(Spans.of([b"a"]), (0,), out, 0)
     hash_words(np.zeros(1), np.ones(1, np.bool_), (0,), out, 0)
     combine(out, 0, out, 1)

@@ -5,13 +5,29 @@ import random
 import numpy as np
 
 from headrace.connectors.spans import Spans
-from headrace.stream.hashing import KEY_SEEDS, hash_spans, hash_texts
+from headrace.stream.hashing import KEY_SEEDS, hash_spans
+
+M, WORD = 0xC6A4A7935BD1E995, 2**64 - 1
+
+
+def murmur(data, seed):
+    """MurmurHash64A of bytes, in plain Python."""
+    h = seed ^ len(data) * M & WORD
+    whole = len(data) // 8 * 8
+    for at in range(0, whole, 8):
+        k = int.from_bytes(data[at : at + 8], "little") * M & WORD
+        h = (h ^ (k ^ k >> 47) * M & WORD) * M & WORD
+    if rest := data[whole:]:
+        h = (h ^ int.from_bytes(rest, "little")) * M & WORD
+    h = (h ^ h >> 47) * M & WORD
+    return h ^ h >> 47
 
 
 def both(texts, seeds=KEY_SEEDS):
-    """The hashes of texts as Python has them, and of their bytes where they lie."""
+    """The hashes of texts by hand, and those of their bytes where they lie."""
     one, other = np.zeros((2, len(texts), len(seeds) + 1), np.uint64)
-    hash_texts(texts, seeds, one, 1)
+    for row, text in zip(one, texts, strict=True):
+        row[1:] = [0 if text is None else murmur(text.encode(), seed) for seed in seeds]
     hash_spans(Spans.of([None if t is None else t.encode() for t in texts]), seeds, other, 1)
     return one, other
 
