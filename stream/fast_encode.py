@@ -48,12 +48,12 @@ def prediction_rows(
     told = []  # the columns of each part
     parts, row, ends = [], 0, {}
     names = say_classes(served.classes) or [b""]  # what stands before each number of a prediction
-    said = [_OPEN, _THEN, _CLOSE, *names]
     explained = [piece.explained for pieces in predicted.values() for piece in pieces]
     why = [one for one in explained if one is not None]
     features = [_EXPLAIN, *say_features(served.features)] if why else []  # and what stands before each contribution
-    said += features
-    size = sum(map(len, said))
+    said = [_OPEN, _THEN, _CLOSE, *names, *features]
+    begins = np.cumsum([len(text) for text in said])[2:]  # of names and features in it, and the end
+    size = int(begins[-1])
     models: dict[int, tuple[int, int]] = {}  # where in it that stands which is said of a model, and its size
     longest = 0  # of what is said of a source
     with_headers = any(piece.batch.headers is not None for pieces in predicted.values() for piece in pieces)
@@ -79,9 +79,12 @@ def prediction_rows(
         return Rows(Spans.none(0), Spans.none(0)), ends
     out = np.concatenate([piece.out for pieces in predicted.values() for piece in pieces], dtype=np.float32)
     check_outputs(out, served.classes)
-    longest += max(length for _, length in models.values())
     reasons = Explained(*map(np.concatenate, zip(*why, strict=True))) if why else Explained.blank(row, 0)
-    return _written(told, parts, out, reasons, said, len(names), len(features), longest, row), ends
+    bounds, of_features = begins[: len(names) + 1], begins[len(names) :]
+    most = int(bounds[-1]) + longest + max(length for _, length in models.values()) + (2 + len(names)) * LONGEST
+    if why:
+        most += 2 + _EXPLAIN_SIZE + reasons.feature.shape[1] * (2 + max(map(len, features)) + LONGEST)
+    return _written(told, parts, out, reasons, said, bounds, of_features, most, row), ends
 
 
 def _runs(predicted: Sequence[Predicted]) -> Iterator[tuple[Batch, int, int, int]]:
@@ -124,12 +127,12 @@ def _written(
     out: NDArray[np.float32],
     explained: Explained,
     said: list[bytes],
-    numbers: int,
-    reasons: int,
-    longest: int,
+    bounds: I64,
+    of_features: I64,
+    most: int,
     rows: int,
 ) -> Rows:
-    """The rows of all parts, in a buffer of their own."""
+    """The rows of all parts, in a buffer of their own; most: bytes of a row beside its strings."""
     columns = np.concatenate([part for column in zip(*told, strict=True) for part in column], dtype=np.int64)
     if len(explained.feature) != rows:
         raise ValueError(f"{rows} rows with {len(explained.feature)} explanations")
@@ -137,15 +140,6 @@ def _written(
         raise ValueError(f"{rows} rows with {len(out)} predictions, and {len(columns)} of {len(told[0])} things each")
     columns = columns.reshape(len(told[0]), rows)
     texts = np.frombuffer(bytearray(b"".join([*said, bytes(PADDING)])), np.uint8)
-    last = 3 + numbers + reasons
-    fixed, names, features = (
-        list(map(len, part)) for part in (said[:3], said[3 : 3 + numbers], said[3 + numbers : last])
-    )
-    bounds = np.cumsum([sum(fixed), *names])
-    of_features = np.cumsum([bounds[-1], *features])
-    most = int(bounds[-1]) + longest + (2 + numbers) * LONGEST
-    if reasons:
-        most += 2 + _EXPLAIN_SIZE + explained.feature.shape[1] * (2 + max(features) + LONGEST)
     data, places = padded(_room(columns, most)), np.empty((4, rows), np.int64)
     _write(
         columns, out, *explained, np.array(parts, np.int64), address_of(texts), bounds, of_features, address_of(data),
