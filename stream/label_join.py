@@ -141,19 +141,17 @@ class PartitionState:
             self._count("duplicates", len(at) - self.early.append(new))
 
     def early_matches(self, batch: Batch, lo: int, hi: int) -> set[int]:
-        """Rows of the batch whose label is here already; the first of each label."""
+        """Rows of the batch whose label is here already, or was."""
         if not len(self.early):
             return set()
-        found = self.early.find(batch.key_hash[lo:hi])
-        rows = np.flatnonzero(found >= 0)
-        return set((lo + rows[np.unique(found[rows], return_index=True)[1]]).tolist())
+        return set((lo + np.flatnonzero(self.early.find(batch.key_hash[lo:hi]) >= 0)).tolist())
 
     def settle_early(self, batch: Batch, row: int) -> Met | None:
         """An event has come whose label was here before it, and its prediction waits in pending."""
         key = batch.key_hash[row : row + 1]
         _, labels = self.early.claim(key)
         if not len(labels):
-            return None  # its wait ended at a tick just now
+            return None  # its wait ended at a tick just now, or an event before this one has it
         _, rows = self.pending.claim(key)
         if not len(rows):
             self._count("duplicates", 1)
