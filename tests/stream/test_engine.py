@@ -788,3 +788,12 @@ class Seen(msgspec.Struct):
     time: float
     site: str
     sold: bool
+
+
+def test_all_of_a_loaded_model_is_marked_as_changed():
+    run, other = Run(delayed()), Run(delayed())
+    tables = other.engine.model_tables()
+    for _, marks in tables.values():
+        marks[:] = 0  # as who copies them does
+    other.engine.load(run.engine.state())
+    assert tables and all(marks.all() for _, marks in tables.values())
