@@ -21,9 +21,10 @@ setup: .venv/installed-dev
 demo: .venv/installed-demo
 	@$(BIN)/headrace demo
 
+# Two processes, for half of the tests wait rather than compute; each has servers of its own, and a file stays in one
 test: lint
 	@echo "==> tests (a real Kafka and a real Redis start by themselves)"
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # mypy reads the packages through the links in src/headrace; [tool.mypy] in pyproject.toml names what it checks
 lint: .venv/installed-dev

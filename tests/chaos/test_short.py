@@ -9,7 +9,7 @@ from chaos.run import endure
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 
 
-@pytest.mark.timeout(300)  # it takes a minute or two; what it waits for has bounds of its own, which say more
+@pytest.mark.timeout(600)  # it takes a minute or two; what it waits for has bounds of its own, which say more
 def test_kills_a_zombie_and_a_broker_restart_lose_nothing_and_repeat_nothing(tmp_path):
     faults = (
         Fault("kill", 0, 2.0, settled=True),

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient
 
+from headrace.connectors.embedded import free_port
 from headrace.connectors.store import Snapshot, SnapshotStore
 from headrace.connectors.topics import create_topics
 from headrace.stream.decode import Decoder
@@ -202,9 +202,7 @@ class Shop:
     def start(self, *options: str, slot: int = 0, command: Sequence[str] = (), **environment: str) -> Worker:
         """A worker of this pipeline; it is killed when the shop closes."""
         self._started += 1
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         settings = {
             "HEADRACE_BROKER": self.kafka, "HEADRACE_REDIS": self.redis_url, "HEADRACE_SLOT": str(slot),
             "HEADRACE_WEB_PORT": str(port), "PYTHONUNBUFFERED": "1",

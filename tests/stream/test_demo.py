@@ -21,7 +21,6 @@ DEMO = (sys.executable, "-c", "from headrace.stream.cli import main; main()", "d
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.mark.timeout(300)
 def test_demo_counts_add_up_and_nothing_is_left_behind(tmp_path: Path) -> None:
     here, temporary = tmp_path / "here", tmp_path / "temporary"
     here.mkdir()
