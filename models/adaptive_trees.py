@@ -9,10 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import DeclarationError
+from . import tree_explain_kernels as explaining
 from . import tree_kernels as kernels
 from .base import Array, Rows, Spec, Truth, check_number, register
 from .drift import check_whole
-from .trees import HoeffdingTreeClassifier, HoeffdingTreeRegressor, columns_of, scratch_of
+from .trees import HoeffdingTreeClassifier, HoeffdingTreeRegressor, columns_of, room_to_explain, scratch_of
 
 
 @register
@@ -72,6 +73,7 @@ class HoeffdingAdaptiveTreeClassifier(HoeffdingTreeClassifier):
         choices = choices_of(self)
         scratch, path = scratch_of(spec, tree.counts.shape[1]), np.empty((3, self.max_nodes), np.int32)
         self._adaptive = tree, adaptive, self.settings(0), choices, columns_of(spec), scratch, path
+        self._room = room_to_explain(spec, self.max_nodes, tree.counts)
         self._none = np.empty((0, spec.outputs), np.float32)
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
@@ -83,6 +85,19 @@ class HoeffdingAdaptiveTreeClassifier(HoeffdingTreeClassifier):
     def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
         after = x.numeric if learned is None else learned.numeric
         kernels.learn_adaptive(x.numeric, after, x.categories, truth.y, truth.weight, *self._adaptive, out)
+
+    def explain(self, x: Rows, out: np.ndarray) -> None:
+        tree, adaptive, settings, _, columns, scratch, _ = self._adaptive
+        parts = tree, adaptive, settings, columns, scratch, self._room
+        explaining.explain_adaptive(x.numeric, x.categories, *parts, out)
+
+    def explain_then_learn(
+        self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
+    ) -> None:
+        after = x.numeric if learned is None else learned.numeric
+        explaining.explain_then_learn_adaptive(
+            x.numeric, after, x.categories, truth.y, truth.weight, *self._adaptive, self._room, out, contributions
+        )
 
 
 @register
@@ -141,6 +156,21 @@ class HoeffdingAdaptiveTreeRegressor(HoeffdingTreeRegressor):
         kernels.learn_adaptive_values(
             x.numeric, after, x.categories, truth.y, truth.weight, tree, self._adaptive, settings, self._choices,
             columns, *self._scratch, *self._ways, out,
+        )  # fmt: skip
+
+    def explain(self, x: Rows, out: np.ndarray) -> None:
+        tree, settings, columns = self._parts
+        parts = tree, self._adaptive, settings, columns, self._room
+        explaining.explain_adaptive_values(x.numeric, x.categories, *parts, out)
+
+    def explain_then_learn(
+        self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
+    ) -> None:
+        after = x.numeric if learned is None else learned.numeric
+        tree, settings, columns = self._parts
+        explaining.explain_then_learn_adaptive_values(
+            x.numeric, after, x.categories, truth.y, truth.weight, tree, self._adaptive, settings, self._choices,
+            columns, *self._scratch, *self._ways, self._room, out, contributions,
         )  # fmt: skip
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy import ndarray
 
 from ..errors import DeclarationError
-from .base import Array, Configured, Decay, Learner, Opaque, Rows, Spec, Truth, check_number, register
+from . import average_kernels as kernels
+from .base import Array, Configured, Decay, Explainer, Link, Opaque, Rows, Spec, Truth, check_number, register
 from .chain import Chain, as_chain, summed
+
+LINKS = {"identity": kernels.IDENTITY, "logit": kernels.LOGIT, "log": kernels.LOG, "softmax": kernels.SOFTMAX}
+LARGEST = 1e30  # of a contribution
 
 
 @register
-class Average(Configured, Learner):
+class Average(Configured, Explainer):
     """The weighted mean of what several learners predict; each learns every example, as if it were alone.
 
     learners  one or more: a learner, or a chain of its own, as in Average(FTRL..., StandardScaler() | SGD...). It sees
@@ -23,8 +27,9 @@ class Average(Configured, Learner):
 
     Arrays of learner i are named "i/...". The mean is taken in float64, so the average of one learner, or of several
     equal ones, is that learner to the bit. Where some learn in micro-batches all do, and these have to be of one size.
-    The mean of probabilities of several classes sums up to 1 as they do. Raises DeclarationError for what is no
-    learner, and for weights that do not fit.
+    The mean of probabilities of several classes sums up to 1 as they do. It explains where all its learners do: the
+    same mean of what each feature changes of what they predict. Raises DeclarationError for what is no learner, and
+    for weights that do not fit.
     """
 
     def __init__(self, *learners: Any, weights: Sequence[float] | None = None) -> None:
@@ -104,6 +109,7 @@ class Average(Configured, Learner):
         for i, chain in enumerate(self.learners):
             chain.bind(spec, _under(f"{i}/", state), _under(f"{i}/", touched))
             chain.inner = True
+        self._spec = spec
         weights = np.ones(len(self.learners)) if self.weights is None else np.array(self.weights)
         self._weights, self._total = weights, float(weights.sum())
 
@@ -144,6 +150,50 @@ class Average(Configured, Learner):
         for chain, own in zip(self.learners, each, strict=True):
             chain.test_then_learn(x, truth, own, learned)
         self._average(each, out)
+
+    def check_explains(self) -> None:
+        """Raise DeclarationError where one of the learners cannot say what each feature adds."""
+        for chain in self.learners:
+            chain.explainer  # noqa: B018  refused here
+
+    def link(self, spec: Spec) -> Link:
+        """It says what adds up to the mean itself: P, or the value."""
+        return "identity"
+
+    def explain(self, x: Rows, out: ndarray) -> None:
+        """Write what each feature adds to the mean to out, float32 (B, O, N + K + 1); changes no state.
+
+        A learner whose raw score is not its prediction (log-odds, a logarithm, scores of classes) counts with what each
+        feature changes of the prediction when they are heard one after another, on average over the order of
+        declaration and its reverse; the base is then the prediction of its base.
+        """
+        self._explain(out, lambda i, own: self.learners[i].explain(x, own))
+
+    def explain_then_observe(self, x: Rows, out: ndarray, contributions: ndarray, observed: Rows | None = None) -> None:
+        """As `predict_then_observe`, with the contributions of each row as it is predicted."""
+        each = self._each(out)
+        self._explain(
+            contributions, lambda i, own: self.learners[i].predict_then_observe(x, each[i], observed, own)
+        )  # fmt: skip
+        self._average(each, out)
+
+    def explain_then_learn(
+        self, x: Rows, truth: Truth, out: ndarray, contributions: ndarray, learned: Rows | None = None
+    ) -> None:
+        """As `test_then_learn`, with the contributions of each row before it is learned."""
+        each = self._each(out)
+        self._explain(
+            contributions, lambda i, own: self.learners[i].test_then_learn(x, truth, each[i], learned, own)
+        )  # fmt: skip
+        self._average(each, out)
+
+    def _explain(self, out: ndarray, ask: Callable[[int, ndarray], None]) -> None:
+        """Write the mean of what the learners say to out; ask(i, own) writes what learner i adds to its raw scores."""
+        total, own = np.zeros(out.shape), np.empty(out.shape, np.float32)
+        for i, chain in enumerate(self.learners):
+            ask(i, own)
+            kernels.add_changes(own, LINKS[chain.explainer.link(self._spec)], float(self._weights[i]), total)
+        out[:] = np.clip(total / self._total, -LARGEST, LARGEST)
 
     def _each(self, out: ndarray) -> ndarray:
         return np.empty((len(self.learners), *out.shape), np.float32)

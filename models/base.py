@@ -253,9 +253,23 @@ class Explainer(Learner, Protocol):
         """
         raise NotImplementedError
 
+    def check_explains(self) -> None:
+        """Raise DeclarationError where it cannot explain as it is set."""
+        return
+
     def explain(self, x: Rows, out: np.ndarray) -> None:
         """Write the contributions of B rows to out, float32 (B, O, N + K + 1); pure."""
         raise NotImplementedError
+
+    def explain_then_observe(
+        self, x: Rows, out: np.ndarray, contributions: np.ndarray, observed: Rows | None = None
+    ) -> None:
+        """As `predict_then_observe`, with the contributions of each row as it is predicted."""
+        observed = x if observed is None else observed
+        for i in range(len(out)):
+            row = slice(i, i + 1)
+            self.explain(_row(x, i), contributions[row])
+            self.predict_then_observe(_row(x, i), out[row], _row(observed, i))
 
     def explain_then_learn(
         self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None

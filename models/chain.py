@@ -130,9 +130,11 @@ class Chain(Configured):
         """The learner as one that explains; raises DeclarationError where it cannot."""
         learner = self.learner
         if isinstance(learner, Explainer) and _explains_what_it_predicts(type(learner)):
+            learner.check_explains()
             return learner
         raise DeclarationError(
-            f"{learner!r} cannot say what each feature adds to a prediction; linear models, naive Bayes and trees can"
+            f"{learner!r} cannot say what each feature adds to a prediction; linear models, naive Bayes, "
+            "torch modules, forests and trees can"
         )
 
     def layout(self, spec: Spec) -> dict[str, Array]:
@@ -210,7 +212,11 @@ class Chain(Configured):
         out = self._checked_out(x, out)
         before, after = self._around(x, observed)
         if contributions is not None:
-            self.explainer.explain(before, self._checked_contributions(x, contributions))
+            contributions = self._checked_contributions(x, contributions)
+            if self._observes:
+                self.explainer.explain_then_observe(before, out, contributions, after)
+                return
+            self.explainer.explain(before, contributions)
         if self._observes:
             self._bound_learner.predict_then_observe(before, out, after)
         else:

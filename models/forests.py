@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import DeclarationError
+from . import tree_explain_kernels as explaining
 from . import tree_kernels as kernels
 from .base import Array, Rows, Spec, Truth, check_number, register
 from .drift import check_whole
-from .trees import HoeffdingTreeClassifier, HoeffdingTreeRegressor, columns_of, scratch_of
+from .trees import HoeffdingTreeClassifier, HoeffdingTreeRegressor, columns_of, room_to_explain, scratch_of
 
 
 @register
@@ -91,6 +92,7 @@ class ARFClassifier(HoeffdingTreeClassifier):
         )
         settings = self.settings(features_of(self.max_features, spec))
         self._forest = tree, forest, settings, choices, columns_of(spec), scratch_of(spec, tree.counts.shape[1])
+        self._room = room_to_explain(spec, self.max_nodes, tree.counts)
         self._none = np.empty((0, spec.outputs), np.float32)
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
@@ -103,6 +105,16 @@ class ARFClassifier(HoeffdingTreeClassifier):
         after = x.numeric if learned is None else learned.numeric
         same = after is x.numeric
         kernels.learn_forest(x.numeric, after, same, x.categories, truth.y, truth.weight, *self._forest, out)
+
+    def explain(self, x: Rows, out: np.ndarray) -> None:
+        explaining.explain_forest(x.numeric, x.categories, *self._forest, self._room, out)
+
+    def explain_then_learn(
+        self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
+    ) -> None:
+        after = x.numeric if learned is None else learned.numeric
+        rows = x.numeric, after, after is x.numeric, x.categories, truth.y, truth.weight
+        explaining.explain_then_learn_forest(*rows, *self._forest, self._room, out, contributions)
 
 
 @register
@@ -173,6 +185,7 @@ class ARFRegressor(HoeffdingTreeRegressor):
         settings = self.settings(features_of(self.max_features, spec))
         self._forest = self._parts[0], forest, settings, choices, self._parts[2]
         self._places = np.empty(len(spec.numeric) + len(spec.categories), np.int32)
+        self._room = room_to_explain(spec, self.max_nodes, self._parts[0].targets[:, :2])
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
         kernels.predict_forest_values(x.numeric, x.categories, *self._forest, out)
@@ -182,6 +195,18 @@ class ARFRegressor(HoeffdingTreeRegressor):
         kernels.learn_forest_values(
             x.numeric, after, after is x.numeric, x.categories, truth.y, truth.weight, *self._forest, *self._scratch,
             self._places, out,
+        )  # fmt: skip
+
+    def explain(self, x: Rows, out: np.ndarray) -> None:
+        explaining.explain_forest_values(x.numeric, x.categories, *self._forest, self._room, out)
+
+    def explain_then_learn(
+        self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
+    ) -> None:
+        after = x.numeric if learned is None else learned.numeric
+        explaining.explain_then_learn_forest_values(
+            x.numeric, after, after is x.numeric, x.categories, truth.y, truth.weight, *self._forest, *self._scratch,
+            self._places, self._room, out, contributions,
         )  # fmt: skip
 
 

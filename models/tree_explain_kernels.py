@@ -1,9 +1,9 @@
-"""What each feature adds to a tree's prediction, in Numba: along the path that a row takes, and at its leaf.
+"""What each feature adds to the prediction of a tree, or of several, in Numba: along a row's path, and at its leaf.
 
 How rows go down and how leaves vote is imported from tree_kernels.py; where that changes, delete `__pycache__`, for
 Numba's cache does not see it. No fastmath.
 
-Letters: B rows, N numeric columns, K categories, O outputs, C classes, M nodes.
+Letters: B rows, N numeric columns, K categories, O outputs, C classes, M nodes of a tree, A nodes of all trees.
 """
 
 from __future__ import annotations
@@ -32,32 +32,52 @@ from .tree_kernels import (
     MEAN_OR_MODEL,
     MODEL_ERROR,
     NODES,
+    NOTHING,
+    SERVES,
     SLOT,
     SQUARES,
+    VOTES,
+    Adaptive,
+    AdaptiveSettings,
     Columns,
+    Forest,
+    ForestSettings,
+    RegressionForest,
+    RegressionForestSettings,
     RegressionSettings,
     RegressionTree,
     Scratch,
     Settings,
     Tree,
     find_value,
+    judge,
+    judge_adaptive,
+    learn_adaptive,
+    learn_adaptive_values,
+    learn_forest,
+    learn_forest_values,
     learn_rows,
     learn_values,
     number_vote,
     place_of,
+    share_right,
     step_down,
+    sum_of,
     total_of,
+    value_of,
 )
 
 
 class Explaining(NamedTuple):
     """Room to explain in; nothing in it lasts."""
 
-    order: ndarray  # int32 (M,): the nodes, each behind its parent
-    sums: ndarray  # float64 (M, C): weight of each class below a node; (M, 2): weight and sum of the targets
+    order: ndarray  # int32 (M,): the nodes of a tree, each behind its parent
+    sums: ndarray  # float64 (A, C): weight of each class below a node; (A, 2): weight and sum of the targets
     terms: ndarray  # float64 (N + K + 1, C): what each column adds to the votes; last: where they start
     votes: ndarray  # float64 (C,)
     shares: ndarray  # float64 (2, C)
+    way: ndarray  # float64 (O, N + K + 1): what each column adds on the way to a node; last: the share at the root
+    whole: ndarray  # float64 (O, N + K + 1): of several leaves together, each by its weight
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -75,9 +95,9 @@ def add_up(links: ndarray, order: ndarray, sums: ndarray) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def put_in_order(links: ndarray, order: ndarray) -> int:
-    """Write the nodes that hang on the root to order (M,), each behind its parent; how many they are."""
-    order[0] = 0
+def put_in_order(root: int, links: ndarray, order: ndarray) -> int:
+    """Write the nodes that hang on a root to order (M,), each behind its parent; how many they are."""
+    order[0] = root
     many = 1
     at = 0
     while at < many:
@@ -142,8 +162,10 @@ def write_shares(votes: ndarray, known: int, shares: ndarray) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def explain_votes(node: int, tree: Tree, room: Explaining, out: ndarray) -> None:
+def explain_votes(node: int, weight: float, tree: Tree, room: Explaining, out: ndarray) -> None:
     """Add to out (O, N + K + 1) by what naive Bayes differs from the shares of a leaf, its terms in room.terms.
+
+    weight  by what all of it is multiplied
 
     Each column gets what it changes when the columns are heard one after another, on average over the order in which
     they are declared and the reverse.
@@ -160,7 +182,7 @@ def explain_votes(node: int, tree: Tree, room: Explaining, out: ndarray) -> None
             for i in range(known):
                 c = tree.classes[node, i]
                 if c >= first:
-                    out[c - first, F] += before[i] - share_of(room.sums, node, c)
+                    out[c - first, F] += weight * (before[i] - share_of(room.sums, node, c))
         for step in range(F):
             f = step if way == 0 else F - 1 - step
             for i in range(known):
@@ -169,8 +191,45 @@ def explain_votes(node: int, tree: Tree, room: Explaining, out: ndarray) -> None
             for i in range(known):
                 c = tree.classes[node, i]
                 if c >= first:
-                    out[c - first, f] += 0.5 * (after[i] - before[i])
+                    out[c - first, f] += weight * (0.5 * (after[i] - before[i]))
                 before[i] = after[i]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def count_below(root: int, tree: Tree, room: Explaining) -> int:
+    """Write the weight of each class below each node of a tree to room.sums; how many nodes room.order then has."""
+    many = put_in_order(root, tree.links, room.order)
+    order = room.order[:many]
+    for at in range(many):
+        room.sums[order[at]] = tree.counts[order[at]]
+    add_up(tree.links, order, room.sums)
+    return many
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def start_at(root: int, sums: ndarray, out: ndarray) -> None:
+    """Write to out (O, N + K + 1) what nothing has been added to: the shares of the classes at a root."""
+    F, first = out.shape[1] - 1, sums.shape[1] - out.shape[0]
+    out[:] = 0.0
+    for o in range(out.shape[0]):
+        out[o, F] = share_of(sums, root, o + first)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def go_on(
+    node: int, numeric: ndarray, categories: ndarray, tree: Tree, columns: Columns, sums: ndarray, out: ndarray
+) -> tuple[int, bool]:
+    """As `step_down`; what the share of each class changes is added to the column that is asked, or to the last."""
+    F, first = out.shape[1] - 1, sums.shape[1] - out.shape[0]
+    child, there = step_down(
+        node, numeric, categories, tree.links, tree.column, tree.threshold, tree.value, tree.weights, columns.keys,
+        columns.places,
+    )  # fmt: skip
+    place = place_of(tree.column[node], columns.keys, columns.places)
+    for o in range(out.shape[0]):
+        change = share_of(sums, child, o + first) - share_of(sums, node, o + first)
+        out[o, place if place >= 0 else F] += change
+    return child, there
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -186,30 +245,16 @@ def explain_rows(
     Source: Saabas (2014), Interpreting random forests.
     """
     F, C = numeric.shape[1] + categories.shape[1], tree.counts.shape[1]
-    first = C - out.shape[1]
-    order = room.order[:0]
-    if tree.size[NODES] > 0:
-        order = room.order[: put_in_order(tree.links, room.order)]
-        for at in range(order.shape[0]):
-            room.sums[order[at]] = tree.counts[order[at]]
-        add_up(tree.links, order, room.sums)
+    if tree.size[NODES] == 0:
+        out[:] = 0.0
+        out[:, :, F] = 1.0 / C
+        return
+    count_below(0, tree, room)
     for i in range(numeric.shape[0]):
-        out[i] = 0.0
-        for o in range(out.shape[1]):
-            out[i, o, F] = share_of(room.sums, 0, o + first) if order.shape[0] > 0 else 1.0 / C
-        if order.shape[0] == 0:
-            continue
+        start_at(0, room.sums, out[i])
         node = 0
         while tree.links[node, LEFT] != 0:
-            child, _ = step_down(
-                node, numeric[i], categories[i], tree.links, tree.column, tree.threshold, tree.value, tree.weights,
-                columns.keys, columns.places,
-            )  # fmt: skip
-            place = place_of(tree.column[node], columns.keys, columns.places)
-            for o in range(out.shape[1]):
-                change = share_of(room.sums, child, o + first) - share_of(room.sums, node, o + first)
-                out[i, o, place if place >= 0 else F] += change
-            node = child
+            node, _ = go_on(node, numeric[i], categories[i], tree, columns, room.sums, out[i])
         total = total_of(node, tree.links, tree.counts, tree.classes)
         bayes = tree.links[node, SLOT] >= 0 and (
             (settings.prediction == BAYES and total >= settings.nb_threshold)
@@ -220,7 +265,7 @@ def explain_rows(
         )
         if bayes and tree.links[node, KNOWN] > 0 and total != 0.0:
             vote_by_column(node, numeric[i], categories[i], tree, room.terms)
-            explain_votes(node, tree, room, out[i])
+            explain_votes(node, 1.0, tree, room, out[i])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -238,6 +283,149 @@ def explain_then_learn_rows(
         )  # fmt: skip
 
 
+# --- leaves that vote together: of an adaptive tree, of a forest
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def add_leaf(
+    leaf: int, node: int, what: int, weight: float, numeric: ndarray, categories: ndarray, tree: Tree, room: Explaining
+) -> None:
+    """Add to room.whole, by its weight, what explains a leaf's vote: room.way leads to the node, in whose place it is.
+
+    what   as `judge` has it, and not NOTHING
+    """
+    way, whole = room.way, room.whole
+    F, first = whole.shape[1] - 1, room.sums.shape[1] - whole.shape[0]
+    whole += weight * way
+    for o in range(whole.shape[0]):  # no feature has caused by what another leaf in the place of the node differs
+        whole[o, F] += weight * (share_of(room.sums, leaf, o + first) - share_of(room.sums, node, o + first))
+    if what == VOTES:
+        vote_by_column(leaf, numeric, categories, tree, room.terms)
+        explain_votes(leaf, weight, tree, room, whole)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def write_whole(total: float, C: int, whole: ndarray, out: ndarray) -> None:
+    """Write what leaves added, by the total of their weights, to out (O, N + K + 1); 0: all classes are as likely."""
+    if total > 0.0:
+        out[:] = whole / total
+    else:
+        out[:] = 0.0
+        out[:, out.shape[1] - 1] = 1.0 / C
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_adaptive(
+    numeric: ndarray, categories: ndarray, tree: Tree, adaptive: Adaptive, settings: Settings, columns: Columns,
+    scratch: Scratch, room: Explaining, out: ndarray,
+) -> None:  # fmt: skip
+    """As `explain_rows`, of an adaptive tree: the mean over its leaf and the alternates, weighted as they vote.
+
+    An alternate has the way to its branch in common with it; by what its shares differ from those of all that is below
+    the branch is added to the last.
+    """
+    links, C = tree.links, tree.counts.shape[1]
+    if tree.size[NODES] > 0:
+        for at in range(count_below(0, tree, room)):
+            other = adaptive.alternate[room.order[at]]
+            if other != 0:
+                room.sums[other] = tree.counts[other]
+    for i in range(numeric.shape[0]):
+        room.whole[:] = 0.0
+        total = 0.0
+        node, there = 0, True
+        if tree.size[NODES] > 0:
+            start_at(0, room.sums, room.way)
+        while tree.size[NODES] > 0:
+            branch = links[node, LEFT] != 0
+            leaf = int(adaptive.alternate[node]) if branch else node
+            if leaf != 0 or not branch:
+                what, scale = judge_adaptive(
+                    leaf, numeric[i], categories[i], tree, adaptive.errors, settings, scratch.votes, scratch.found
+                )
+                if branch and not there:
+                    scale *= 2.0  # as it votes
+                if what != NOTHING:
+                    weight = scale * sum_of(scratch.votes, links[leaf, KNOWN])
+                    total += weight
+                    add_leaf(leaf, node, what, weight, numeric[i], categories[i], tree, room)
+            if not branch:
+                break
+            node, there = go_on(node, numeric[i], categories[i], tree, columns, room.sums, room.way)
+        write_whole(total, C, room.whole, out[i])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_then_learn_adaptive(
+    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: Tree,
+    adaptive: Adaptive, settings: Settings, choices: AdaptiveSettings, columns: Columns, scratch: Scratch,
+    path: ndarray, room: Explaining, out: ndarray, contributions: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: explain before[i] to contributions[i], then as `learn_adaptive`."""
+    for i in range(numeric.shape[0]):
+        row = slice(i, i + 1)
+        explain_adaptive(
+            before[row], categories[row], tree, adaptive, settings, columns, scratch, room, contributions[row]
+        )
+        learn_adaptive(
+            before[row], numeric[row], categories[row], y[row], weight[row], tree, adaptive, settings, choices, columns,
+            scratch, path, out[row],
+        )  # fmt: skip
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_forest(
+    numeric: ndarray, categories: ndarray, tree: Tree, forest: Forest, settings: Settings, choices: ForestSettings,
+    columns: Columns, scratch: Scratch, room: Explaining, out: ndarray,
+) -> None:  # fmt: skip
+    """As `explain_rows`, of a forest: the mean over the trees that serve, weighted as they vote."""
+    links, counts, T = tree.links, tree.counts, forest.members.shape[0]
+    nodes = links.shape[0] // tree.size.shape[0]
+    for t in range(T):
+        serving = 2 * t + int(forest.members[t, SERVES])
+        if tree.size[serving, NODES] > 0:
+            count_below(serving * nodes, tree, room)
+    for i in range(numeric.shape[0]):
+        room.whole[:] = 0.0
+        total = 0.0
+        for t in range(T):
+            serving = 2 * t + int(forest.members[t, SERVES])
+            if tree.size[serving, NODES] == 0:
+                continue
+            node = serving * nodes
+            start_at(node, room.sums, room.way)
+            while links[node, LEFT] != 0:
+                node, _ = go_on(node, numeric[i], categories[i], tree, columns, room.sums, room.way)
+            what = judge(
+                node, numeric[i], categories[i], links, tree.weights, counts, tree.classes, tree.gaussians, tree.values,
+                tree.value_counts, tree.category_totals, settings, scratch.votes, scratch.found,
+            )  # fmt: skip
+            if what != NOTHING:
+                share = share_right(t, forest.scores) if choices.weighted else 1.0
+                weight = share * sum_of(scratch.votes, links[node, KNOWN])
+                total += weight
+                add_leaf(node, node, what, weight, numeric[i], categories[i], tree, room)
+        write_whole(total, counts.shape[1], room.whole, out[i])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_then_learn_forest(
+    before: ndarray, numeric: ndarray, same: bool, categories: ndarray, y: ndarray, weight: ndarray, tree: Tree,
+    forest: Forest, settings: Settings, choices: ForestSettings, columns: Columns, scratch: Scratch, room: Explaining,
+    out: ndarray, contributions: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: explain before[i] to contributions[i], then as `learn_forest`."""
+    for i in range(numeric.shape[0]):
+        row = slice(i, i + 1)
+        explain_forest(
+            before[row], categories[row], tree, forest, settings, choices, columns, scratch, room, contributions[row]
+        )
+        learn_forest(
+            before[row], numeric[row], same, categories[row], y[row], weight[row], tree, forest, settings, choices,
+            columns, scratch, out[row],
+        )  # fmt: skip
+
+
 # --- regression
 
 
@@ -246,6 +434,60 @@ def mean_of(sums: ndarray, node: int) -> float:
     """The mean of the targets below a node; 0 where there are none."""
     mean = sums[node, 1] / sums[node, 0] if sums[node, 0] > 0.0 else 0.0
     return min(max(mean, -LARGEST_VALUE), LARGEST_VALUE)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def sum_below(root: int, tree: RegressionTree, room: Explaining) -> int:
+    """Write weight and sum of the targets below each node to room.sums; how many nodes room.order then has."""
+    many = put_in_order(root, tree.links, room.order)
+    order = room.order[:many]
+    for at in range(many):
+        write_target(order[at], tree, room.sums)
+    add_up(tree.links, order, room.sums)
+    return many
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def write_target(leaf: int, tree: RegressionTree, sums: ndarray) -> None:
+    """Write weight and sum of the targets of a leaf to its row of sums (A, 2)."""
+    count, mean = tree.targets[leaf, 0], tree.targets[leaf, 1]
+    sums[leaf, 0] = count
+    sums[leaf, 1] = count * mean
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def go_on_with_value(
+    node: int, numeric: ndarray, categories: ndarray, tree: RegressionTree, columns: Columns, sums: ndarray,
+    out: ndarray,
+) -> tuple[int, bool]:  # fmt: skip
+    """As `go_on`, of what the mean changes; out (N + K + 1,)."""
+    child, there = step_down(
+        node, numeric, categories, tree.links, tree.column, tree.threshold, tree.value, tree.weights, columns.keys,
+        columns.places,
+    )  # fmt: skip
+    place = place_of(tree.column[node], columns.keys, columns.places)
+    out[place if place >= 0 else out.shape[0] - 1] += mean_of(sums, child) - mean_of(sums, node)
+    return child, there
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def add_model(
+    leaf: int, weight: float, numeric: ndarray, tree: RegressionTree, settings: RegressionSettings, sums: ndarray,
+    out: ndarray,
+) -> None:  # fmt: skip
+    """Add to out (N + K + 1,), by a weight, by what a leaf that predicts by its linear model differs from its mean."""
+    errors = tree.weights[leaf]
+    if settings.prediction == MEAN_ONLY or (
+        settings.prediction == MEAN_OR_MODEL and errors[MEAN_ERROR] < errors[MODEL_ERROR]
+    ):
+        return
+    slot = int(tree.links[leaf, SLOT])
+    out[out.shape[0] - 1] += weight * (tree.intercepts[slot] - mean_of(sums, leaf))
+    for j in range(numeric.shape[0]):
+        x = np.float64(numeric[j])
+        if x - x == 0.0:
+            part = tree.coefficients[j, slot] * min(max(x, -LARGEST), LARGEST)
+            out[j] += weight * min(max(part, -LARGEST_VALUE), LARGEST_VALUE)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -263,40 +505,16 @@ def explain_values(
     Source: Saabas (2014), Interpreting random forests.
     """
     F = numeric.shape[1] + categories.shape[1]
-    order = room.order[:0]
-    if tree.size[NODES] > 0:
-        order = room.order[: put_in_order(tree.links, room.order)]
-        for at in range(order.shape[0]):
-            count, mean = tree.targets[order[at], 0], tree.targets[order[at], 1]
-            room.sums[order[at], 0] = count
-            room.sums[order[at], 1] = count * mean
-        add_up(tree.links, order, room.sums)
+    out[:] = 0.0
+    if tree.size[NODES] == 0:
+        return
+    sum_below(0, tree, room)
     for i in range(numeric.shape[0]):
-        out[i] = 0.0
-        if order.shape[0] == 0:
-            continue
         out[i, 0, F] = mean_of(room.sums, 0)
         node = 0
         while tree.links[node, LEFT] != 0:
-            child, _ = step_down(
-                node, numeric[i], categories[i], tree.links, tree.column, tree.threshold, tree.value, tree.weights,
-                columns.keys, columns.places,
-            )  # fmt: skip
-            place = place_of(tree.column[node], columns.keys, columns.places)
-            out[i, 0, place if place >= 0 else F] += mean_of(room.sums, child) - mean_of(room.sums, node)
-            node = child
-        errors = tree.weights[node]
-        if settings.prediction == MEAN_ONLY or (
-            settings.prediction == MEAN_OR_MODEL and errors[MEAN_ERROR] < errors[MODEL_ERROR]
-        ):
-            continue
-        slot = int(tree.links[node, SLOT])
-        out[i, 0, F] += tree.intercepts[slot] - mean_of(room.sums, node)
-        for j in range(numeric.shape[1]):
-            x = np.float64(numeric[i, j])
-            if x - x == 0.0:
-                part = tree.coefficients[j, slot] * min(max(x, -LARGEST), LARGEST)
-                out[i, 0, j] += min(max(part, -LARGEST_VALUE), LARGEST_VALUE)
+            node, _ = go_on_with_value(node, numeric[i], categories[i], tree, columns, room.sums, out[i, 0])
+        add_model(node, 1.0, numeric[i], tree, settings, room.sums, out[i, 0])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -312,4 +530,135 @@ def explain_then_learn_values(
         learn_values(
             before[row], numeric[row], categories[row], y[row], weight[row], tree, settings, columns, stack, kept,
             out[row],
+        )  # fmt: skip
+
+
+# --- leaves of values together
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def add_value(
+    leaf: int, node: int, weight: float, numeric: ndarray, tree: RegressionTree, settings: RegressionSettings,
+    room: Explaining,
+) -> None:  # fmt: skip
+    """As `add_leaf`, of what a leaf predicts."""
+    whole = room.whole[0]
+    whole += weight * room.way[0]
+    whole[whole.shape[0] - 1] += weight * (mean_of(room.sums, leaf) - mean_of(room.sums, node))
+    add_model(leaf, weight, numeric, tree, settings, room.sums, whole)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def write_values(total: float, whole: ndarray, out: ndarray) -> None:
+    """Write what several leaves added, by the total of their weights, to out (1, N + K + 1)."""
+    for f in range(out.shape[1]):
+        out[0, f] = min(max(whole[0, f] / total, -LARGEST_VALUE), LARGEST_VALUE)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_adaptive_values(
+    numeric: ndarray, categories: ndarray, tree: RegressionTree, adaptive: Adaptive, settings: RegressionSettings,
+    columns: Columns, room: Explaining, out: ndarray,
+) -> None:  # fmt: skip
+    """As `explain_values`, of an adaptive tree: the mean over its leaf and the alternates, as in `explain_adaptive`."""
+    F, links = numeric.shape[1] + categories.shape[1], tree.links
+    if tree.size[NODES] == 0:
+        out[:] = 0.0
+        return
+    for at in range(sum_below(0, tree, room)):
+        other = int(adaptive.alternate[room.order[at]])
+        if other != 0:
+            write_target(other, tree, room.sums)
+    for i in range(numeric.shape[0]):
+        room.way[:] = 0.0
+        room.whole[:] = 0.0
+        room.way[0, F] = mean_of(room.sums, 0)
+        many = 0.0
+        node, there = 0, True
+        while links[node, LEFT] != 0:
+            if adaptive.alternate[node] != 0:
+                times = 1.0 if there else 2.0  # as it predicts
+                add_value(int(adaptive.alternate[node]), node, times, numeric[i], tree, settings, room)
+                many += times
+            node, there = go_on_with_value(node, numeric[i], categories[i], tree, columns, room.sums, room.way[0])
+        add_value(node, node, 1.0, numeric[i], tree, settings, room)
+        write_values(many + 1.0, room.whole, out[i])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_then_learn_adaptive_values(
+    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: RegressionTree,
+    adaptive: Adaptive, settings: RegressionSettings, choices: AdaptiveSettings, columns: Columns, stack: ndarray,
+    kept: ndarray, places: ndarray, path: ndarray, room: Explaining, out: ndarray, contributions: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: explain before[i] to contributions[i], then as `learn_adaptive_values`."""
+    for i in range(numeric.shape[0]):
+        row = slice(i, i + 1)
+        explain_adaptive_values(
+            before[row], categories[row], tree, adaptive, settings, columns, room, contributions[row]
+        )
+        learn_adaptive_values(
+            before[row], numeric[row], categories[row], y[row], weight[row], tree, adaptive, settings, choices, columns,
+            stack, kept, places, path, out[row],
+        )  # fmt: skip
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def weigh_members(values: ndarray, median: bool, weights: ndarray) -> None:
+    """Write by what each of a few numbers (T,) counts in their mean or their median; of equals the first is lowest."""
+    T = values.shape[0]
+    for t in range(T):
+        place = 0
+        for k in range(T):
+            place += values[k] < values[t] or (values[k] == values[t] and k < t)
+        weights[t] = 0.5 * ((place == (T - 1) // 2) + (place == T // 2)) if median else 1.0 / T
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_forest_values(
+    numeric: ndarray, categories: ndarray, tree: RegressionTree, forest: RegressionForest,
+    settings: RegressionSettings, choices: RegressionForestSettings, columns: Columns, room: Explaining, out: ndarray,
+) -> None:  # fmt: skip
+    """As `explain_values`, of a forest: the mean over the trees that serve, or over the one or two in the middle."""
+    F, T = numeric.shape[1] + categories.shape[1], forest.members.shape[0]
+    nodes = tree.links.shape[0] // (2 * T)
+    values, weights, summed = np.empty(T), np.empty(T), np.zeros(T, np.uint8)
+    for i in range(numeric.shape[0]):
+        for t in range(T):
+            at = 2 * t + int(forest.members[t, SERVES])
+            values[t] = value_of(numeric[i], categories[i], tree, tree.size[at], at * nodes, settings, columns)
+        weigh_members(values, choices.median, weights)
+        room.whole[:] = 0.0
+        for t in range(T):
+            at = 2 * t + int(forest.members[t, SERVES])
+            if weights[t] == 0.0 or tree.size[at, NODES] == 0:  # an empty tree predicts 0
+                continue
+            node = at * nodes
+            if not summed[t]:
+                sum_below(node, tree, room)
+                summed[t] = 1
+            room.way[:] = 0.0
+            room.way[0, F] = mean_of(room.sums, node)
+            while tree.links[node, LEFT] != 0:
+                node, _ = go_on_with_value(node, numeric[i], categories[i], tree, columns, room.sums, room.way[0])
+            add_value(node, node, weights[t], numeric[i], tree, settings, room)
+        write_values(1.0, room.whole, out[i])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_then_learn_forest_values(
+    before: ndarray, numeric: ndarray, same: bool, categories: ndarray, y: ndarray, weight: ndarray,
+    tree: RegressionTree, forest: RegressionForest, settings: RegressionSettings, choices: RegressionForestSettings,
+    columns: Columns, stack: ndarray, kept: ndarray, places: ndarray, room: Explaining, out: ndarray,
+    contributions: ndarray,
+) -> None:  # fmt: skip
+    """Row by row: explain before[i] to contributions[i], then as `learn_forest_values`."""
+    for i in range(numeric.shape[0]):
+        row = slice(i, i + 1)
+        explain_forest_values(
+            before[row], categories[row], tree, forest, settings, choices, columns, room, contributions[row]
+        )
+        learn_forest_values(
+            before[row], numeric[row], same, categories[row], y[row], weight[row], tree, forest, settings, choices,
+            columns, stack, kept, places, out[row],
         )  # fmt: skip

@@ -154,7 +154,7 @@ class HoeffdingTreeClassifier(HoeffdingTree):
         tree = kernels.Tree(*(state[name] for name in kernels.Tree._fields))
         scratch = scratch_of(spec, tree.counts.shape[1])
         self._parts = tree, self.settings(0), columns_of(spec), scratch
-        self._room = _room_to_explain(spec, self.max_nodes, tree.counts.shape[1])
+        self._room = room_to_explain(spec, self.max_nodes, tree.counts)
         self._none = np.empty((0, spec.outputs), np.float32)
 
     def settings(self, features: int) -> kernels.Settings:
@@ -300,7 +300,7 @@ class HoeffdingTreeRegressor(HoeffdingTree):
         tree = kernels.RegressionTree(*(state[name] for name in kernels.RegressionTree._fields))
         room = self.max_values
         self._parts = tree, self.settings(0), columns_of(spec)
-        self._room = _room_to_explain(spec, self.max_nodes, 2)
+        self._room = room_to_explain(spec, self.max_nodes, tree.targets[:, :2])
         self._scratch = np.empty((4 * room + 4, 2), np.int32), np.empty((room, 6))
         self._none = np.empty((0, 1), np.float32)
 
@@ -356,14 +356,17 @@ def _branches(nodes: int) -> dict[str, Array]:
     }
 
 
-def _room_to_explain(spec: Spec, nodes: int, classes: int) -> explaining.Explaining:
-    """Zeros, which cost no memory until something is explained."""
+def room_to_explain(spec: Spec, nodes: int, sums: np.ndarray) -> explaining.Explaining:
+    """Zeros, which cost no memory until something is explained: for trees of so many nodes, and with such sums."""
+    columns, classes = len(spec.numeric) + len(spec.categories) + 1, sums.shape[1]
     return explaining.Explaining(
         order=np.zeros(nodes, np.int32),
-        sums=np.zeros((nodes, classes)),
-        terms=np.zeros((len(spec.numeric) + len(spec.categories) + 1, classes)),
+        sums=np.zeros(sums.shape),
+        terms=np.zeros((columns, classes)),
         votes=np.zeros(classes),
         shares=np.zeros((2, classes)),
+        way=np.zeros((spec.outputs, columns)),
+        whole=np.zeros((spec.outputs, columns)),
     )
 
 

@@ -8,8 +8,13 @@ import pytest
 from headrace.errors import DeclarationError
 from headrace.models import (
     FTRL,
+    ARFClassifier,
+    ARFRegressor,
+    Average,
     Explainer,
     GaussianNB,
+    HoeffdingAdaptiveTreeClassifier,
+    HoeffdingAdaptiveTreeRegressor,
     HoeffdingTreeClassifier,
     HoeffdingTreeRegressor,
     LinearRegression,
@@ -23,7 +28,7 @@ from headrace.models import (
     Truth,
     as_chain,
 )
-from headrace.models.tree_kernels import DEPTH, LEFT, SLOT
+from headrace.models.tree_kernels import DEPTH, LEFT, NODES, SERVES, SLOT, WRONG
 from headrace.models.trees import key_of
 
 TREE = {"grace_period": 30, "delta": 0.1, "tau": 0.2}
@@ -120,12 +125,12 @@ def below(state, node, values):
     return values[node] if left == 0 else below(state, left, values) + below(state, left + 1, values)
 
 
-def walk(bound, x, row):
-    """The nodes that a row without missing values passes, each with the place of the column it asks; -1 at the leaf."""
+def walk(bound, x, row, node=0):
+    """The nodes below one that a row without missing values passes, with the places of what they ask; -1 at the leaf."""
     state, spec = bound.state, bound.spec
     places = {int(key_of("numeric", name)): j for j, name in enumerate(spec.numeric)}
     places |= {int(key_of("category", name)): len(spec.numeric) + k for k, name in enumerate(spec.categories)}
-    node, path = 0, []
+    path = []
     while left := int(state["0/links"][node, LEFT]):
         place = places[int(state["0/column"][node])]
         path.append((node, place))
@@ -209,6 +214,159 @@ def test_branch_on_a_feature_that_is_gone_adds_to_the_base(bind, stream):
     chain.explain(x, contributions)
     assert np.abs(contributions[:, :, [0, 3]]).max() == 0
     np.testing.assert_allclose(contributions.sum(2), out, atol=1e-6)
+
+
+# --- leaves that predict together
+
+
+def shares_below(bound, node):
+    """Shares of the classes among all that is below a node; of values, their mean."""
+    state = bound.state
+    if "0/counts" in state:
+        of = below(state, node, state["0/counts"])
+        return (of / of.sum())[-bound.spec.outputs :]
+    count = state["0/targets"][:, 0]
+    return below(state, node, count * state["0/targets"][:, 1]).reshape(1) / (below(state, node, count) or 1)
+
+
+def ways(bound, path):
+    """What explains each node of a path, the last one the leaf, were it the leaf: (nodes, O, N + K + 1)."""
+    shares = [shares_below(bound, node) for node, _ in path]
+    steps = np.zeros((len(path), bound.spec.outputs, 6))
+    steps[0, :, -1] = shares[0]
+    for at, ((_, place), here, there) in enumerate(zip(path, shares, shares[1:])):
+        steps[at + 1, :, place] += there - here
+    return steps.cumsum(0)
+
+
+def turned(bind, stream, model, more, task):
+    """A model that has learned a stream, and then `more` rows whose labels say the contrary; and rows like those."""
+    bound, labels = bind(model, task=task), {"multiclass": "classes", "regression": "value"}.get(task, task)
+    x, truth = stream(4050 + more, 0, labels)
+    x.numeric[np.isnan(x.numeric)], x.categories[x.categories == 0] = 1.0, 1
+    y = truth.y.copy()
+    y[4000:] = {"binary": 1, "multiclass": 2, "regression": 10}[task] - y[4000:]
+    first = type(stream(0))(x, Truth(y, truth.weight)).piece(0, 4000 + more)
+    bound.chain.test_then_learn(first.x, first.truth, np.empty((4000 + more, bound.spec.outputs), np.float32))
+    return bound, Rows(x.numeric[-50:], x.categories[-50:])
+
+
+ADAPTIVE = TREE | {
+    "grace_period": 200, "drift_window_threshold": 1000, "drift_delta": 0.02, "bootstrap_sampling": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [
+        (HoeffdingAdaptiveTreeClassifier(leaf_prediction="mc", **ADAPTIVE), "binary"),
+        (HoeffdingAdaptiveTreeClassifier(leaf_prediction="mc", **ADAPTIVE), "multiclass"),
+        (HoeffdingAdaptiveTreeRegressor(leaf_prediction="mean", **ADAPTIVE), "regression"),
+    ],
+)
+def test_leaf_beside_a_branch_explains_as_the_way_there_and_counts_as_it_votes(bind, stream, model, task):
+    bound, x = turned(bind, stream, model, 200, task=task)
+    got, state, beside = explained(bound, x), bound.state, 0
+    for row in range(50):
+        path = walk(bound, x, row)
+        parts, weights = [], []
+        for (node, _), way in zip(path, ways(bound, path)):
+            leaf = node if node == path[-1][0] else int(state["0/alternate"][node])
+            if leaf == 0 or (leaf != node and task != "regression" and not state["0/counts"][leaf].any()):
+                continue
+            beside += leaf != node
+            way = way.copy()
+            way[:, -1] += shares_below(bound, leaf) - shares_below(bound, node)
+            error = state["0/errors"][leaf, WRONG]
+            parts.append(way)
+            weights.append(1 / error**2 if task != "regression" and error > 0 else 1)
+        np.testing.assert_allclose(got[row], np.average(parts, axis=0, weights=weights), rtol=1e-4, atol=1e-5)
+    assert beside > 20
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_forest_explains_as_its_trees_do_and_they_count_as_they_vote(bind, stream, task, weighted):
+    model = ARFClassifier(
+        n_models=4, leaf_prediction="mc", disable_weighted_vote=not weighted, **TREE | {"max_nodes": 31}
+    )
+    bound, x = turned(bind, stream, model, 500, task=task)
+    got, state = explained(bound, x), bound.state
+    serving = 2 * np.arange(4) + state["0/members"][:, SERVES]
+    assert (state["0/size"][serving, NODES] > 3).any()
+    shares = state["0/scores"][:, 0] / state["0/scores"][:, 1] if weighted else np.ones(4)
+    assert not weighted or np.ptp(shares) > 0.01
+    for row in range(50):
+        parts = [ways(bound, walk(bound, x, row, tree * 31))[-1] for tree in serving]
+        np.testing.assert_allclose(got[row], np.average(parts, axis=0, weights=shares), atol=1e-6)
+
+
+@pytest.mark.parametrize(("n_models", "method"), [(4, "median"), (5, "median"), (1, "median"), (4, "mean")])
+def test_forest_of_values_explains_as_its_trees_in_the_middle_do_or_as_all_of_them(bind, stream, n_models, method):
+    model = ARFRegressor(
+        n_models=n_models, aggregation_method=method, leaf_prediction="mean", **TREE | {"max_nodes": 31}
+    )
+    bound, x = turned(bind, stream, model, 500, task="regression")
+    got, state = explained(bound, x), bound.state
+    serving = 2 * np.arange(n_models) + state["0/members"][:, SERVES]
+    assert (state["0/size"][serving, NODES] > 3).any()
+    for row in range(50):
+        parts = np.array([ways(bound, walk(bound, x, row, tree * 31))[-1] for tree in serving])
+        if method == "median":
+            order = parts.sum((1, 2)).argsort(kind="stable")
+            parts = parts[order[[(n_models - 1) // 2, n_models // 2]]]
+        np.testing.assert_allclose(got[row], parts.mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_trees_that_have_learned_nothing_say_that_nothing_is_known(bind, stream):
+    for model, task, base in (
+        (ARFClassifier(n_models=2), "multiclass", 1 / 3),
+        (HoeffdingAdaptiveTreeClassifier(), "binary", 1 / 2),
+        (ARFRegressor(n_models=2), "regression", 0),
+        (HoeffdingAdaptiveTreeRegressor(), "regression", 0),
+    ):
+        got = explained(bind(model, task=task), stream(3).x)
+        assert (got[:, :, :-1] == 0).all()
+        np.testing.assert_allclose(got[:, :, -1], base, rtol=1e-6)
+
+
+# --- averages
+
+
+def test_average_of_values_explains_by_the_mean_of_what_its_learners_say(bind, stream):
+    learners = LinearRegression(FTRL(), bits=8), HoeffdingTreeRegressor(max_nodes=31, **TREE)
+    bound, x = taught(bind, stream, Average(*learners, weights=[1, 3]), task="regression")
+    alone = [taught(bind, stream, learner, task="regression")[0] for learner in learners]
+    wanted = np.average([explained(one, x) for one in alone], axis=0, weights=[1, 3])
+    np.testing.assert_allclose(explained(bound, x), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("task", "make"), [("binary", LogisticRegression), ("multiclass", SoftmaxRegression)])
+def test_average_of_p_explains_each_by_what_a_feature_changes_of_p_as_shapley_has_it(bind, stream, task, make):
+    """Of two columns the declared order and the reverse are all there are."""
+    shape = {"numeric": 1, "categories": 1}
+    bound, x = taught(bind, stream, Average(make(FTRL(), bits=8), HoeffdingTreeClassifier(**TREE)), 1000, task, **shape)
+    linear, tree = (
+        taught(bind, stream, one, 1000, task, **shape)[0]
+        for one in (make(FTRL(), bits=8), HoeffdingTreeClassifier(**TREE))
+    )
+    raw = explained(linear, x)
+
+    def p(*features):
+        score = raw[:, :, -1] + raw[:, :, list(features)].sum(2)
+        if task == "binary":
+            return 1 / (1 + np.exp(-score))
+        return np.exp(score) / np.exp(score).sum(1, keepdims=True)
+
+    first, second = (p(0) - p() + p(0, 1) - p(1)) / 2, (p(1) - p() + p(0, 1) - p(0)) / 2
+    wanted = (np.stack([first, second, p()], axis=2) + explained(tree, x)) / 2
+    np.testing.assert_allclose(explained(bound, x), wanted, atol=1e-6)
+    assert bound.chain.explainer.link(bound.spec) == "identity"
+
+
+def test_average_with_one_that_cannot_explain_names_it():
+    with pytest.raises(DeclarationError, match=r"^NoChange\(eps=0.01\) cannot say"):
+        as_chain(Average(LogisticRegression(), StandardScaler() | Average(NoChange()))).explainer  # noqa: B018
 
 
 # --- who explains
