@@ -282,31 +282,41 @@ class Shop:
     def snapshot(self, slot: int = 0) -> Snapshot | None:
         return SnapshotStore(self.redis_url, self.name, slot).load_newest_whole()
 
-    def by_hand(self, slot: int = 0) -> tuple[Engine, dict]:
-        """An engine driven over the journal's pieces, each decoded alone, and its predictions by source."""
-        engine, out = Engine(self.pipeline), {}
-        decoders = {role: Decoder(self.pipeline, role) for role in ("events", "labels")}
+    def cycles(self, slot: int = 0) -> Iterator[list[Slice]]:
+        """The pieces of each cycle that the journal of a slot tells of, with their records."""
         inputs = {"events": self.read(self.visits), "labels": self.read(self.sales)}
-        for number in range(self.partitions):
-            engine.own(number)
         for told in self.read(self.pipeline.journal_topic)[0]:
             cycle = JournalRecord.decode(told.value)
             if cycle.slot != slot:
                 continue
+            pieces = []
             for role, partition, start, next in cycle.pieces:
                 records = [
                     Record(r.offset, r.timestamp, r.key, r.value, tuple(r.headers))
                     for r in inputs[role][partition]
                     if start <= r.offset < next
                 ]
-                batch = decoders[role].decode(Slice(role, partition, start, next, records))
-                done = engine.process(batch, start, next)
+                pieces.append(Slice(role, partition, start, next, records))
+            yield pieces
+
+    def by_hand(self, slot: int = 0) -> tuple[Engine, dict]:
+        """An engine driven over the journal's pieces, each decoded alone, and its predictions by source."""
+        engine, out = Engine(self.pipeline), {}
+        decoders = {role: Decoder(self.pipeline, role) for role in ("events", "labels")}
+        for number in range(self.partitions):
+            engine.own(number)
+        for cycle in self.cycles(slot):
+            for piece in cycle:
+                batch = decoders[piece.role].decode(piece)
+                done = engine.process(batch, piece.start, piece.next)
                 if done.predicted is not None:
                     p = done.predicted
                     for offset, row in zip(batch.offset[p.lo : p.hi], p.out, strict=True):
                         said = [float(str(value)) for value in row]
                         classes = self.pipeline.classes
-                        out[f"{self.visits}-{partition}-{offset}"] = dict(zip(classes, said)) if classes else said[0]
+                        out[f"{self.visits}-{piece.partition}-{offset}"] = (
+                            dict(zip(classes, said)) if classes else said[0]
+                        )
             engine.end_cycle()
         return engine, out
 
