@@ -282,6 +282,8 @@ def test_leaf_beside_a_branch_explains_as_the_way_there_and_counts_as_it_votes(b
             weights.append(1 / error**2 if task != "regression" and error > 0 else 1)
         np.testing.assert_allclose(got[row], np.average(parts, axis=0, weights=weights), rtol=1e-4, atol=1e-5)
     assert beside > 20
+    x.numeric[::2], x.categories[::3] = np.nan, 0  # what lies below a branch that finds nothing to ask counts twice
+    np.testing.assert_allclose(explained(bound, x).sum(2), predicted(bound, x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
