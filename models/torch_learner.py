@@ -309,10 +309,16 @@ class Torch(InMicroBatches):
         """Scale AdaGrad's evidence."""
         self._side.forget_squares(factor)
 
-    @property
-    def evicted(self) -> int:
-        """Embeddings that had to leave their place to others."""
-        return int(self._state[f"{GROUP}/counts"][0]) if self._has_table else 0
+    def counters(self) -> dict[str, int]:
+        """Steps that could not be made; embeddings that left their row to others, and that found none in their slot.
+
+        They are in the state, so a replay counts the same. On a device the last few steps may not be counted yet.
+        """
+        counts = {"skipped_steps": int(self._skipped[0])}
+        if self._has_table:
+            evicted, refused = self._state[f"{GROUP}/counts"].tolist()
+            counts |= {"evicted_embeddings": evicted, "refused_embeddings": refused}
+        return counts
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -41,6 +41,7 @@ BASELINES = {  # of each figure: what it is called in the results, and what it m
 COUNTED = (
     *("events", "labels", "joined", "expired", "pending", "orphans", "late", "duplicates", "dead_letters", "drifts"),
     *("infinite", "unusable", "unanswered", "undeclared", "switches"),
+    *("skipped_steps", "evicted_embeddings", "refused_embeddings"),
 )
 OF_MODELS = {"served": "predictions served", "drifts": "drifts of each", "drift_actions": "boosts and resets"}
 WORDS = {

@@ -24,6 +24,11 @@ WAITING = {
     "unanswered": "predictions for which a model of River had no answer",
     "undeclared": "predictions of a model of River that told of a class not declared",
 }
+LEARNED = {  # counters of learners
+    "skipped_steps": "steps of a torch module that were not made, for scores, loss or slopes were not finite",
+    "evicted_embeddings": "embeddings that had to leave their row to others",
+    "refused_embeddings": "times that an embedding was not learned, for one micro-batch used all rows of its slot",
+}
 DRIFT = {
     "drift_actions": "times that the learner was boosted or reset",
     "last_drift_example": "example at which it was heard, counted from 0",
@@ -89,8 +94,8 @@ class _Worker:
         for name, value in runner.figures.items():
             if value is None:
                 continue
-            if name in COUNTERS:
-                yield _counter(f"headrace_{name}", name.replace("_", " "), int(value))
+            if name in COUNTERS or name in LEARNED:
+                yield _counter(f"headrace_{name}", LEARNED.get(name, name.replace("_", " ")), int(value))
                 continue
             words = WAITING.get(name) or DRIFT.get(name) or MODELS.get(name) or f"progressive {name.replace('_', ' ')}"
             yield _gauge(f"headrace_{name}", words, value)

@@ -439,6 +439,21 @@ def test_step_that_is_not_finite_is_skipped_counted_and_too_many_stop(bind, stre
         bound.chain.learn(four, wild)
     with pytest.raises(NotFinite, match=r"MLP\(hidden=\[4\]\).*3 micro-batches.*max_skipped is 2.*smaller"):
         bound.chain.learn(four, wild)
+    assert bound.chain.counters()["skipped_steps"] == 5
+
+
+def test_embeddings_that_left_their_row_and_those_that_found_none_are_counted(bind):
+    model = Torch(MLP([4]), batch_size=256, embeddings=Embeddings(4, 6))
+    bound = bind(StandardScaler() | model, numeric=0, categories=1)
+    assert bound.chain.counters() == {"skipped_steps": 0, "evicted_embeddings": 0, "refused_embeddings": 0}
+    values = np.random.default_rng(0).integers(1, 2**64, (512, 1), np.uint64)
+    truth = Truth(np.zeros((256, 1), np.float32), np.ones(256, np.float32))
+    for of in (values[:256], values[256:]):  # each fills all 64 rows
+        bound.chain.learn(Rows(np.empty((256, 0), np.float32), np.ascontiguousarray(of)), truth)
+    assert bound.chain.counters() == {
+        "skipped_steps": 0, "evicted_embeddings": 64, "refused_embeddings": 2 * (256 - 64),
+    }  # fmt: skip
+    assert bind(Torch(MLP([4])), categories=0).chain.counters() == {"skipped_steps": 0}
 
 
 def test_slopes_of_a_skipped_step_do_not_come_back_in_the_next(bind, stream):

@@ -1,17 +1,24 @@
-"""A worker whose model is a torch module, killed in a backlog: what it has learned afterwards is the same to the bit."""
+"""A worker with a torch module, killed in a backlog: what it has learned and counted is the same afterwards."""
 
 import signal
 
 import numpy as np
 
 from headrace.stream.load import load_pipeline
+from headrace.stream.metrics_page import LEARNED
 from headrace.stream.snapshot import unpack
 
 TORCH_SHOP = """
+from dataclasses import replace
+
 from headrace.models import DCN, Embeddings, Torch
 
-model = StandardScaler() | Torch(DCN(1, [16]), batch_size=16, embeddings=Embeddings(4, 8))
-changes = dict(latency="20ms", max_cycle_rows=200, snapshots=Snapshots("300ms"), model=model)
+model = StandardScaler() | Torch(DCN(1, [16]), batch_size=16, embeddings=Embeddings(4, 6), max_skipped=1_000)
+heavy = pl.when(pl.col("time") % 100 < 0.5).then(1e30).otherwise(1.0)  # no step is made with such an example
+changes = dict(
+    latency="20ms", max_cycle_rows=200, snapshots=Snapshots("300ms"), model=model,
+    labels=replace(parts["labels"], weight=heavy), features=[*parts["features"], category("id")],
+)
 pipeline = Pipeline(**(parts | changes))
 app = pipeline.app
 """
@@ -28,6 +35,8 @@ def test_killed_worker_goes_on_with_the_same_module_bit_for_bit(open_shop, visit
     assert worker.end(signal.SIGKILL) == -9
     again = shop.start()
     again.until(events=6_000, labels=sum(role == "labels" for role, _ in rows))
+    _, page = again.page("/metrics")
+    shown = again.metrics()
     assert again.end() == 0
     assert shop.sources() == shop.events()
     engine, expected = shop.by_hand()
@@ -38,3 +47,10 @@ def test_killed_worker_goes_on_with_the_same_module_bit_for_bit(open_shop, visit
         np.testing.assert_array_equal(found.shared[name], array, name)
     got = {p["source"]: p["prediction"] for of in shop.predictions().values() for p in of}
     assert got == expected
+    counted = engine.counters()
+    for name, words in LEARNED.items():
+        assert f"# HELP headrace_{name}_total {words}\n# TYPE headrace_{name}_total counter\n" in page
+        assert counted[name] == snapshot.meta["metrics"][name]
+        assert counted[name] - 30 <= shown[name] <= counted[name]  # but for the short step at the end of its cycle
+    assert counted["evicted_embeddings"] > 1_000
+    assert 10 < counted["skipped_steps"] < 100
