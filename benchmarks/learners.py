@@ -2,12 +2,14 @@
 
 A data set that comes with River, repeated to 100,000 rows, is predicted and learned row by row. Printed for each:
 examples/s of both, ns a row, and how good the predictions were on the first pass, so that both are seen to do the same.
-Ours gets 1,000 rows a call; River gets dicts, which were made before the clock began. The clock is the time of the
+Ours gets 1,024 rows a call; River gets dicts, which were made before the clock began. The clock is the time of the
 thread on the CPU: a busy machine slows neither more than the other.
 
-Other peers run in virtual environments of their own (benchmarks/peers): CapyMOA, whose loop and stream are Java, and
-Vowpal Wabbit's command line. Both read text: what that takes is left out of the first's figure, and is part of the
-second's (benchmarks/in_memory.py compares with Vowpal Wabbit from bytes to bytes).
+Other peers run in virtual environments of their own (benchmarks/peers): CapyMOA, whose loop and stream are Java,
+Vowpal Wabbit's command line, and deep-river, which learns torch modules row by row. The first two read text: what that
+takes is left out of CapyMOA's figure, and is part of Vowpal Wabbit's (benchmarks/in_memory.py compares from bytes to
+bytes). deep-river's module has the layers of ours; ours sees besides which numbers are missing, and learns in
+micro-batches.
 
     .venv/bin/python -m benchmarks.learners                          # all
     .venv/bin/python -m benchmarks.learners gaussian_nb --rows 20000
@@ -31,7 +33,9 @@ from benchmarks.throughput import HERE, PEERS, make_environment, pinned
 from river import datasets, forest, linear_model, naive_bayes, optim, preprocessing, tree
 
 from headrace.models import (
+    MLP,
     AdaGrad,
+    Adam,
     ARFClassifier,
     ARFRegressor,
     Chain,
@@ -46,13 +50,14 @@ from headrace.models import (
     Rows,
     Spec,
     StandardScaler,
+    Torch,
     Truth,
     allocate,
     allocate_touched,
     as_chain,
 )
 
-CALL = 1_000  # rows
+CALL = 1_024  # rows
 
 
 class Peer(NamedTuple):
@@ -64,15 +69,33 @@ class Peer(NamedTuple):
 
 
 class Contest(NamedTuple):
-    """A learner of ours, its counterpart of River with the same settings, and the data set they meet on."""
+    """A learner of ours, its counterpart of River with the same settings, if any, and the data set they meet on."""
 
     data: Callable[[], Any]
     ours: Callable[[], Any]
-    rivers: Callable[[], Any]
+    rivers: Callable[[], Any] | None
     peers: tuple[Peer, ...] = ()
 
 
 LINEAR: dict[str, Any] = {"intercept_lr": 0.01, "base_rate": False}
+LAYERS: dict[str, Any] = {"hidden": [64, 32], "lr": 0.001}
+
+
+def mlp(batch_size: int) -> Contest:
+    """A module that learns in micro-batches of so many rows, beside deep-river's, which learns one by one."""
+    return Contest(
+        datasets.Phishing,
+        lambda: (
+            StandardScaler(half_life=None)
+            | Torch(
+                MLP(LAYERS["hidden"]), optimizer=Adam(LAYERS["lr"]), batch_size=batch_size, half_life=None, device="cpu"
+            )
+        ),
+        None,
+        (Peer("deep_river_learner", "MLP", LAYERS),),
+    )
+
+
 CONTESTS = {  # add yours
     "logistic_regression": Contest(
         datasets.Phishing,
@@ -126,6 +149,10 @@ CONTESTS = {  # add yours
         lambda: preprocessing.StandardScaler() | forest.ARFRegressor(seed=0),
     ),
     "multinomial_nb": Contest(datasets.Phishing, lambda: MultinomialNB(half_life=None), naive_bayes.MultinomialNB),
+    "mlp": mlp(1),
+    "mlp_in_batches_of_8": mlp(8),
+    "mlp_in_batches_of_32": mlp(32),
+    "mlp_in_batches_of_256": mlp(256),
     "river": Contest(  # the same model twice: what it costs to call it from here
         datasets.Phishing,
         lambda: River(preprocessing.StandardScaler() | linear_model.LogisticRegression()),
@@ -231,21 +258,28 @@ def main() -> int:
         parser.error(f"no learner is named {name!r}; known are {', '.join(CONTESTS)}")
 
     beside: list[str] = []
-    print("| learner | data | examples/s | ns a row | River's | ns a row | as fast | ours | River's |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for name in options.names or CONTESTS:
+    ran: dict[str, tuple[float, str]] = {}  # a peer of several contests runs once
+    names = options.names or list(CONTESTS)
+    if any(CONTESTS[name].rivers for name in names):
+        print("| learner | data | examples/s | ns a row | River's | ns a row | as fast | ours | River's |")
+        print("|---|---|---|---|---|---|---|---|---|")
+    for name in names:
         dataset, ours, rivers, peers = CONTESTS[name]
         data = read(dataset(), options.rows)
         runs = [run_ours(ours(), data) for _ in range(options.rounds)]
         seconds, predicted = min(runs, key=lambda run: run[0])
-        their_seconds, theirs = run_rivers(rivers(), data)
         first = min(options.rows, dataset().n_samples)
-        rates = " | ".join(f"{options.rows / s:,.0f} | {s / options.rows * 1e9:,.0f}" for s in (seconds, their_seconds))
         where = f"{dataset.__name__}, {len(data.spec.numeric)} numbers"
-        scores = f"{score(predicted, data, first)} | {score(theirs, data, first)}"
-        print(f"| {name} | {where} | {rates} | {their_seconds / seconds:,.0f} times | {scores} |", flush=True)
+        if rivers is not None:
+            their_seconds, theirs = run_rivers(rivers(), data)
+            both = (seconds, their_seconds)
+            rates = " | ".join(f"{options.rows / s:,.0f} | {s / options.rows * 1e9:,.0f}" for s in both)
+            scores = f"{score(predicted, data, first)} | {score(theirs, data, first)}"
+            print(f"| {name} | {where} | {rates} | {their_seconds / seconds:,.0f} times | {scores} |", flush=True)
         for peer in peers:
-            peers_seconds, peers_score = run_peer(peer, data, first)
+            of = repr((dataset, peer))
+            ran[of] = ran[of] if of in ran else run_peer(peer, data, first)
+            peers_seconds, peers_score = ran[of]
             beside.append(
                 f"| {name} | {where} | {options.rows / seconds:,.0f} | {peer.learner} of {pinned(peer.script)} "
                 f"| {options.rows / peers_seconds:,.0f} | {peers_seconds / seconds:.1f} times "
