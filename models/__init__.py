@@ -28,6 +28,7 @@ from .base import (
 )
 from .baselines import NoChange, Prior, RunningMean
 from .bayes import GaussianNB, MultinomialNB
+from .blend import Blend
 from .chain import Chain, as_chain
 from .defaults import default
 from .drift import ADWIN, DDM, KSWIN, DriftDetector, PageHinkley
@@ -63,6 +64,7 @@ __all__ = [  # but for what needs torch: `import *` works without it
     "AdaGrad",
     "Array",
     "Average",
+    "Blend",
     "Chain",
     "Configured",
     "Detector",

@@ -222,15 +222,25 @@ class Chain(Configured):
         else:
             self._bound_learner.predict(before, out)
 
-    def learn(self, x: Rows, truth: Truth) -> None:
-        """Learn raw rows in order, scaled as the transforms now stand; the transforms do not observe them again."""
+    def learn(self, x: Rows, truth: Truth, judged: np.ndarray | None = None) -> None:
+        """Learn raw rows in order, scaled as the transforms now stand; the transforms do not observe them again.
+
+        judged  float32 (B, O), for what the learner predicts of each row right before it learns it; None: not wanted
+        """
         x = self._checked(x)
         truth = self._checked_truth(x, truth)
         for step, transform in enumerate(self._transforms):
             applied = self._after(step, x)
             transform.apply(x, applied)
             x = applied
-        self._bound_learner.learn(x, truth)
+        if judged is None:
+            self._bound_learner.learn(x, truth)
+        elif not self._observes:
+            self._bound_learner.test_then_learn(x, truth, judged)
+        else:  # to test them is to observe them, once more
+            for i in range(len(judged)):
+                self._bound_learner.predict(_row(x, i), judged[i : i + 1])
+                self._bound_learner.learn(_row(x, i), Truth(truth.y[i : i + 1], truth.weight[i : i + 1]))
 
     def test_then_learn(
         self,
@@ -239,11 +249,13 @@ class Chain(Configured):
         out: np.ndarray,
         learned: Rows | None = None,
         contributions: np.ndarray | None = None,
+        judged: np.ndarray | None = None,
     ) -> None:
         """Row by row: predict, observe, learn the row as it is scaled then; a row with a NaN label is not learned.
 
         learned        the rows as parts before this chain made them once they had observed them; None: there are none
         contributions  as `explain` gives them, of each row as it is predicted; None: not wanted
+        judged         float32 (B, O), as in `learn`; of learners that learn row by row; None: not wanted
 
         A learner in micro-batches learns after each `batch_size` rows, scaled as the transforms stand then.
         """
@@ -259,11 +271,35 @@ class Chain(Configured):
                 self.learn(part, Truth(truth.y[rows], truth.weight[rows]))
             return
         before, after = self._around(x, learned)
-        if contributions is None:
+        if judged is not None:
+            self._test_twice(before, after, truth, out, judged)
+        elif contributions is None:
             self._bound_learner.test_then_learn(before, truth, out, learned=after)
         else:
             contributions = self._checked_contributions(x, contributions)
             self.explainer.explain_then_learn(before, truth, out, contributions, learned=after)
+
+    def _test_twice(self, before: Rows, after: Rows, truth: Truth, out: np.ndarray, judged: np.ndarray) -> None:
+        """Row by row: predict before[i] to out[i], observe, predict after[i] to judged[i], and learn that."""
+        learner = self._bound_learner
+        if self._observes:
+            for i in range(len(out)):
+                learner.predict_then_observe(_row(before, i), out[i : i + 1], _row(after, i))
+                learner.predict(_row(after, i), judged[i : i + 1])
+                learner.learn(_row(after, i), Truth(truth.y[i : i + 1], truth.weight[i : i + 1]))
+            return
+        if before.numeric is after.numeric:
+            learner.test_then_learn(before, truth, out, learned=after)
+            judged[...] = out
+            return
+        # each row twice in one call: before it is observed without its label, so that it is predicted and not learned
+        rows, columns = before.numeric.shape
+        numeric = np.stack([before.numeric, after.numeric], 1).reshape(2 * rows, columns)
+        y, weight = np.repeat(truth.y, 2, axis=0), np.repeat(truth.weight, 2)
+        y[::2] = np.nan
+        both = np.empty((2 * rows, self._shapes[2]), np.float32)
+        learner.test_then_learn(Rows(numeric, np.repeat(before.categories, 2, axis=0)), Truth(y, weight), both)
+        out[...], judged[...] = both[::2], both[1::2]
 
     def warm_up(self, explain: bool = False) -> None:
         """Compile (or load from Numba's cache) whatever the methods above call; the bound arrays are left alone.
@@ -359,6 +395,10 @@ class Chain(Configured):
         raise ValueError(
             f"contributions: expected a writable, contiguous float32 array {expected}, got {out.dtype} {out.shape}"
         )
+
+
+def _row(x: Rows, i: int) -> Rows:
+    return Rows(x.numeric[i : i + 1], x.categories[i : i + 1])
 
 
 def _as(what: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> np.ndarray:

@@ -25,6 +25,7 @@ from headrace.models import (
     ARFClassifier,
     ARFRegressor,
     Average,
+    Blend,
     Chain,
     DeepFM,
     Embeddings,
@@ -122,6 +123,13 @@ MODELS = {
     "average_of_classes": lambda: (
         StandardScaler() | Average(Average(SoftmaxRegression(FTRL(), **SMALL), Prior()), SoftmaxRegression(**SMALL))
     ),
+    "blend": lambda: Blend(StandardScaler() | LogisticRegression(FTRL(), **SMALL), HoeffdingTreeClassifier(**TREE)),
+    "blend_of_values": lambda: (
+        StandardScaler() | Blend(StandardScaler() | LinearRegression(FTRL(), **SMALL), NoChange(), memory=5.0)
+    ),
+    "blend_of_classes": lambda: Blend(
+        Blend(StandardScaler() | SoftmaxRegression(FTRL(), **SMALL), Prior()), SoftmaxRegression(**SMALL), sharpness=1
+    ),
     "mlp": lambda: StandardScaler() | Torch(MLP([16]), optimizer=Adam(0.01), batch_size=4, **NET),
     "dcn": lambda: StandardScaler() | Torch(DCN(1, [8]), optimizer=AdaGrad(0.05), batch_size=5, **FADING_NET),
     "deepfm": lambda: StandardScaler() | Torch(DeepFM([16]), "huber", SGD(0.02, momentum=0.5), batch_size=3, **NET),
@@ -159,6 +167,8 @@ LABELS = {  # of the streams they learn; the others are binary
     "average_of_kinds": "classes",
     "average_of_rates": "count",
     "average_of_classes": "classes",
+    "blend_of_values": "value",
+    "blend_of_classes": "classes",
     "dcn": "classes",
     "deepfm": "value",
     "prior_of_classes": "classes",
@@ -175,6 +185,7 @@ LABELS = {  # of the streams they learn; the others are binary
 FORGETS_NOTHING = {
     "river", "river_tree", "river_pipeline", "river_classes",
     "tree", "scaled_tree", "regression_tree", "mlp", "deepfm",
+    "blend", "blend_of_classes",  # their learners do; but weights move as well, away from what moves too much
     "adaptive_tree", "forest", "scaled_forest",
     "adaptive_regression_tree", "regression_forest",
     "sgd", "passive_aggressive", "passive_aggressive_value", "no_change", "no_change_of_classes", "no_change_of_values",
@@ -201,8 +212,9 @@ FADES = {
     "average_of_kinds",
 }  # counts decay and their smoothing does not: categories come to say nothing
 every_model = pytest.mark.parametrize("name", MODELS)
-EXPLAIN_NOTHING = {  # beside the baselines; averages with one of those say nothing either
+EXPLAIN_NOTHING = {  # beside the baselines; averages with one of those say nothing either, nor do blends
     "river", "river_tree", "river_pipeline", "river_classes", "average_of_values", "average_of_classes",
+    "blend", "blend_of_values", "blend_of_classes",
 }  # fmt: skip
 EXPLAINERS = [name for name in MODELS | BARE if name not in BASELINES | dict.fromkeys(EXPLAIN_NOTHING)]
 NETS = {"mlp", "dcn", "deepfm"}  # explained by an integral, in micro-batches: test_torch.py says how exactly
