@@ -55,6 +55,7 @@ from headrace.models import (
     allocate,
     allocate_touched,
     as_chain,
+    default,
 )
 
 CALL = 1_024  # rows
@@ -147,6 +148,15 @@ CONTESTS = {  # add yours
         datasets.TrumpApproval,
         lambda: StandardScaler(half_life=None) | ARFRegressor(),
         lambda: preprocessing.StandardScaler() | forest.ARFRegressor(seed=0),
+    ),
+    "default_binary": Contest(datasets.Bananas, lambda: default("binary"), lambda: forest.ARFClassifier(seed=0)),
+    "default_multiclass": Contest(
+        datasets.ImageSegments, lambda: default("multiclass"), lambda: forest.ARFClassifier(seed=0)
+    ),
+    "default_regression": Contest(
+        datasets.TrumpApproval,
+        lambda: default("regression"),
+        lambda: preprocessing.StandardScaler() | tree.HoeffdingAdaptiveTreeRegressor(seed=0),
     ),
     "multinomial_nb": Contest(datasets.Phishing, lambda: MultinomialNB(half_life=None), naive_bayes.MultinomialNB),
     "mlp": mlp(1),

@@ -106,7 +106,7 @@ class Blend(Average):
     weigh the same.
 
     Each learner learns every example, to the bit as it would alone; arrays of learner i are named "i/...". Sequential.
-    The losses fade by examples, not by time. They merge as owner: one worker learns. Raises DeclarationError for what
+    The losses fade by examples, not by time. Merge: owner. It does not explain. Raises DeclarationError for what
     is no learner, learns in micro-batches, or a setting that does not fit.
     Source: exponentially weighted forecasters, Cesa-Bianchi and Lugosi (2006), Prediction, Learning, and Games, ch. 2;
     here the exponent is the logarithm of the loss, which makes it free of units.
@@ -146,6 +146,10 @@ class Blend(Average):
         super().bind(spec, state, touched)
         self._losses, self._scratch = state["losses"], np.empty(len(self.learners))
         self._classes, self._outputs = spec.task != "regression", spec.outputs
+
+    def predict(self, x: Rows, out: ndarray) -> None:
+        """Write the blend of what the learners predict to out, float32 (B, O); changes no state."""
+        super().predict(x, out)  # stands here so that an explanation of a plain mean is not taken for its own
 
     def learn(self, x: Rows, truth: Truth) -> None:
         """Each learns the rows in order, and is judged by what it predicts of a row right before it learns it."""

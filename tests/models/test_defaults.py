@@ -1,5 +1,8 @@
 """The model that is declared as the default of each task."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from river import datasets
@@ -7,9 +10,9 @@ from river import datasets
 from headrace.errors import DeclarationError
 from headrace.models import Rows, Spec, Truth, allocate, allocate_touched, build, default
 
-# accuracy, or mean absolute error: a little less than was measured, and better than the best of River's linear models,
-# naive Bayes and trees on that data; on Phishing that is .890
-LEAST = {"Bananas": 0.82, "Phishing": 0.87, "ImageSegments": 0.87, "TrumpApproval": 0.3}
+# accuracy, or mean absolute error: a little less than was measured. On each a learner that is a part of the default falls
+# behind it: the linear model has .548 on Bananas, .860 on ImageSegments; the tree .79 on TrumpApproval
+LEAST = {"Bananas": 0.875, "Phishing": 0.905, "ImageSegments": 0.895, "ChickWeights": 23.0, "TrumpApproval": 0.22}
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
@@ -23,6 +26,16 @@ def test_default_fits_its_task_and_is_rebuilt_from_its_settings(task):
 def test_other_tasks_are_refused():
     with pytest.raises(DeclarationError, match=r"models.default: expected one of 'binary', .*, got 'ranking'"):
         default("ranking")
+
+
+def test_page_tells_what_each_default_is_made_of():
+    page = (Path(__file__).parents[2] / "docs/learners/defaults.md").read_text()
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(snippet, {})
+    told = {line.split(" | ")[0][2:]: line for line in page.splitlines() if line.startswith("| ")}
+    for task in ("binary", "multiclass", "regression"):
+        for part in re.findall(r"\b(\w+Regression|Blend|NoChange)\(", repr(default(task))):
+            assert part in told[task]
 
 
 @pytest.mark.parametrize("name", LEAST)
