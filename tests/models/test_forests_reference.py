@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from river import datasets, drift, forest, linear_model, optim, preprocessing, tree
+from river.tree.splitter.nominal_splitter_classif import NominalSplitterClassif
 
 from headrace.errors import DeclarationError
 from headrace.models import (
@@ -204,6 +205,33 @@ def test_forest_equals_river_that_draws_the_same_numbers(settings, labels, categ
     if settings["drift_delta"] == SHAKY["drift_delta"]:
         assert warnings.sum() > 0
         assert drifts.sum() > 0
+
+
+class InOrder(dict):
+    """In the place of the set in which River keeps the values of a category."""
+
+    def add(self, value):
+        self.setdefault(value)
+
+
+@pytest.mark.parametrize(("seed", "labels"), [(1, "binary"), (8, "classes")])
+def test_of_values_equally_good_to_split_by_the_first_that_came_is_taken(seed, labels, bind, stream, monkeypatch):
+    settings = {"n_models": 3, "max_features": 2, "warning_delta": 0.2, "drift_delta": 0.1, "grace_period": 39.5}
+    task, outputs = ("binary", 1) if labels == "binary" else ("multiclass", 3)
+    x, truth = changing(stream, 900, seed, labels, numeric=4, categories=2)
+    bound = bind(ARFClassifier(seed=7, **settings), 4, 2, task, outputs)
+    out, steps = run_ours(bound, x, truth)
+    _, steps_of_a_set = run_theirs(their_forest(7, **settings), x, truth, outputs)
+    keeps_in_a_set = NominalSplitterClassif.__init__
+
+    def keep_in_order(splitter):
+        keeps_in_a_set(splitter)
+        splitter._att_values = InOrder()
+
+    monkeypatch.setattr(NominalSplitterClassif, "__init__", keep_in_order)
+    expected, their_steps = run_theirs(their_forest(7, **settings), x, truth, outputs)
+    assert steps == their_steps != steps_of_a_set
+    np.testing.assert_allclose(out, expected, rtol=1e-7, atol=1e-9)
 
 
 def test_forest_of_one_tree_is_that_tree(bind, stream):
