@@ -128,7 +128,9 @@ MODELS = {
         StandardScaler() | Blend(StandardScaler() | LinearRegression(FTRL(), **SMALL), NoChange(), memory=5.0)
     ),
     "blend_of_classes": lambda: Blend(
-        Blend(StandardScaler() | SoftmaxRegression(FTRL(), **SMALL), Prior()), SoftmaxRegression(**SMALL), sharpness=1
+        StandardScaler() | Blend(StandardScaler() | SoftmaxRegression(FTRL(), **SMALL), Prior()),
+        SoftmaxRegression(**SMALL),
+        sharpness=1,
     ),
     "mlp": lambda: StandardScaler() | Torch(MLP([16]), optimizer=Adam(0.01), batch_size=4, **NET),
     "dcn": lambda: StandardScaler() | Torch(DCN(1, [8]), optimizer=AdaGrad(0.05), batch_size=5, **FADING_NET),
