@@ -214,7 +214,7 @@ FADES = {
     "average_of_kinds",
 }  # counts decay and their smoothing does not: categories come to say nothing
 every_model = pytest.mark.parametrize("name", MODELS)
-EXPLAIN_NOTHING = {  # beside the baselines; averages with one of those say nothing either, nor do blends
+EXPLAIN_NOTHING = {  # beside the baselines; averages with one of those say nothing either
     "river", "river_tree", "river_pipeline", "river_classes", "average_of_values", "average_of_classes",
     "blend", "blend_of_values", "blend_of_classes",
 }  # fmt: skip
