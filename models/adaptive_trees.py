@@ -8,11 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..errors import DeclarationError
 from . import tree_explain_kernels as explaining
 from . import tree_kernels as kernels
-from .base import Array, Rows, Spec, Truth, check_number, register
-from .drift import check_whole
+from .base import Array, Rows, Spec, Truth, check_flag, check_number, check_whole, register
 from .trees import HoeffdingTreeClassifier, HoeffdingTreeRegressor, columns_of, room_to_explain, scratch_of
 
 
@@ -209,5 +207,4 @@ def check_adaptive(model: HoeffdingAdaptiveTreeClassifier | HoeffdingAdaptiveTre
     check_number(f"{name}(switch_significance=)", model.switch_significance, 0.0, above=True, high=1.0)
     check_number(f"{name}(drift_delta=)", model.drift_delta, 0.0, above=True, high=1.0)
     check_whole(f"{name}(seed=)", model.seed, 0, 2**63 - 1)
-    if not isinstance(model.bootstrap_sampling, bool):
-        raise DeclarationError(f"{name}(bootstrap_sampling=): expected True or False, got {model.bootstrap_sampling!r}")
+    check_flag(f"{name}(bootstrap_sampling=)", model.bootstrap_sampling)

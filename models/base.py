@@ -375,3 +375,22 @@ def check_number(what: str, value: float, low: float, *, above: bool = False, hi
         least = f"above {low:g}" if above else f"of at least {low:g}"
         most = f" and at most {high:g}" if high < math.inf else ""
         raise DeclarationError(f"{what}: expected a number {least}{most}, got {value!r}")
+
+
+def check_whole(what: str, value: Any, low: int, high: int | None = None) -> None:
+    """Raise DeclarationError unless value is a whole number from low to high."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        bounds = f", {low} or more" if high is None else f" from {low} to {high:,}"
+        raise DeclarationError(f"{what}: expected a whole number{bounds}, got {value!r}")
+
+
+def check_flag(what: str, value: Any) -> None:
+    """Raise DeclarationError unless value is True or False."""
+    if not isinstance(value, bool):
+        raise DeclarationError(f"{what}: expected True or False, got {value!r}")
+
+
+def declared_task(spec: Spec) -> str:
+    """What a pipeline declares, for those that learn something else."""
+    return "no labels" if spec.task is None else f"a {spec.task} task with {spec.outputs} output(s)"

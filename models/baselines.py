@@ -12,7 +12,7 @@ from numba import njit
 from numpy import ndarray
 
 from ..errors import DeclarationError
-from .base import Array, Configured, Decay, Learner, Rows, Spec, Truth, check_number, register
+from .base import Array, Configured, Decay, Learner, Rows, Spec, Truth, check_number, declared_task, register
 from .durations import parse_duration
 
 LARGEST = 3.4028234663852886e38  # float32 knows no larger number
@@ -154,10 +154,9 @@ class Baseline(Configured, Learner):
         """How many classes the labels have, 0 where they are values. Raises DeclarationError for other tasks."""
         fits = spec.outputs > 1 if spec.task == "multiclass" else spec.outputs == 1
         if spec.task not in self.tasks or not fits:
-            came = "no labels" if spec.task is None else f"a {spec.task} task with {spec.outputs} output(s)"
             raise DeclarationError(
-                f"{type(self).__name__} learns {' and '.join(self.tasks)} tasks, the pipeline declares {came}; "
-                f"{self.instead}"
+                f"{type(self).__name__} learns {' and '.join(self.tasks)} tasks, the pipeline declares "
+                f"{declared_task(spec)}; {self.instead}"
             )
         return {"binary": 2, "multiclass": spec.outputs, "regression": 0}[spec.task]
 

@@ -10,7 +10,20 @@ import numpy as np
 
 from ..errors import DeclarationError
 from . import bayes_kernels as kernels
-from .base import Array, Configured, Decay, Explainer, Link, Rows, Spec, Truth, check_number, register
+from .base import (
+    Array,
+    Configured,
+    Decay,
+    Explainer,
+    Link,
+    Rows,
+    Spec,
+    Truth,
+    check_number,
+    check_whole,
+    declared_task,
+    register,
+)
 from .durations import parse_duration
 
 
@@ -27,8 +40,7 @@ class NaiveBayes(Configured, Explainer):
     def __post_init__(self) -> None:
         name = type(self).__name__
         check_number(f"{name}(alpha=)", self.alpha, 1e-9, high=1e9)
-        if not isinstance(self.bits, int) or not 6 <= self.bits <= 30:
-            raise DeclarationError(f"{name}(bits=): expected a whole number from 6 to 30, got {self.bits!r}")
+        check_whole(f"{name}(bits=)", self.bits, 6, 30)
         if self.half_life is not None:
             parse_duration(self.half_life, f"{name}(half_life=)")
 
@@ -38,10 +50,9 @@ class NaiveBayes(Configured, Explainer):
             return 2
         if spec.task == "multiclass" and spec.outputs > 1:
             return spec.outputs
-        came = "no labels" if spec.task is None else f"a {spec.task} task with {spec.outputs} output(s)"
         raise DeclarationError(
             f"{type(self).__name__} learns a binary task with one output or a multiclass task with one per class, the "
-            f"pipeline declares {came}; use LinearRegression for a regression task"
+            f"pipeline declares {declared_task(spec)}; use LinearRegression for a regression task"
         )
 
     def layout(self, spec: Spec) -> Mapping[str, Array]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import DeclarationError
 from . import drift_kernels as kernels
-from .base import Array, Configured, Detector, Spec, check_number, register
+from .base import Array, Configured, Detector, Spec, check_number, check_whole, register
 
 ON = ("loss", "error")
 ACTIONS = ("report", "boost", "reset")
@@ -298,11 +298,3 @@ def watched(on: str, task: Any, y: np.ndarray, prediction: np.ndarray) -> np.nda
     kind = kernels.WRONG if on == "error" else kernels.ABSOLUTE if task == "regression" else kernels.LOG_LOSS
     kernels.losses(y, prediction, kind, values)
     return values
-
-
-def check_whole(what: str, value: Any, low: int, high: int | None = None) -> None:
-    """Raise DeclarationError unless value is a whole number from low to high."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
-        upto = "or more" if high is None else f"to {high:,}"
-        raise DeclarationError(f"{what}: expected a whole number, {low} {upto}, got {value!r}")

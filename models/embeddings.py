@@ -7,9 +7,8 @@ from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-from ..errors import DeclarationError
 from . import embedding_kernels as kernels
-from .base import Array, Configured, check_number, register
+from .base import Array, Configured, check_number, check_whole, register
 from .durations import parse_duration
 
 GROUP = "embeddings"  # the row group, and what the names of its arrays begin with
@@ -42,11 +41,7 @@ class Embeddings(Configured):
 
     def __post_init__(self) -> None:
         for name, low, high in (("dim", 1, 4096), ("bits", 6, 30)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise DeclarationError(
-                    f"Embeddings({name}=): expected a whole number from {low} to {high}, got {value!r}"
-                )
+            check_whole(f"Embeddings({name}=)", getattr(self, name), low, high)
         check_number("Embeddings(lr=)", self.lr, 0.0, above=True)
         check_number("Embeddings(eps=)", self.eps, 0.0, above=True)
         check_number("Embeddings(start=)", self.start, 0.0, high=1e3)

@@ -12,8 +12,7 @@ import numpy as np
 from ..errors import DeclarationError
 from . import tree_explain_kernels as explaining
 from . import tree_kernels as kernels
-from .base import Array, Rows, Spec, Truth, check_number, register
-from .drift import check_whole
+from .base import Array, Rows, Spec, Truth, check_flag, check_number, check_whole, register
 from .trees import HoeffdingTreeClassifier, HoeffdingTreeRegressor, columns_of, room_to_explain, scratch_of
 
 
@@ -70,10 +69,7 @@ class ARFClassifier(HoeffdingTreeClassifier):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_forest(self)
-        if not isinstance(self.disable_weighted_vote, bool):
-            raise DeclarationError(
-                f"ARFClassifier(disable_weighted_vote=): expected True or False, got {self.disable_weighted_vote!r}"
-            )
+        check_flag("ARFClassifier(disable_weighted_vote=)", self.disable_weighted_vote)
 
     def layout(self, spec: Spec) -> Mapping[str, Array]:
         """Arrays of the forest; raises DeclarationError when spec has no classes."""

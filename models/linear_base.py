@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..errors import DeclarationError
-from .base import Configured, Decay, Explainer, Rows, Spec, Truth, check_number
+from .base import Configured, Decay, Explainer, Rows, Spec, Truth, check_number, check_whole, declared_task
 from .durations import parse_duration
 from .optimizers import Optimizer
 
@@ -36,8 +36,7 @@ class TableLearner(Configured, Explainer):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if not isinstance(self.bits, int) or not 6 <= self.bits <= 30:
-            raise DeclarationError(f"{name}(bits=): expected a whole number from 6 to 30, got {self.bits!r}")
+        check_whole(f"{name}(bits=)", self.bits, 6, 30)
         if self.dtype not in ("float64", "float32"):
             raise DeclarationError(f"{name}(dtype=): expected 'float64' or 'float32', got {self.dtype!r}")
 
@@ -46,11 +45,10 @@ class TableLearner(Configured, Explainer):
         several = self.task == "multiclass"
         if spec.task == self.task and (spec.outputs > 1) == several:
             return
-        came = "no labels" if spec.task is None else f"a {spec.task} task with {spec.outputs} output(s)"
         outputs = "two outputs or more" if several else "one output"
         raise DeclarationError(
-            f"{type(self).__name__} learns a {self.task} task with {outputs}, the pipeline declares {came}; "
-            f"{self.instead}"
+            f"{type(self).__name__} learns a {self.task} task with {outputs}, the pipeline declares "
+            f"{declared_task(spec)}; {self.instead}"
         )
 
     def example_weight(self, truth: Truth) -> np.ndarray:

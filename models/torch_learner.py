@@ -12,7 +12,21 @@ from torch import nn
 
 from ..errors import DeclarationError, SetupError
 from . import torch_truth as truths
-from .base import Array, Configured, Decay, Explainer, Link, NotFinite, Rows, Spec, Truth, check_number, register
+from .base import (
+    Array,
+    Configured,
+    Decay,
+    Explainer,
+    Link,
+    NotFinite,
+    Rows,
+    Spec,
+    Truth,
+    check_number,
+    check_whole,
+    declared_task,
+    register,
+)
 from .dense_optimizers import DenseOptimizer, check_dense, layout_of
 from .durations import parse_duration
 from .embeddings import GROUP, Embeddings
@@ -104,9 +118,7 @@ class Torch(InMicroBatches):
             raise DeclarationError(f"Torch(embeddings=): expected Embeddings(dim=16), got {self.embeddings!r}")
         whole = (("batch_size", 1, 1 << 20), ("seed", 0, 2**63 - 1), ("max_skipped", 0, 1 << 31))
         for name, low, high in whole:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise DeclarationError(f"Torch({name}=): expected a whole number of at least {low}, got {value!r}")
+            check_whole(f"Torch({name}=)", getattr(self, name), low, high)
         check_number("Torch(clip=)", self.clip, 0.0, above=True, high=1e30)
         if self.half_life is not None:
             parse_duration(self.half_life, "Torch(half_life=)")
@@ -121,10 +133,9 @@ class Torch(InMicroBatches):
         """What spec makes of the settings; raises DeclarationError where the task does not fit the loss."""
         task = spec.task or ""
         if task not in LOSSES or (spec.outputs > 1) != (task == "multiclass"):
-            came = "no labels" if spec.task is None else f"a {spec.task} task with {spec.outputs} output(s)"
             raise DeclarationError(
                 f"Torch learns a binary or regression task with one output or a multiclass task with one per class, "
-                f"the pipeline declares {came}"
+                f"the pipeline declares {declared_task(spec)}"
             )
         if self.loss and self.loss not in LOSSES[task]:
             raise DeclarationError(

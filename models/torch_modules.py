@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DeclarationError
-from .base import Configured, register
+from .base import Configured, check_whole, register
 
 # Letters: B rows, N numeric features, K categories, D numbers of an embedding, O outputs, F = 2 N + K D.
 
@@ -247,10 +247,9 @@ class DCN(TorchModule):
 
     def __post_init__(self) -> None:
         self.hidden = _check_widths("DCN(hidden=)", self.hidden)
-        for name, least in (("cross", 0), ("rank", 1)):
-            value = getattr(self, name)
-            if (value is not None or name == "cross") and (not isinstance(value, int) or value < least):
-                raise DeclarationError(f"DCN({name}=): expected a whole number of at least {least}, got {value!r}")
+        check_whole("DCN(cross=)", self.cross, 0)
+        if self.rank is not None:
+            check_whole("DCN(rank=)", self.rank, 1)
 
     def build(self, inputs: Inputs) -> nn.Module:
         return DCNNet(inputs, self.cross, self.hidden, self.rank)

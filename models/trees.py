@@ -13,7 +13,20 @@ import numpy as np
 from ..errors import DeclarationError
 from . import tree_explain_kernels as explaining
 from . import tree_kernels as kernels
-from .base import Array, Configured, Explainer, Link, Rows, Spec, Truth, check_number, register
+from .base import (
+    Array,
+    Configured,
+    Explainer,
+    Link,
+    Rows,
+    Spec,
+    Truth,
+    check_flag,
+    check_number,
+    check_whole,
+    declared_task,
+    register,
+)
 
 PREDICTIONS = {"mc": kernels.MAJORITY, "nb": kernels.BAYES, "nba": kernels.ADAPTIVE}
 CRITERIA = {"info_gain": kernels.INFO_GAIN, "gini": kernels.GINI}
@@ -41,11 +54,11 @@ class HoeffdingTree(Configured, Explainer):
         check_number(f"{name}(grace_period=)", self.grace_period, 0.0, above=True)
         check_number(f"{name}(delta=)", self.delta, 0.0, above=True, high=1.0)
         check_number(f"{name}(tau=)", self.tau, 0.0)
-        _check_whole(self, max_nodes=(1, 1 << 24), category_values=(1, 1 << 16))
+        check_whole(f"{name}(max_nodes=)", self.max_nodes, 1, 1 << 24)
+        check_whole(f"{name}(category_values=)", self.category_values, 1, 1 << 16)
         if self.max_depth is not None:
-            _check_whole(self, max_depth=(1, NO_LIMIT))
-        if not isinstance(self.merit_preprune, bool):
-            raise DeclarationError(f"{name}(merit_preprune=): expected True or False, got {self.merit_preprune!r}")
+            check_whole(f"{name}(max_depth=)", self.max_depth, 1, NO_LIMIT)
+        check_flag(f"{name}(merit_preprune=)", self.merit_preprune)
 
     def link(self, spec: Spec) -> Link:
         return "identity"
@@ -121,7 +134,7 @@ class HoeffdingTreeClassifier(HoeffdingTree):
         check_number(f"{name}(nb_threshold=)", self.nb_threshold, 0.0)
         check_number(f"{name}(min_branch_fraction=)", self.min_branch_fraction, 0.0, high=0.5)
         check_number(f"{name}(max_share_to_split=)", self.max_share_to_split, 0.0, high=1.0)
-        _check_whole(self, n_splits=(1, 10_000))
+        check_whole(f"{name}(n_splits=)", self.n_splits, 1, 10_000)
         _check_choices(self, leaf_prediction=PREDICTIONS, split_criterion=CRITERIA)
 
     def layout(self, spec: Spec) -> Mapping[str, Array]:
@@ -133,8 +146,8 @@ class HoeffdingTreeClassifier(HoeffdingTree):
         classes = 2 if spec.task == "binary" else spec.outputs
         if spec.task not in ("binary", "multiclass") or classes < 2 or (spec.task == "binary" and spec.outputs != 1):
             raise DeclarationError(
-                f"{type(self).__name__} learns a binary or a multiclass task, the pipeline declares {_came(spec)}; "
-                f"use {self.instead} for a regression task"
+                f"{type(self).__name__} learns a binary or a multiclass task, the pipeline declares "
+                f"{declared_task(spec)}; use {self.instead} for a regression task"
             )
         nodes, slots, values = trees * self.max_nodes, trees * ((self.max_nodes + 1) // 2), self.category_values
         n, k = len(spec.numeric), len(spec.categories)
@@ -265,7 +278,8 @@ class HoeffdingTreeRegressor(HoeffdingTree):
         check_number(f"{name}(lr=)", self.lr, 0.0)
         check_number(f"{name}(intercept_lr=)", self.intercept_lr, 0.0)
         check_number(f"{name}(min_samples_split=)", self.min_samples_split, 1.0)
-        _check_whole(self, digits=(0, 15), max_values=(2, 1 << 24))
+        check_whole(f"{name}(digits=)", self.digits, 0, 15)
+        check_whole(f"{name}(max_values=)", self.max_values, 2, 1 << 24)
         _check_choices(self, leaf_prediction=VALUES)
 
     def layout(self, spec: Spec) -> Mapping[str, Array]:
@@ -277,7 +291,7 @@ class HoeffdingTreeRegressor(HoeffdingTree):
         if spec.task != "regression" or spec.outputs != 1:
             raise DeclarationError(
                 f"{type(self).__name__} learns a regression task with one output, the pipeline declares "
-                f"{_came(spec)}; use {self.instead} for a binary or a multiclass task"
+                f"{declared_task(spec)}; use {self.instead} for a binary or a multiclass task"
             )
         nodes, slots, room = trees * self.max_nodes, trees * ((self.max_nodes + 1) // 2), self.max_values
         n, k, kept = len(spec.numeric), len(spec.categories), self.category_values
@@ -368,20 +382,6 @@ def room_to_explain(spec: Spec, nodes: int, sums: np.ndarray) -> explaining.Expl
         way=np.zeros((spec.outputs, columns)),
         whole=np.zeros((spec.outputs, columns)),
     )
-
-
-def _came(spec: Spec) -> str:
-    return "no labels" if spec.task is None else f"a {spec.task} task with {spec.outputs} output(s)"
-
-
-def _check_whole(model: Any, **bounds: tuple[int, int]) -> None:
-    """Raise DeclarationError unless these settings are whole numbers within bounds."""
-    for setting, (low, high) in bounds.items():
-        value = getattr(model, setting)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise DeclarationError(
-                f"{type(model).__name__}({setting}=): expected a whole number from {low} to {high}, got {value!r}"
-            )
 
 
 def _check_choices(model: Any, **choices: Mapping[str, int]) -> None:

@@ -304,7 +304,7 @@ def test_what_is_heard_is_the_loss_of_the_task(on, task, y, p, expected):
     [
         (lambda: ADWIN(0.0), r"ADWIN\(delta=\): expected a number above 0"),
         (lambda: ADWIN(clock=0), r"ADWIN\(clock=\): expected a whole number, 1 or more, got 0"),
-        (lambda: ADWIN(max_buckets=1.5), r"max_buckets=\): expected a whole number, 2 to 1,000, got 1.5"),
+        (lambda: ADWIN(max_buckets=1.5), r"max_buckets=\): expected a whole number from 2 to 1,000, got 1.5"),
         (lambda: ADWIN(on="accuracy"), r"ADWIN\(on=\): expected one of loss, error, got 'accuracy'"),
         (lambda: ADWIN(action=None), r"action=\): expected one of report, boost, reset"),
         (lambda: ADWIN(boost=1.0), r"boost=\): keeps all evidence"),

@@ -481,7 +481,7 @@ def test_slopes_of_a_skipped_step_do_not_come_back_in_the_next(bind, stream):
         (lambda: Torch(nn.Linear(3, 1)), r"Torch\(module=\).*settings that a snapshot can name.*Linear"),
         (lambda: Torch(MLP(), "hinge"), r"Torch\(loss=\).*cross_entropy.*'hinge'"),
         (lambda: Torch(MLP(), optimizer=FTRL()), r"Torch\(optimizer=\).*Adam\(0.001\).*FTRL"),
-        (lambda: Torch(MLP(), batch_size=0), r"Torch\(batch_size=\).*at least 1, got 0"),
+        (lambda: Torch(MLP(), batch_size=0), r"Torch\(batch_size=\).*from 1 to 1,048,576, got 0"),
         (lambda: Torch(MLP(), seed=-1), r"Torch\(seed=\)"),
         (lambda: Torch(MLP(), device="tpu"), r"Torch\(device=\).*'tpu'"),
         (lambda: Torch(MLP(), embeddings=16), r"Torch\(embeddings=\).*got 16"),
