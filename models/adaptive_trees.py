@@ -11,12 +11,66 @@ import numpy as np
 from . import tree_explain_kernels as explaining
 from . import tree_kernels as kernels
 from .base import Array, Rows, Spec, Truth, check_flag, check_number, check_whole, register
-from .trees import HoeffdingTreeClassifier, HoeffdingTreeRegressor, columns_of, room_to_explain, scratch_of
+from .trees import (
+    HoeffdingTree,
+    HoeffdingTreeClassifier,
+    HoeffdingTreeRegressor,
+    columns_of,
+    room_to_explain,
+    scratch_of,
+)
+
+
+@dataclass(eq=False)
+class AdaptiveTree(HoeffdingTree):
+    """What the two share: how they watch and replace, in settings and arrays. Stands before the tree that they are."""
+
+    _: KW_ONLY
+    bootstrap_sampling: bool = True
+    drift_window_threshold: float = 300
+    switch_significance: float = 0.05
+    drift_delta: float = 0.002
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        check_number(f"{name}(drift_window_threshold=)", self.drift_window_threshold, 1.0)
+        check_number(f"{name}(switch_significance=)", self.switch_significance, 0.0, above=True, high=1.0)
+        check_number(f"{name}(drift_delta=)", self.drift_delta, 0.0, above=True, high=1.0)
+        check_whole(f"{name}(seed=)", self.seed, 0, 2**63 - 1)
+        check_flag(f"{name}(bootstrap_sampling=)", self.bootstrap_sampling)
+
+    def layout(self, spec: Spec) -> Mapping[str, Array]:
+        nodes, slots = self.max_nodes, (self.max_nodes + 1) // 2
+        return {
+            **super().layout(spec),
+            "alternate": Array((nodes,), "int32"),
+            "errors": Array((nodes, 3), "float64"),
+            "window_totals": Array((nodes, kernels.LEVELS, kernels.BUCKETS + 1), "float64"),
+            "window_held": Array((nodes, kernels.LEVELS), "int64"),
+            "window_sums": Array((nodes, 3), "float64"),
+            "free": Array((2,), "int64"),
+            "free_nodes": Array((slots,), "int32"),
+            "free_slots": Array((slots,), "int32"),
+            "changes": Array((3,), "int64"),
+            "drawn": Array((1,), "uint64"),
+        }
+
+    def choices(self) -> kernels.AdaptiveSettings:
+        """What the kernels are told beside the settings of a tree."""
+        return kernels.AdaptiveSettings(
+            drift_delta=float(self.drift_delta),
+            window=float(self.drift_window_threshold),
+            significance=float(self.switch_significance),
+            bootstrap=self.bootstrap_sampling,
+            key=np.uint64(self.seed),
+        )
 
 
 @register
 @dataclass(eq=False)
-class HoeffdingAdaptiveTreeClassifier(HoeffdingTreeClassifier):
+class HoeffdingAdaptiveTreeClassifier(AdaptiveTree, HoeffdingTreeClassifier):
     """A Hoeffding tree that adapts (HAT), for a binary or a multiclass task: out is P(true), or P of each class.
 
     It grows as HoeffdingTreeClassifier, whose settings it shares. Beside that every node watches with ADWIN whether the
@@ -50,25 +104,10 @@ class HoeffdingAdaptiveTreeClassifier(HoeffdingTreeClassifier):
     quick: ClassVar[bool] = True
     instead: ClassVar[str] = "HoeffdingAdaptiveTreeRegressor"
 
-    _: KW_ONLY
-    bootstrap_sampling: bool = True
-    drift_window_threshold: float = 300
-    switch_significance: float = 0.05
-    drift_delta: float = 0.002
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_adaptive(self)
-
-    def layout(self, spec: Spec) -> Mapping[str, Array]:
-        """Arrays of the tree; raises DeclarationError when spec has no classes."""
-        return self.arrays(spec, 1) | watching(self.max_nodes)
-
     def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
         tree = kernels.Tree(*(state[name] for name in kernels.Tree._fields))
         adaptive = kernels.Adaptive(*(state[name] for name in kernels.Adaptive._fields))
-        choices = choices_of(self)
+        choices = self.choices()
         scratch, path = scratch_of(spec, tree.counts.shape[1]), np.empty((3, self.max_nodes), np.int32)
         self._adaptive = tree, adaptive, self.settings(0), choices, columns_of(spec), scratch, path
         self._room = room_to_explain(spec, self.max_nodes, tree.counts)
@@ -100,7 +139,7 @@ class HoeffdingAdaptiveTreeClassifier(HoeffdingTreeClassifier):
 
 @register
 @dataclass(eq=False)
-class HoeffdingAdaptiveTreeRegressor(HoeffdingTreeRegressor):
+class HoeffdingAdaptiveTreeRegressor(AdaptiveTree, HoeffdingTreeRegressor):
     """A Hoeffding tree that adapts (HAT), for a regression task.
 
     It grows as HoeffdingTreeRegressor, whose settings it shares, and replaces branches as
@@ -122,25 +161,10 @@ class HoeffdingAdaptiveTreeRegressor(HoeffdingTreeRegressor):
     quick: ClassVar[bool] = True
     instead: ClassVar[str] = "HoeffdingAdaptiveTreeClassifier"
 
-    _: KW_ONLY
-    bootstrap_sampling: bool = True
-    drift_window_threshold: float = 300
-    switch_significance: float = 0.05
-    drift_delta: float = 0.002
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_adaptive(self)
-
-    def layout(self, spec: Spec) -> Mapping[str, Array]:
-        """Arrays of the tree; raises DeclarationError when spec has no value to predict."""
-        return self.arrays(spec, 1) | watching(self.max_nodes)
-
     def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
         super().bind(spec, state, touched)
         self._adaptive = kernels.Adaptive(*(state[name] for name in kernels.Adaptive._fields))
-        self._choices = choices_of(self)
+        self._choices = self.choices()
         places = np.empty(len(spec.numeric) + len(spec.categories), np.int32)
         self._ways = places, np.empty((3, self.max_nodes), np.int32)
 
@@ -170,41 +194,3 @@ class HoeffdingAdaptiveTreeRegressor(HoeffdingTreeRegressor):
             x.numeric, after, x.categories, truth.y, truth.weight, tree, self._adaptive, settings, self._choices,
             columns, *self._scratch, *self._ways, self._room, out, contributions,
         )  # fmt: skip
-
-
-def watching(nodes: int) -> dict[str, Array]:
-    """The arrays that an adaptive tree has beside those of a tree."""
-    slots = (nodes + 1) // 2
-    return {
-        "alternate": Array((nodes,), "int32"),
-        "errors": Array((nodes, 3), "float64"),
-        "window_totals": Array((nodes, kernels.LEVELS, kernels.BUCKETS + 1), "float64"),
-        "window_held": Array((nodes, kernels.LEVELS), "int64"),
-        "window_sums": Array((nodes, 3), "float64"),
-        "free": Array((2,), "int64"),
-        "free_nodes": Array((slots,), "int32"),
-        "free_slots": Array((slots,), "int32"),
-        "changes": Array((3,), "int64"),
-        "drawn": Array((1,), "uint64"),
-    }
-
-
-def choices_of(model: HoeffdingAdaptiveTreeClassifier | HoeffdingAdaptiveTreeRegressor) -> kernels.AdaptiveSettings:
-    """What the kernels are told beside the settings of a tree."""
-    return kernels.AdaptiveSettings(
-        drift_delta=float(model.drift_delta),
-        window=float(model.drift_window_threshold),
-        significance=float(model.switch_significance),
-        bootstrap=model.bootstrap_sampling,
-        key=np.uint64(model.seed),
-    )
-
-
-def check_adaptive(model: HoeffdingAdaptiveTreeClassifier | HoeffdingAdaptiveTreeRegressor) -> None:
-    """Raise DeclarationError unless the settings that make a tree adapt can be."""
-    name = type(model).__name__
-    check_number(f"{name}(drift_window_threshold=)", model.drift_window_threshold, 1.0)
-    check_number(f"{name}(switch_significance=)", model.switch_significance, 0.0, above=True, high=1.0)
-    check_number(f"{name}(drift_delta=)", model.drift_delta, 0.0, above=True, high=1.0)
-    check_whole(f"{name}(seed=)", model.seed, 0, 2**63 - 1)
-    check_flag(f"{name}(bootstrap_sampling=)", model.bootstrap_sampling)

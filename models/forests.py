@@ -13,12 +13,90 @@ from ..errors import DeclarationError
 from . import tree_explain_kernels as explaining
 from . import tree_kernels as kernels
 from .base import Array, Rows, Spec, Truth, check_flag, check_number, check_whole, register
-from .trees import HoeffdingTreeClassifier, HoeffdingTreeRegressor, columns_of, room_to_explain, scratch_of
+from .trees import (
+    HoeffdingTree,
+    HoeffdingTreeClassifier,
+    HoeffdingTreeRegressor,
+    columns_of,
+    room_to_explain,
+    scratch_of,
+)
+
+
+@dataclass(eq=False)
+class Forest(HoeffdingTree):
+    """What the two share: how trees draw and are replaced, in settings and arrays. Stands before the tree they grow."""
+
+    _: KW_ONLY
+    grace_period: float = 50
+    delta: float = 0.01
+    n_models: int = 10
+    max_features: str | int | float | None = "sqrt"
+    lambda_value: float = 6
+    warning_delta: float | None = 0.01
+    drift_delta: float | None = 0.001
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        check_whole(f"{name}(n_models=)", self.n_models, 1, 500)
+        check_whole(f"{name}(max_nodes=)", self.max_nodes, 1, 1 << 20)
+        check_whole(f"{name}(seed=)", self.seed, 0, 2**63 - 1)
+        check_number(f"{name}(lambda_value=)", self.lambda_value, 0.0, above=True, high=100.0)
+        for setting in ("warning_delta", "drift_delta"):
+            if getattr(self, setting) is not None:
+                check_number(f"{name}({setting}=)", getattr(self, setting), 0.0, above=True, high=1.0)
+        wanted = self.max_features
+        if isinstance(wanted, float) and 0.0 < wanted <= 1.0:
+            return
+        if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted >= 1:
+            return
+        if wanted is not None and wanted not in ("sqrt", "log2"):
+            raise DeclarationError(
+                f"{name}(max_features=): expected 'sqrt', 'log2', a number of columns, a share of them up to 1.0, or "
+                f"None, got {wanted!r}"
+            )
+
+    def layout(self, spec: Spec) -> Mapping[str, Array]:
+        many = self.n_models
+        return {
+            **self.arrays(spec, 2 * many),
+            "size": Array((2 * many, 3), "int64"),
+            "members": Array((many, 2), "int32"),
+            "changes": Array((many, 2), "int64"),
+            "window_totals": Array((many, 2, kernels.LEVELS, kernels.BUCKETS + 1), "float64"),
+            "window_held": Array((many, 2, kernels.LEVELS), "int64"),
+            "window_sums": Array((many, 2, 3), "float64"),
+            "drawn": Array((many,), "uint64"),
+        }
+
+    def choices(self) -> dict[str, Any]:
+        """What the kernels of both are told beside the settings of a tree."""
+        return {
+            "seed": np.uint64(self.seed),
+            "least": math.exp(-self.lambda_value),
+            "warning_delta": float(self.warning_delta or 0.0),
+            "drift_delta": float(self.drift_delta or 0.0),
+        }
+
+    def features_of(self, spec: Spec) -> int:
+        """How many of the columns of spec a leaf draws; 0: it observes all."""
+        wanted, columns = self.max_features, len(spec.numeric) + len(spec.categories)
+        if wanted is None:
+            return 0
+        if wanted == "sqrt":
+            many = round(math.sqrt(columns))
+        elif wanted == "log2":
+            many = round(math.log2(max(columns, 1)))
+        else:
+            many = int(wanted * columns) if isinstance(wanted, float) else int(wanted)
+        return max(1, min(many, columns))
 
 
 @register
 @dataclass(eq=False)
-class ARFClassifier(HoeffdingTreeClassifier):
+class ARFClassifier(Forest, HoeffdingTreeClassifier):
     """An adaptive random forest (ARF), for a binary or a multiclass task: out is P(true), or P of each class.
 
     Every tree learns an example with a weight drawn from a Poisson distribution, and every leaf observes only columns
@@ -55,38 +133,21 @@ class ARFClassifier(HoeffdingTreeClassifier):
     instead: ClassVar[str] = "ARFRegressor"
 
     _: KW_ONLY
-    n_models: int = 10
-    max_features: str | int | float | None = "sqrt"
-    lambda_value: float = 6
     disable_weighted_vote: bool = False
-    warning_delta: float | None = 0.01
-    drift_delta: float | None = 0.001
-    seed: int = 0
-    grace_period: float = 50
-    delta: float = 0.01
     max_nodes: int = 1023
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_forest(self)
         check_flag("ARFClassifier(disable_weighted_vote=)", self.disable_weighted_vote)
 
     def layout(self, spec: Spec) -> Mapping[str, Array]:
-        """Arrays of the forest; raises DeclarationError when spec has no classes."""
-        scores = {"scores": Array((self.n_models, 2), "float64")}
-        return self.arrays(spec, 2 * self.n_models) | members(self.n_models) | scores
+        return {**super().layout(spec), "scores": Array((self.n_models, 2), "float64")}
 
     def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
         tree = kernels.Tree(*(state[name] for name in kernels.Tree._fields))
         forest = kernels.Forest(*(state[name] for name in kernels.Forest._fields))
-        choices = kernels.ForestSettings(
-            seed=np.uint64(self.seed),
-            least=math.exp(-self.lambda_value),
-            weighted=not self.disable_weighted_vote,
-            warning_delta=float(self.warning_delta or 0.0),
-            drift_delta=float(self.drift_delta or 0.0),
-        )
-        settings = self.settings(features_of(self.max_features, spec))
+        choices = kernels.ForestSettings(weighted=not self.disable_weighted_vote, **self.choices())
+        settings = self.settings(self.features_of(spec))
         self._forest = tree, forest, settings, choices, columns_of(spec), scratch_of(spec, tree.counts.shape[1])
         self._room = room_to_explain(spec, self.max_nodes, tree.counts)
         self._none = np.empty((0, spec.outputs), np.float32)
@@ -115,7 +176,7 @@ class ARFClassifier(HoeffdingTreeClassifier):
 
 @register
 @dataclass(eq=False)
-class ARFRegressor(HoeffdingTreeRegressor):
+class ARFRegressor(Forest, HoeffdingTreeRegressor):
     """An adaptive random forest (ARF) for a regression task: the median, or the mean, of what its trees predict.
 
     Its trees are HoeffdingTreeRegressor, whose settings they share; examples, columns, warnings and drifts are as in
@@ -143,42 +204,25 @@ class ARFRegressor(HoeffdingTreeRegressor):
     instead: ClassVar[str] = "ARFClassifier"
 
     _: KW_ONLY
-    n_models: int = 10
-    max_features: str | int | float | None = "sqrt"
     aggregation_method: str = "median"
-    lambda_value: float = 6
-    warning_delta: float | None = 0.01
-    drift_delta: float | None = 0.001
-    seed: int = 0
-    grace_period: float = 50
-    delta: float = 0.01
     max_nodes: int = 127
     max_values: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_forest(self)
         if self.aggregation_method not in ("median", "mean"):
             raise DeclarationError(
                 f"ARFRegressor(aggregation_method=): expected 'median' or 'mean', got {self.aggregation_method!r}"
             )
 
     def layout(self, spec: Spec) -> Mapping[str, Array]:
-        """Arrays of the forest; raises DeclarationError when spec has no value to predict."""
-        deviations = {"deviations": Array((self.n_models, 3), "float64")}
-        return self.arrays(spec, 2 * self.n_models) | members(self.n_models) | deviations
+        return {**super().layout(spec), "deviations": Array((self.n_models, 3), "float64")}
 
     def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
         super().bind(spec, state, touched)
-        choices = kernels.RegressionForestSettings(
-            seed=np.uint64(self.seed),
-            least=math.exp(-self.lambda_value),
-            median=self.aggregation_method == "median",
-            warning_delta=float(self.warning_delta or 0.0),
-            drift_delta=float(self.drift_delta or 0.0),
-        )
+        choices = kernels.RegressionForestSettings(median=self.aggregation_method == "median", **self.choices())
         forest = kernels.RegressionForest(*(state[name] for name in kernels.RegressionForest._fields))
-        settings = self.settings(features_of(self.max_features, spec))
+        settings = self.settings(self.features_of(spec))
         self._forest = self._parts[0], forest, settings, choices, self._parts[2]
         self._places = np.empty(len(spec.numeric) + len(spec.categories), np.int32)
         self._room = room_to_explain(spec, self.max_nodes, self._parts[0].targets[:, :2])
@@ -204,52 +248,3 @@ class ARFRegressor(HoeffdingTreeRegressor):
             x.numeric, after, after is x.numeric, x.categories, truth.y, truth.weight, *self._forest, *self._scratch,
             self._places, self._room, out, contributions,
         )  # fmt: skip
-
-
-def members(many: int) -> dict[str, Array]:
-    """The arrays that a forest has beside those of its trees."""
-    return {
-        "size": Array((2 * many, 3), "int64"),
-        "members": Array((many, 2), "int32"),
-        "changes": Array((many, 2), "int64"),
-        "window_totals": Array((many, 2, kernels.LEVELS, kernels.BUCKETS + 1), "float64"),
-        "window_held": Array((many, 2, kernels.LEVELS), "int64"),
-        "window_sums": Array((many, 2, 3), "float64"),
-        "drawn": Array((many,), "uint64"),
-    }
-
-
-def features_of(max_features: str | int | float | None, spec: Spec) -> int:
-    """How many of the columns of spec a leaf draws; 0: it observes all."""
-    columns = len(spec.numeric) + len(spec.categories)
-    if max_features is None:
-        return 0
-    if max_features == "sqrt":
-        many = round(math.sqrt(columns))
-    elif max_features == "log2":
-        many = round(math.log2(max(columns, 1)))
-    else:
-        many = int(max_features * columns) if isinstance(max_features, float) else int(max_features)
-    return max(1, min(many, columns))
-
-
-def check_forest(model: Any) -> None:
-    """Raise DeclarationError unless the settings of the forest, beside those of its trees, can be."""
-    name = type(model).__name__
-    check_whole(f"{name}(n_models=)", model.n_models, 1, 500)
-    check_whole(f"{name}(max_nodes=)", model.max_nodes, 1, 1 << 20)
-    check_whole(f"{name}(seed=)", model.seed, 0, 2**63 - 1)
-    check_number(f"{name}(lambda_value=)", model.lambda_value, 0.0, above=True, high=100.0)
-    for setting in ("warning_delta", "drift_delta"):
-        if getattr(model, setting) is not None:
-            check_number(f"{name}({setting}=)", getattr(model, setting), 0.0, above=True, high=1.0)
-    wanted = model.max_features
-    if isinstance(wanted, float) and 0.0 < wanted <= 1.0:
-        return
-    if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted >= 1:
-        return
-    if wanted is not None and wanted not in ("sqrt", "log2"):
-        raise DeclarationError(
-            f"{name}(max_features=): expected 'sqrt', 'log2', a number of columns, a share of them up to 1.0, or None, "
-            f"got {wanted!r}"
-        )

@@ -60,6 +60,14 @@ class HoeffdingTree(Configured, Explainer):
             check_whole(f"{name}(max_depth=)", self.max_depth, 1, NO_LIMIT)
         check_flag(f"{name}(merit_preprune=)", self.merit_preprune)
 
+    def arrays(self, spec: Spec, trees: int) -> dict[str, Array]:
+        """Arrays that so many trees share in equal parts; raises DeclarationError when spec is not what they learn."""
+        raise NotImplementedError
+
+    def layout(self, spec: Spec) -> Mapping[str, Array]:
+        """Arrays of the model; raises DeclarationError when the task of spec is not that of the model."""
+        return self.arrays(spec, 1)
+
     def link(self, spec: Spec) -> Link:
         return "identity"
 
@@ -137,12 +145,7 @@ class HoeffdingTreeClassifier(HoeffdingTree):
         check_whole(f"{name}(n_splits=)", self.n_splits, 1, 10_000)
         _check_choices(self, leaf_prediction=PREDICTIONS, split_criterion=CRITERIA)
 
-    def layout(self, spec: Spec) -> Mapping[str, Array]:
-        """Arrays of the tree; raises DeclarationError when spec has no classes."""
-        return self.arrays(spec, 1)
-
     def arrays(self, spec: Spec, trees: int) -> dict[str, Array]:
-        """Arrays that so many trees share in equal parts."""
         classes = 2 if spec.task == "binary" else spec.outputs
         if spec.task not in ("binary", "multiclass") or classes < 2 or (spec.task == "binary" and spec.outputs != 1):
             raise DeclarationError(
@@ -282,12 +285,7 @@ class HoeffdingTreeRegressor(HoeffdingTree):
         check_whole(f"{name}(max_values=)", self.max_values, 2, 1 << 24)
         _check_choices(self, leaf_prediction=VALUES)
 
-    def layout(self, spec: Spec) -> Mapping[str, Array]:
-        """Arrays of the tree; raises DeclarationError when spec has no value to predict."""
-        return self.arrays(spec, 1)
-
     def arrays(self, spec: Spec, trees: int) -> dict[str, Array]:
-        """Arrays that so many trees share in equal parts."""
         if spec.task != "regression" or spec.outputs != 1:
             raise DeclarationError(
                 f"{type(self).__name__} learns a regression task with one output, the pipeline declares "
