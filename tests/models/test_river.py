@@ -189,6 +189,12 @@ def test_label_that_is_none_is_not_learned():
     assert chain.learner._work.classes == {2}
 
 
+def test_label_of_two_classes_is_true_from_a_half_on():
+    chain = bind_bare(naive_bayes.GaussianNB())
+    chain.learn(rows([1.0], [1.0], [1.0]), truth(0.4, 0.5, 1))
+    assert chain.learner._work.class_counts == {False: 1, True: 2}
+
+
 class Listens(dummy.NoChangeClassifier):
     seen: ClassVar = []
 
@@ -201,6 +207,8 @@ class Listens(dummy.NoChangeClassifier):
 def test_missing_features_are_left_out_or_none(missing, nothing):
     chain = bound(as_chain(River(Listens(), missing=missing)), Spec(("a",), ("c",), "binary", 1))
     Listens.seen = []
+    chain = bound(chain.unbound(), chain.spec)
+    assert chain.config()["parts"][0].get("missing", "omit") == missing
     numeric = np.array([[np.inf], [np.nan], [1.0]], np.float32)
     chain.learn(Rows(numeric, np.array([[0], [0], [255]], np.uint64)), truth(1, 0, 1))
     assert Listens.seen == [nothing, nothing, {"a": 1.0, "c": "00000000000000ff"}]
@@ -284,6 +292,21 @@ def test_share_of_the_classes_moves_with_the_labels_from_equal_shares():
     assert predict(chain, rows([1.0])) == 0.5
     chain.learn(rows([1.0], [1.0], [1.0]), truth(1, 1, 0))
     assert predict(chain, rows([1.0])) == np.float32(2.5 / 4)
+
+
+def test_weight_of_a_label_counts_in_what_is_said_where_river_says_nothing():
+    Odd.said, OddNumber.said = {}, None
+    share, mean = bind_bare(Odd()), bind_bare(OddNumber(), task="regression")
+    share.learn(rows([1.0]), truth(1, weight=3.0))
+    assert predict(share, rows([1.0])) == np.float32(3.5 / 4)
+    mean.learn(rows([1.0]), truth(2, weight=3.0))
+    mean.learn(rows([1.0]), truth(6, weight=1.0))
+    assert predict(mean, rows([1.0])) == 3.0
+
+
+def test_probabilities_that_all_but_add_up_to_1_are_left_as_river_says_them():
+    Odd.said = {False: 0.7000004, True: 0.3}
+    assert predict(bind_bare(Odd()), rows([1.0])) == np.float32(0.3)
 
 
 def test_classifier_that_knows_no_probability_gets_all_of_it_for_what_it_says():
@@ -387,6 +410,7 @@ def test_config_tells_class_and_settings_and_is_equal_for_what_is_declared_alike
         for w in (True, False)
     ]
     assert unions[0] != unions[1]
+    assert River(Remembers()).config()["model"] == {"class": "Remembers"}  # its module may go by another name
 
 
 def test_repr_names_the_model():
@@ -451,6 +475,24 @@ def test_what_cannot_be_served_is_refused_with_the_remedy(make, match):
 def test_task_or_categories_that_do_not_fit_are_refused_with_the_remedy(model, spec, match):
     with pytest.raises(DeclarationError, match=match):
         as_chain(River(model)).layout(spec)
+
+
+class Compares(base.Regressor):
+    """Takes the first row as it is, and less than that each one after it."""
+
+    first = None
+
+    def learn_one(self, x, y):
+        self.first = x if self.first is None else {name: x[name] - v for name, v in self.first.items()}
+
+    def predict_one(self, x):
+        return 0.0
+
+
+def test_category_that_is_only_looked_at_once_something_was_learned_is_refused_too():
+    as_chain(River(Compares())).layout(Spec(("a",), (), "regression", 1))
+    with pytest.raises(DeclarationError, match=r"raised TypeError.*category 'site'"):
+        as_chain(River(Compares())).layout(Spec(("a",), ("site",), "regression", 1))
 
 
 def test_state_of_another_version_or_of_what_is_not_here_is_refused():
