@@ -11,7 +11,7 @@ from numpy import ndarray
 from ..errors import DeclarationError
 from . import average_kernels as kernels
 from .base import Array, Configured, Decay, Explainer, Link, Opaque, Rows, Spec, Truth, check_number, register
-from .chain import Chain, as_chain, summed
+from .chain import Chain, as_chain, layout_in_row, summed, under
 
 LINKS = {"identity": kernels.IDENTITY, "logit": kernels.LOGIT, "log": kernels.LOG, "softmax": kernels.SOFTMAX}
 LARGEST = 1e30  # of a contribution
@@ -96,18 +96,12 @@ class Average(Configured, Explainer):
 
     def layout(self, spec: Spec) -> dict[str, Array]:
         """Arrays of all learners, each prefixed with its place; raises DeclarationError when one does not fit spec."""
-        return {
-            f"{i}/{name}": array._replace(
-                rows=array.rows and f"{i}/{array.rows}", by=array.by and f"{i}/{array.by}"
-            )
-            for i, chain in enumerate(self.learners)
-            for name, array in chain.layout(spec).items()
-        }  # fmt: skip
+        return layout_in_row(self.learners, spec)
 
     def bind(self, spec: Spec, state: Mapping[str, ndarray], touched: Mapping[str, ndarray]) -> None:
         """Work in place on arrays as `layout(spec)` says."""
         for i, chain in enumerate(self.learners):
-            chain.bind(spec, _under(f"{i}/", state), _under(f"{i}/", touched))
+            chain.bind(spec, under(f"{i}/", state), under(f"{i}/", touched))
             chain.inner = True
         self._spec = spec
         weights = np.ones(len(self.learners)) if self.weights is None else np.array(self.weights)
@@ -203,7 +197,3 @@ class Average(Configured, Explainer):
         for weight, own in zip(self._weights[1:], each[1:], strict=True):
             total += weight * own.astype(np.float64)
         out[:] = total / self._total
-
-
-def _under(prefix: str, arrays: Mapping[str, ndarray]) -> dict[str, ndarray]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -69,14 +69,15 @@ ALIGNMENT = 64  # bytes: sums of matrix products may have other bits where memor
 
 def allocate(layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
     """New arrays for a layout, each at its fill, aligned to 64 bytes; zeros cost no memory until they are written."""
-    arrays = {name: _aligned_zeros(a.shape, np.dtype(a.dtype)) for name, a in layout.items()}
+    arrays = {name: aligned_zeros(a.shape, np.dtype(a.dtype)) for name, a in layout.items()}
     for name, a in layout.items():
         if a.fill:
             arrays[name][...] = a.fill
     return arrays
 
 
-def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros that begin at the beginning of a cache line."""
     size = math.prod(shape) * dtype.itemsize
     room = np.zeros(size + ALIGNMENT, np.uint8)
     start = -room.ctypes.data % ALIGNMENT

@@ -18,6 +18,7 @@ from .base import (
     Part,
     Rows,
     Spec,
+    Stateful,
     Transform,
     Truth,
     allocate,
@@ -140,13 +141,7 @@ class Chain(Configured):
     def layout(self, spec: Spec) -> dict[str, Array]:
         """Arrays of all parts, each prefixed with its place; raises DeclarationError when a part does not fit spec."""
         self.learner  # noqa: B018  a chain without one is refused here
-        return {
-            f"{i}/{name}": array._replace(
-                rows=array.rows and f"{i}/{array.rows}", by=array.by and f"{i}/{array.by}"
-            )
-            for i, part in enumerate(self.parts)
-            for name, array in part.layout(spec).items()
-        }  # fmt: skip
+        return layout_in_row(self.parts, spec)
 
     def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
         """Work in place on arrays as `layout(spec)` says; raises DeclarationError where one is missing or differs."""
@@ -158,7 +153,7 @@ class Chain(Configured):
                     f"{name} of {self!r}: expected {array.dtype} {array.shape}, writable, got {came}"
                 )
         for i, part in enumerate(self.parts):
-            part.bind(spec, _under(f"{i}/", state), _under(f"{i}/", touched))
+            part.bind(spec, under(f"{i}/", state), under(f"{i}/", touched))
         self._spec = spec
         self._shapes = len(spec.numeric), len(spec.categories), spec.outputs
         self._bound_learner, self._observes = self.learner, self.observes
@@ -180,12 +175,7 @@ class Chain(Configured):
     def predict(self, x: Rows, out: np.ndarray) -> None:
         """Write P(true) or values of raw rows to out, float32 (B, O); changes no state."""
         x = self._checked(x)
-        out = self._checked_out(x, out)
-        for step, transform in enumerate(self._transforms):
-            applied = self._after(step, x)
-            transform.apply(x, applied)
-            x = applied
-        self._bound_learner.predict(x, out)
+        self._bound_learner.predict(self._applied(x), self._checked_out(x, out))
 
     def explain(self, x: Rows, out: np.ndarray) -> None:
         """Write what each feature adds to the raw scores of raw rows to out, float32 (B, O, N + K + 1); pure.
@@ -193,12 +183,7 @@ class Chain(Configured):
         Columns of out are those of `Explainer`. Raises DeclarationError where the learner cannot explain.
         """
         x = self._checked(x)
-        out = self._checked_contributions(x, out)
-        for step, transform in enumerate(self._transforms):
-            applied = self._after(step, x)
-            transform.apply(x, applied)
-            x = applied
-        self.explainer.explain(x, out)
+        self.explainer.explain(self._applied(x), self._checked_contributions(x, out))
 
     def predict_then_observe(
         self, x: Rows, out: np.ndarray, observed: Rows | None = None, contributions: np.ndarray | None = None
@@ -228,11 +213,7 @@ class Chain(Configured):
         judged  float32 (B, O), for what the learner predicts of each row right before it learns it; None: not wanted
         """
         x = self._checked(x)
-        truth = self._checked_truth(x, truth)
-        for step, transform in enumerate(self._transforms):
-            applied = self._after(step, x)
-            transform.apply(x, applied)
-            x = applied
+        x, truth = self._applied(x), self._checked_truth(x, truth)
         if judged is None:
             self._bound_learner.learn(x, truth)
         elif not self._observes:
@@ -327,6 +308,14 @@ class Chain(Configured):
         for _, decay in twin.decays():
             decay(0.5)
 
+    def _applied(self, x: Rows) -> Rows:
+        """The rows as the transforms now make them."""
+        for step, transform in enumerate(self._transforms):
+            applied = self._after(step, x)
+            transform.apply(x, applied)
+            x = applied
+        return x
+
     def _around(self, x: Rows, observed: Rows | None = None) -> tuple[Rows, Rows]:
         """The rows as each was transformed before and after it was observed."""
         before, after = x, x if observed is None else observed
@@ -411,7 +400,19 @@ def _as(what: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> np
     return np.require(array, dtype, ["C", "W", "A"])
 
 
-def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def layout_in_row(parts: Iterable[Stateful], spec: Spec) -> dict[str, Array]:
+    """The arrays of all parts, those of part i under "i/...", and so their row groups."""
+    return {
+        f"{i}/{name}": array._replace(
+            rows=array.rows and f"{i}/{array.rows}", by=array.by and f"{i}/{array.by}"
+        )
+        for i, part in enumerate(parts)
+        for name, array in part.layout(spec).items()
+    }  # fmt: skip
+
+
+def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names begin so, by the rest of their names."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 

@@ -15,12 +15,11 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ..models.base import Array, Decay, Explainer, Opaque, Rows, Spec, Truth
-from ..models.chain import summed
+from ..models.chain import summed, under
 from ..models.drift import watched
 from ..models.metrics import Metrics
 from .declaration import Best, Pipeline
 from .learning import Learning, Said
-from .shared import under
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]

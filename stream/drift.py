@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.base import Array, Rows, Spec, Truth
-from ..models.chain import Chain
+from ..models.chain import Chain, under
 from ..models.drift import DriftDetector, watched
-from .shared import under
 
 BLOCK = 32
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..connectors.spans import Spans
 from ..models.base import Array, Rows
+from ..models.chain import under
 from ..models.metrics import Metrics
 from . import hashing
 from .align import BEFORE_ALL
@@ -31,7 +32,7 @@ from .folding import Folding
 from .label_join import PartitionState, Terms
 from .learning import Learning
 from .processed import Predicted, Processed
-from .shared import EngineState, Shared, under
+from .shared import EngineState, Shared
 from .slices import DeadLetter, Piece, Role, flat, nested
 from .stopping import Stops
 

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.base import Array, Explainer, Rows, Spec, Truth
-from ..models.chain import as_chain
+from ..models.chain import as_chain, under
 from ..models.drift import DriftDetector
 from .drift import Watch
-from .shared import under
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]

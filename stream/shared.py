@@ -27,11 +27,6 @@ class EngineState:
     meta: dict[str, Any]
 
 
-def under(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """What has this prefix, without it."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
 class Shared:
     """The arrays that an engine works on in place, and what a model keeps beside them.
 
