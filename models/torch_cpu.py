@@ -11,16 +11,14 @@ from numba import njit
 from torch import Tensor, nn
 
 from . import dense_kernels, torch_truth
-from .base import Rows
+from .base import Rows, aligned_zeros
 from .dense_optimizers import moments_of, stepper_of
 from .embeddings import Table
 from .torch_building import block_of, use_one_thread
-from .torch_explain import integrate
+from .torch_explain import integrate, write_contributions
 
 if TYPE_CHECKING:
     from .torch_learner import Plan, Torch
-
-LINES = 64  # bytes, see base.allocate
 
 
 @njit(cache=True, nogil=True)
@@ -63,8 +61,8 @@ class OnCpu:
         touched: Mapping[str, np.ndarray],
     ) -> None:
         use_one_thread()
-        self.plan, self.module, self.state, self._optimizer = plan, module, state, learner.optimizer
-        self._clip, self._what = float(learner.clip), repr(learner.module)
+        self.plan, self.module = plan, module
+        self._clip = float(learner.clip)
         view_state(module, state)
         learned = {name: p for name, p in module.named_parameters() if p.requires_grad}
         weights = {name: state[f"module/{name}"] for name in learned}
@@ -82,7 +80,7 @@ class OnCpu:
                 learner.embeddings, learner.seed, plan.categories, learner.batch_size, state, touched
             )  # fmt: skip
         module.eval()
-        self.block = block_of(self._what, module, inputs)
+        self.block = block_of(repr(learner.module), module, inputs)
         self._numeric = zeros((self.block, inputs.numeric))
         self._embedded = zeros((self.block, inputs.categories, inputs.dim))
         self._read = torch.from_numpy(self._numeric), torch.from_numpy(self._embedded)
@@ -146,7 +144,7 @@ class OnCpu:
         if self._has_modes:
             self.module.eval()
         fine = torch_truth.write_slopes(
-            self.plan.loss, raw.detach().contiguous().numpy(), y, weight, live, offsets, 1.0, batch.raw_slope
+            self.plan.loss, raw.detach().contiguous().numpy(), y, weight, live, offsets, batch.raw_slope
         )
         if fine:
             raw.backward(batch.raw_slope_tensor)
@@ -166,17 +164,13 @@ class OnCpu:
     def explain(self, x: Rows, offsets: np.ndarray, out: np.ndarray) -> None:
         """Write contributions to out (B, O, N + K + 1); see Torch.explain."""
         use_one_thread()
-        N, K = len(self.plan.numeric), len(self.plan.categories)
-        numeric = zeros((len(out), self.plan.inputs.numeric))
-        embedded = zeros((len(out), K, self.plan.inputs.dim))
+        inputs = self.plan.inputs
+        numeric, embedded = zeros((len(out), inputs.numeric)), zeros((len(out), inputs.categories, inputs.dim))
         write_numeric(x.numeric, self.plan.numeric, self._clip, numeric)
         if self.table is not None:
             self.table.look_up(x.categories, embedded)
-        of_numeric, of_embedded, rest = integrate(self.module, torch.from_numpy(numeric), torch.from_numpy(embedded))
-        unit = offsets[-1]
-        out[:, :, self.plan.numeric] = unit * (of_numeric[..., :N] + of_numeric[..., N:])
-        out[:, :, N + self.plan.categories] = unit * of_embedded
-        out[:, :, N + K] = unit * rest + offsets[:-1]
+        parts = integrate(self.module, torch.from_numpy(numeric), torch.from_numpy(embedded))
+        write_contributions(parts, self.plan.numeric, self.plan.categories, offsets, out)
 
     def forget_rows(self, factor: float) -> None:
         if self.table is not None:
@@ -189,10 +183,7 @@ class OnCpu:
 
 def zeros(shape: tuple[int, ...]) -> np.ndarray:
     """float32 zeros, aligned as the state is."""
-    size = int(np.prod(shape)) * 4
-    room = np.zeros(size + LINES, np.uint8)
-    start = -room.ctypes.data % LINES
-    return room[start : start + size].view(np.float32).reshape(shape)
+    return aligned_zeros(shape, np.dtype(np.float32))
 
 
 def view_state(module: nn.Module, state: Mapping[str, np.ndarray]) -> None:

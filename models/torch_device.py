@@ -22,7 +22,7 @@ from .embedding_gpu import step_rows
 from .embeddings import GROUP, Table
 from .torch_building import block_of
 from .torch_cpu import write_numeric
-from .torch_explain import integrate
+from .torch_explain import integrate, write_contributions
 
 if TYPE_CHECKING:
     from .torch_learner import Plan, Torch
@@ -353,20 +353,17 @@ class OnDevice:
 
     def explain(self, x: Rows, offsets: np.ndarray, out: np.ndarray) -> None:
         """Write contributions to out (B, O, N + K + 1); see Torch.explain."""
-        N, K, i = len(self.plan.numeric), len(self.plan.categories), self.plan.inputs
+        i = self.plan.inputs
         numeric = np.zeros((len(out), i.numeric), np.float32)
-        embedded = np.zeros((len(out), K, i.dim), np.float32)
+        embedded = np.zeros((len(out), i.categories, i.dim), np.float32)
         write_numeric(x.numeric, self.plan.numeric, self._clip, numeric)
         self.pull()
         if self.table is not None:
             self.table.look_up(x.categories, embedded)
         with self._on_stream():
             tensors = torch.from_numpy(numeric).to(self.device), torch.from_numpy(embedded).to(self.device)
-            of_numeric, of_embedded, rest = integrate(self.module, *tensors)
-        unit = offsets[-1]
-        out[:, :, self.plan.numeric] = unit * (of_numeric[..., :N] + of_numeric[..., N:])
-        out[:, :, N + self.plan.categories] = unit * of_embedded
-        out[:, :, N + K] = unit * rest + offsets[:-1]
+            parts = integrate(self.module, *tensors)
+        write_contributions(parts, self.plan.numeric, self.plan.categories, offsets, out)
 
     def forget_rows(self, factor: float) -> None:
         if self.table is None:

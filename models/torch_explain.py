@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 POINTS = 64
-TOGETHER = POINTS  # rows times points that are taken at one go: of one row, so that its bits do not depend on others
 
 
 def integrate(
@@ -29,17 +28,31 @@ def integrate(
     of_numeric = np.zeros((len(numeric), outputs, numeric.shape[1]), np.float32)
     of_embedded = np.zeros((len(numeric), outputs, embedded.shape[1]), np.float32)
     t = (torch.arange(POINTS, dtype=torch.float32, device=numeric.device) + 0.5) / POINTS
-    step = max(1, TOGETHER // POINTS)
-    for a in range(0, len(numeric), step):
-        n, e = numeric[a : a + step], embedded[a : a + step]
-        along_n = (t[:, None, None] * n).flatten(0, 1).requires_grad_()  # (points * rows, 2 N)
-        along_e = (t[:, None, None, None] * e).flatten(0, 1).requires_grad_()
+    for i, (n, e) in enumerate(zip(numeric, embedded, strict=True)):  # alone, so that no row's bits depend on others
+        along_n = (t[:, None] * n).requires_grad_()  # (POINTS, 2 N)
+        along_e = (t[:, None, None] * e).requires_grad_()
         raw = module(along_n, along_e)
         for o in range(outputs):
             slopes = torch.autograd.grad(
                 raw[:, o].sum(), (along_n, along_e), retain_graph=o + 1 < outputs, materialize_grads=True
             )
-            mean_n, mean_e = (s.unflatten(0, (POINTS, len(n))).mean(0) for s in slopes)
-            of_numeric[a : a + step, o] = (mean_n * n).cpu().numpy()
-            of_embedded[a : a + step, o] = (mean_e * e).sum(-1).cpu().numpy()
+            mean_n, mean_e = (s.mean(0) for s in slopes)
+            of_numeric[i, o] = (mean_n * n).cpu().numpy()
+            of_embedded[i, o] = (mean_e * e).sum(-1).cpu().numpy()
     return of_numeric, of_embedded, rest[0].cpu().numpy()
+
+
+def write_contributions(
+    parts: tuple[np.ndarray, np.ndarray, np.ndarray], numeric: np.ndarray, categories: np.ndarray, offsets: np.ndarray,
+    out: np.ndarray,
+) -> None:  # fmt: skip
+    """Write what `integrate` returns to out float32 (B, O, N + K + 1), as contributions to the declared features.
+
+    numeric, categories  intp (N,), (K,)   which feature each column of the module is
+    offsets              float64 (O + 1,)  what is added to each raw score, and the unit the scores are in
+    """
+    of_numeric, of_embedded, rest = parts
+    N, K, unit = len(numeric), len(categories), offsets[-1]
+    out[:, :, numeric] = unit * (of_numeric[..., :N] + of_numeric[..., N:])
+    out[:, :, N + categories] = unit * of_embedded
+    out[:, :, N + K] = unit * rest + offsets[:-1]

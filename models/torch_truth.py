@@ -79,20 +79,32 @@ def write_offsets(task: int, on: bool, base: ndarray, offsets: ndarray) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def sigmoid(s: float) -> float:
+    """1 / (1 + exp(-s)), without overflow."""
+    e = math.exp(-abs(s))
+    return 1.0 / (1.0 + e) if s >= 0.0 else e / (1.0 + e)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def top_and_total(raw: ndarray, offsets: ndarray, outputs: int) -> tuple[float, float]:
+    """The largest score of a row (O,), and the sum of the exponentials of all less that one."""
+    top, total = -np.inf, 0.0
+    for c in range(outputs):
+        top = max(top, raw[c] + offsets[c])
+    for c in range(outputs):
+        total += math.exp(raw[c] + offsets[c] - top)
+    return top, total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def write_predictions(task: int, raw: ndarray, offsets: ndarray, out: ndarray) -> None:
     """Write P(true), P of each class or values to out (B, O), of raw scores float32 (>= B, O)."""
     outputs = out.shape[1]
     for i in range(out.shape[0]):
         if task == BINARY:
-            s = np.float64(raw[i, 0]) + offsets[0]
-            e = math.exp(-abs(s))
-            out[i, 0] = 1.0 / (1.0 + e) if s >= 0.0 else e / (1.0 + e)
+            out[i, 0] = sigmoid(np.float64(raw[i, 0]) + offsets[0])
         elif task == MULTICLASS:
-            top, total = -np.inf, 0.0
-            for c in range(outputs):
-                top = max(top, raw[i, c] + offsets[c])
-            for c in range(outputs):
-                total += math.exp(raw[i, c] + offsets[c] - top)
+            top, total = top_and_total(raw[i], offsets, outputs)
             for c in range(outputs):
                 out[i, c] = math.exp(raw[i, c] + offsets[c] - top) / total
         else:
@@ -102,13 +114,13 @@ def write_predictions(task: int, raw: ndarray, offsets: ndarray, out: ndarray) -
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def write_slopes(
-    loss: int, raw: ndarray, y: ndarray, weight: ndarray, live: ndarray, offsets: ndarray, delta: float, out: ndarray
+    loss: int, raw: ndarray, y: ndarray, weight: ndarray, live: ndarray, offsets: ndarray, out: ndarray
 ) -> bool:  # fmt: skip
     """Write to out float32 (B, O) the slope of each row's weighted loss in its raw scores; whether all are finite.
 
     log, cross entropy  P - label
     squared             e = raw - (label - mean) / deviation, of a loss of e^2 / 2
-    absolute, huber     sign of e; e within delta, delta times its sign beyond
+    absolute, huber     sign of e; e within 1, its sign beyond
 
     0 for rows that are not learned: they are masked.
     """
@@ -121,15 +133,9 @@ def write_slopes(
             continue
         t, v = np.float64(y[i, 0]), np.float64(weight[i])
         if loss == LOG:
-            s = np.float64(raw[i, 0]) + offsets[0]
-            e = math.exp(-abs(s))
-            out[i, 0] = v * ((1.0 / (1.0 + e) if s >= 0.0 else e / (1.0 + e)) - np.float64(t >= 0.5))
+            out[i, 0] = v * (sigmoid(np.float64(raw[i, 0]) + offsets[0]) - np.float64(t >= 0.5))
         elif loss == CROSS_ENTROPY:
-            top, total = -np.inf, 0.0
-            for c in range(outputs):
-                top = max(top, raw[i, c] + offsets[c])
-            for c in range(outputs):
-                total += math.exp(raw[i, c] + offsets[c] - top)
+            top, total = top_and_total(raw[i], offsets, outputs)
             for c in range(outputs):
                 out[i, c] = v * (math.exp(raw[i, c] + offsets[c] - top) / total - np.float64(c == np.intp(t)))
         else:
@@ -137,7 +143,7 @@ def write_slopes(
             if loss == ABSOLUTE:
                 e = np.float64(e > 0.0) - np.float64(e < 0.0) if e - e == 0.0 else e
             elif loss == HUBER:
-                e = min(max(e, -delta), delta) if e - e == 0.0 else e
+                e = min(max(e, -1.0), 1.0) if e - e == 0.0 else e
             out[i, 0] = v * e
         for c in range(outputs):
             fine = fine and abs(raw[i, c]) <= 1e18 and abs(out[i, c]) <= 1e18
