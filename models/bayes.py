@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -27,15 +27,37 @@ from .base import (
 from .durations import parse_duration
 
 
+class Kernels(NamedTuple):
+    """What one kind of naive Bayes calls, from bayes_kernels.py."""
+
+    predict: Any
+    learn: Any
+    progress: Any
+    explain: Any
+    explain_then_learn: Any
+
+
 class NaiveBayes(Configured, Explainer):
-    """What GaussianNB and MultinomialNB share: settings, classes, their counts, and the hashed table of categories."""
+    """What GaussianNB and MultinomialNB share: settings, classes, their counts, and the hashed table of categories.
+
+    `bind` of a subclass sets what its kernels take behind the rows: `_predict` and `_learn`; `_terms`, room to explain
+    in; and what forgets: `_counts`, and `_table` with its marks.
+    """
 
     updates: Literal["sequential", "micro_batch"] = "sequential"
     batch_size: int = 1
 
+    kernels: ClassVar[Kernels]
+
     alpha: float
     bits: int
     half_life: str | None
+
+    _predict: tuple[Any, ...]
+    _learn: tuple[Any, ...]
+    _terms: np.ndarray
+    _counts: tuple[np.ndarray, ...]
+    _table: tuple[np.ndarray, np.ndarray, np.ndarray]
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -72,7 +94,29 @@ class NaiveBayes(Configured, Explainer):
 
     def decay(self, factor: float) -> None:
         """Scale all counts by factor; means and variances stay."""
-        raise NotImplementedError
+        for counts in self._counts:
+            counts *= factor
+        kernels.forget_table(float(factor), *self._table)
+
+    def predict(self, x: Rows, out: np.ndarray) -> None:
+        self.kernels.predict(x.numeric, x.categories, *self._predict, out)
+
+    def learn(self, x: Rows, truth: Truth) -> None:
+        self.kernels.learn(x.numeric, x.categories, truth.y, truth.weight, *self._learn)
+
+    def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
+        after = x.numeric if learned is None else learned.numeric
+        self.kernels.progress(x.numeric, after, x.categories, truth.y, truth.weight, *self._predict, out)
+
+    def explain(self, x: Rows, out: np.ndarray) -> None:
+        self.kernels.explain(x.numeric, x.categories, *self._predict, self._terms, out)
+
+    def explain_then_learn(
+        self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
+    ) -> None:
+        after = x.numeric if learned is None else learned.numeric
+        rows = x.numeric, after, x.categories, truth.y, truth.weight
+        self.kernels.explain_then_learn(*rows, self._predict, self._terms, out, contributions)
 
 
 @register
@@ -107,6 +151,13 @@ class GaussianNB(NaiveBayes):
     """
 
     quick: ClassVar[bool] = True
+    kernels: ClassVar[Kernels] = Kernels(
+        kernels.predict_gaussian,
+        kernels.learn_gaussian,
+        kernels.progress_gaussian,
+        kernels.explain_gaussian,
+        kernels.explain_then_learn_gaussian,
+    )
 
     _: KW_ONLY
     alpha: float = 1.0
@@ -139,32 +190,6 @@ class GaussianNB(NaiveBayes):
         self._counts = state["class_count"], state["count"], state["value_count"]
         self._table = state["table"], state["seen"], touched["table"]
 
-    def predict(self, x: Rows, out: np.ndarray) -> None:
-        kernels.predict_gaussian(x.numeric, x.categories, *self._predict, out)
-
-    def learn(self, x: Rows, truth: Truth) -> None:
-        kernels.learn_gaussian(x.numeric, x.categories, truth.y, truth.weight, *self._learn)
-
-    def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
-        after = x.numeric if learned is None else learned.numeric
-        kernels.progress_gaussian(x.numeric, after, x.categories, truth.y, truth.weight, *self._predict, out)
-
-    def explain(self, x: Rows, out: np.ndarray) -> None:
-        kernels.explain_gaussian(x.numeric, x.categories, *self._predict, self._terms, out)
-
-    def explain_then_learn(
-        self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
-    ) -> None:
-        after = x.numeric if learned is None else learned.numeric
-        rows = x.numeric, after, x.categories, truth.y, truth.weight
-        kernels.explain_then_learn_gaussian(*rows, self._predict, self._terms, out, contributions)
-
-    def decay(self, factor: float) -> None:
-        """Scale the counts by factor; means and variances stay."""
-        for counts in self._counts:
-            counts *= factor
-        kernels.forget_table(float(factor), *self._table)
-
 
 @register
 @dataclass(eq=False)
@@ -196,6 +221,13 @@ class MultinomialNB(NaiveBayes):
     """
 
     quick: ClassVar[bool] = True
+    kernels: ClassVar[Kernels] = Kernels(
+        kernels.predict_multinomial,
+        kernels.learn_multinomial,
+        kernels.progress_multinomial,
+        kernels.explain_multinomial,
+        kernels.explain_then_learn_multinomial,
+    )
 
     alpha: float = 1.0
     _: KW_ONLY
@@ -228,29 +260,3 @@ class MultinomialNB(NaiveBayes):
         self._learn = (*place, *arrays)
         self._counts = state["class_count"], state["column_count"], state["length"]
         self._table = state["table"], state["seen"], touched["table"]
-
-    def predict(self, x: Rows, out: np.ndarray) -> None:
-        kernels.predict_multinomial(x.numeric, x.categories, *self._predict, out)
-
-    def learn(self, x: Rows, truth: Truth) -> None:
-        kernels.learn_multinomial(x.numeric, x.categories, truth.y, truth.weight, *self._learn)
-
-    def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
-        after = x.numeric if learned is None else learned.numeric
-        kernels.progress_multinomial(x.numeric, after, x.categories, truth.y, truth.weight, *self._predict, out)
-
-    def explain(self, x: Rows, out: np.ndarray) -> None:
-        kernels.explain_multinomial(x.numeric, x.categories, *self._predict, self._terms, out)
-
-    def explain_then_learn(
-        self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
-    ) -> None:
-        after = x.numeric if learned is None else learned.numeric
-        rows = x.numeric, after, x.categories, truth.y, truth.weight
-        kernels.explain_then_learn_multinomial(*rows, self._predict, self._terms, out, contributions)
-
-    def decay(self, factor: float) -> None:
-        """Scale the counts by factor."""
-        for counts in self._counts:
-            counts *= factor
-        kernels.forget_table(float(factor), *self._table)

@@ -167,7 +167,7 @@ def explain_rows(
 ) -> None:  # fmt: skip
     """Write what each feature adds to the raw score of B rows to out (B, 1, N + K + 1); nothing else is changed.
 
-    Last in out is the bias. Other arguments as in `learn_rows`.
+    Last in out is the bias. Arguments as in `predict_rows`, `binary` among them, which raw scores do not look at.
     """
     N, K = numeric.shape[1], categories.shape[1]
     for i in range(numeric.shape[0]):
