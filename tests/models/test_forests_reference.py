@@ -173,6 +173,17 @@ def run_ours(bound, x, truth):
     return out, steps
 
 
+def assert_grew_and_changed_as_declared(steps, settings):
+    """Trees have split; they warned and drifted where that is on, and for certain where they are shaky."""
+    _, warnings, drifts = np.array(steps[-1]).T
+    assert np.array(steps)[:, :, 0].max() > 1
+    assert warnings.sum() == 0 or settings["warning_delta"] is not None
+    assert drifts.sum() == 0 or settings["drift_delta"] is not None
+    if settings["drift_delta"] == SHAKY["drift_delta"]:
+        assert warnings.sum() > 0
+        assert drifts.sum() > 0
+
+
 @pytest.mark.parametrize(
     ("settings", "labels", "categories"),
     [
@@ -198,13 +209,7 @@ def test_forest_equals_river_that_draws_the_same_numbers(settings, labels, categ
     assert bound.state["0/drawn"].tolist() == river._rng.drawn.tolist()
     grows = [model is not None for model in river._background or []]
     assert bound.state["0/members"][:, GROWS].astype(bool).tolist() == (grows or [False] * 3)
-    _, warnings, drifts = np.array(steps[-1]).T
-    assert np.array(steps)[:, :, 0].max() > 1
-    assert warnings.sum() == 0 or settings["warning_delta"] is not None
-    assert drifts.sum() == 0 or settings["drift_delta"] is not None
-    if settings["drift_delta"] == SHAKY["drift_delta"]:
-        assert warnings.sum() > 0
-        assert drifts.sum() > 0
+    assert_grew_and_changed_as_declared(steps, settings)
 
 
 class InOrder(dict):
@@ -296,13 +301,7 @@ def test_regression_forest_equals_river_that_draws_the_same_numbers(settings, ca
     assert steps == their_steps
     np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-8)
     assert bound.state["0/drawn"].tolist() == river._rng.drawn.tolist()
-    _, warnings, drifts = np.array(steps[-1]).T
-    assert np.array(steps)[:, :, 0].max() > 1
-    assert warnings.sum() == 0 or settings["warning_delta"] is not None
-    assert drifts.sum() == 0 or settings["drift_delta"] is not None
-    if settings["drift_delta"] == SHAKY["drift_delta"]:
-        assert warnings.sum() > 0
-        assert drifts.sum() > 0
+    assert_grew_and_changed_as_declared(steps, settings)
 
 
 def test_regression_forest_of_one_tree_is_that_tree(bind, stream):
