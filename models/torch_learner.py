@@ -211,7 +211,6 @@ class Torch(InMicroBatches):
         self._batches, self._skipped = state["batches"], state[SKIPPED]
         self._live = np.zeros(self.batch_size, np.uint8)
         self._offsets = np.zeros(spec.outputs + 1)
-        self._has_table = bool(plan.inputs.categories)
 
     def _on(
         self, plan: Plan, module: nn.Module, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]
@@ -313,8 +312,7 @@ class Torch(InMicroBatches):
         self._state["base_count"] *= factor
 
     def _forget_rows(self, factor: float) -> None:
-        if self._has_table:
-            self._side.forget_rows(factor)
+        self._side.forget_rows(factor)
 
     def _forget_squares(self, factor: float) -> None:
         """Scale AdaGrad's evidence."""
@@ -326,8 +324,9 @@ class Torch(InMicroBatches):
         They are in the state, so a replay counts the same. On a device the last few steps may not be counted yet.
         """
         counts = {"skipped_steps": int(self._skipped[0])}
-        if self._has_table:
-            evicted, refused = self._state[f"{GROUP}/counts"].tolist()
+        table = self._state.get(f"{GROUP}/counts")
+        if table is not None:
+            evicted, refused = table.tolist()
             counts |= {"evicted_embeddings": evicted, "refused_embeddings": refused}
         return counts
 

@@ -98,10 +98,7 @@ class Imported(TorchModule):
         return found
 
     def build(self, inputs: Inputs) -> nn.Module:
-        module = self.factory()(inputs, **self.settings)
-        if not isinstance(module, nn.Module):
-            raise DeclarationError(f"{self!r}: expected it to return an nn.Module, got {module!r}")
-        return module
+        return self.factory()(inputs, **self.settings)
 
 
 register(Imported)

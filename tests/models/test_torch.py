@@ -31,6 +31,9 @@ from headrace.models import (
     Torch,
     TorchModule,
     Truth,
+    allocate,
+    allocate_touched,
+    as_chain,
     build,
 )
 from headrace.models.base import NotFinite, register
@@ -607,6 +610,26 @@ def test_contribution_of_a_linear_module_is_weight_times_value(bind):
     out = np.empty((3, 1, 3), np.float32)
     bound.chain.learner.explain(x, out)
     np.testing.assert_allclose(out[:, 0], [[2, -6, 1], [0.5, -3, 1], [8, 7, 1]], rtol=1e-5)
+
+
+def test_contributions_stand_where_the_features_are_declared_in_whatever_order(stream):
+    x, truth = stream(40, 2)
+    outs = []
+    for numeric, categories in (([0, 1, 2], [0, 1]), ([2, 0, 1], [1, 0])):
+        names = tuple(f"n{j}" for j in numeric), tuple(f"c{k}" for k in categories)
+        chain = as_chain(Torch(MLP([4]), optimizer=Adam(0.02), batch_size=8, **TABLE))
+        spec = Spec(*names, "binary", 1)
+        layout = chain.layout(spec)
+        chain.bind(spec, allocate(layout), allocate_touched(layout))
+        moved = Rows(np.ascontiguousarray(x.numeric[:, numeric]), np.ascontiguousarray(x.categories[:, categories]))
+        chain.learn(moved, truth)
+        out = np.empty((40, 1, 6), np.float32)
+        chain.explain(moved, out)
+        back = np.empty_like(out)
+        back[:, :, [*numeric, *(3 + k for k in categories), 5]] = out
+        outs.append(back)
+    assert np.abs(outs[0][:, :, :5]).max() > 0
+    assert outs[0].tobytes() == outs[1].tobytes()
 
 
 # --- without torch
