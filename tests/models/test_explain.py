@@ -87,6 +87,17 @@ def test_naive_bayes_without_a_feature_lacks_its_contribution(bind, stream, make
         np.testing.assert_allclose(parts[:, :, feature], difference, atol=2e-5)
 
 
+@pytest.mark.parametrize("make", [GaussianNB, MultinomialNB])
+def test_class_that_was_never_seen_has_a_base_of_its_own_and_nothing_else(bind, stream, make):
+    bound, (x, truth) = bind(make(bits=8), task="multiclass"), stream(100, labels="classes")
+    truth.y[truth.y == 2] = 0
+    bound.chain.learn(x, truth)
+    parts = explained(bound, x)
+    assert (parts[:, 2, -1] == np.float32(-1e30)).all()
+    assert not parts[:, 2, :-1].any()
+    assert (predicted(bound, x)[:, 2] == 0).all()
+
+
 @pytest.mark.parametrize(
     "model", [LogisticRegression(FTRL(), bits=8), SoftmaxRegression(FTRL(), bits=8), PAClassifier(0.01, bits=8)]
 )
