@@ -48,10 +48,11 @@ class Run:
         self.inputs = {self.topics.events: PARTITIONS, self.topics.labels: PARTITIONS}
         create_topics(kafka, self.inputs)
 
-    def produce(self):
         stream = load.Stream(seed=5, size=500)
-        blocks = [stream.next() for _ in range(EVENTS // 500)]
-        blocks += [([], sales) for sales in stream.rest()]
+        self.blocks = [stream.next() for _ in range(EVENTS // 500)]
+        self.blocks += [([], sales) for sales in stream.rest()]
+
+    def produce(self, blocks):
         with closing(KafkaProducer(bootstrap_servers=self.kafka)) as producer:
             for block in blocks:
                 for topic, messages in zip((self.topics.events, self.topics.labels), block):
@@ -60,23 +61,33 @@ class Run:
             producer.flush()
 
     def work(self):
-        """One worker, until it has committed all that was sent, and SIGTERM."""
+        """One worker, until it has committed all there is, and SIGTERM.
+
+        The second half comes when the first is committed: there are two cycles at least.
+        """
+        half = EVENTS // 500 // 2
+        self.produce(self.blocks[:half])
         command = [Path(sys.executable).parent / "headrace", "run", self.file, "--web-port", str(free_port())]
         settings = {"HEADRACE_BROKER": self.kafka, "HEADRACE_REDIS": self.redis_url, "HEADRACE_SLOT": "0"}
         log = self.file.with_suffix(".log")
         with log.open("wb") as out:
             worker = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | settings)
-        ends = end_offsets(self.kafka, [(topic, p) for topic, count in self.inputs.items() for p in range(count)])
         try:
-            until = time.monotonic() + PATIENCE_SECONDS
-            while committed_offsets(self.kafka, self.topics.group) != ends:
-                assert worker.poll() is None and time.monotonic() < until, log.read_text()
-                time.sleep(0.1)
+            self.wait_until_committed(worker, log)
+            self.produce(self.blocks[half:])
+            self.wait_until_committed(worker, log)
             worker.send_signal(signal.SIGTERM)
             assert worker.wait(PATIENCE_SECONDS) == 0, log.read_text()
         finally:
             worker.kill()
             worker.wait()
+
+    def wait_until_committed(self, worker, log):
+        ends = end_offsets(self.kafka, [(topic, p) for topic, count in self.inputs.items() for p in range(count)])
+        until = time.monotonic() + PATIENCE_SECONDS
+        while committed_offsets(self.kafka, self.topics.group) != ends:
+            assert worker.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.1)
 
     def check(self, redis_url=None, exact=False, **topics):
         """The verdict, with some of the topics, or Redis, replaced by damaged ones."""
@@ -112,11 +123,10 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(kafka, redis_url, tmp_path_factory):
-    run = Run(kafka, redis_url, tmp_path_factory.mktemp("run"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "STEP_SECONDS", 3.0)
-        run.produce()
-    run.work()
+        run = Run(kafka, redis_url, tmp_path_factory.mktemp("run"))
+        run.work()
     return run
 
 
