@@ -12,6 +12,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
 from headrace import InputError
+from headrace.connectors.compression import compress as in_lz4
 from headrace.connectors.record_table import RecordTable
 from headrace.connectors.record_writer import MAX_RECORD_BYTES, Rows, SealedBatch, write_batches
 from headrace.connectors.records import Record
@@ -23,10 +24,10 @@ every_codec = pytest.mark.parametrize("compression", CODECS)
 
 
 @pytest.fixture(autouse=True)
-def fast_levels(monkeypatch):
-    """aiokafka's builder takes levels of its own choice."""
+def our_compression(monkeypatch):
+    """aiokafka's builder takes levels of its own choice, and frames of LZ4 that keep the GIL."""
     builder = sys.modules[DefaultRecordBatchBuilder.__module__]
-    monkeypatch.setattr(builder, "lz4_encode", partial(codec.lz4_encode, level=1))
+    monkeypatch.setattr(builder, "lz4_encode", lambda data: in_lz4("lz4", np.frombuffer(data, np.uint8))[1].tobytes())
     monkeypatch.setattr(builder, "zstd_encode", partial(codec.zstd_encode, level=1))
 
 
