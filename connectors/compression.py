@@ -40,7 +40,7 @@ def _lz4(data: Bytes) -> Bytes:
     out[: len(head)], end = head, len(head)
     for at in starts:
         block = data[at : at + _LZ4_BLOCK_BYTES]
-        size = told = int(cramjam.lz4.compress_block_into(block, out[end + 4 :], store_size=False))
+        size = told = int(cramjam.lz4.compress_block_into(block.data, out.data[end + 4 :], store_size=False))
         if size >= len(block):
             size = len(block)
             told = size | _LZ4_STORED
@@ -52,7 +52,7 @@ def _lz4(data: Bytes) -> Bytes:
 
 
 def _most(block: Bytes) -> int:
-    return int(cramjam.lz4.compress_block_bound(block))
+    return int(cramjam.lz4.compress_block_bound(block.data))
 
 
 def _by(encode: Callable[[bytes], bytes]) -> Callable[[Bytes], Bytes]:
