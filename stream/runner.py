@@ -102,10 +102,8 @@ class Runner:
 
     def __init__(self, pipeline: Pipeline, settings: Settings, fail: Callable[[BaseException], None]) -> None:
         self.pipeline, self.settings, self.fail = pipeline, settings, fail
-        self.topics: dict[str, Role] = {pipeline.events.topic: "events"}
-        if pipeline.labels is not None and pipeline.labels.topic is not None:
-            self.topics[pipeline.labels.topic] = "labels"
-        self.topic_of: dict[Role, str] = {role: topic for topic, role in self.topics.items()}
+        self.topic_of = pipeline.topics
+        self.topics: dict[str, Role] = {topic: role for role, topic in self.topic_of.items()}
         self.slot = 0
         self.state = "starting"
         self.replaying = False
@@ -354,8 +352,7 @@ class Runner:
         await self._in_compute(functools.partial(self.publisher.reserve, sum(rest)))
         fast = not self.settings.plain
         self.decoders: dict[Role, Decoder] = {role: Decoder(self.pipeline, role, fast=fast) for role in self.topic_of}
-        labels = self.pipeline.labels
-        self.aligner = Aligner(labels.alignment_us if labels is not None and standing.engine.delayed else None)
+        self.aligner = Aligner(self.pipeline.alignment_us)
         self._snapshot_due = time.monotonic() + self.pipeline.snapshots.every_us / 1e6
         self._ready.set()
         self.state = "waiting for partitions"
