@@ -268,6 +268,11 @@ class Pipeline:
             topics["labels"] = self.labels.topic
         return topics
 
+    @cached_property
+    def roles(self) -> Mapping[str, Role]:
+        """What is read from each topic."""
+        return {topic: role for role, topic in self.topics.items()}
+
     @property
     def alignment_us(self) -> int | None:
         """How far events may run ahead of their labels, in microseconds; None: no labels come after them."""

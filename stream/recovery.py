@@ -162,7 +162,7 @@ def adopt(
 
 def _check_that_nobody_went_on(pipeline: Pipeline, address: str, start: int, wanted: Mapping[Partition, int]) -> None:
     """Raise StreamStopped where the journal, from `start` on and at its end, tells of more than the group: see
-    `Runner._unless_forgotten`. What comes of the partitions would otherwise be predicted and learned again."""
+    `claims.tell_again`. What comes of the partitions would otherwise be predicted and learned again."""
     journal = extent(pipeline, address)
     start = max(journal.first, min(start, journal.end - LAST_CYCLES))
     for record in read_range(address, pipeline.journal_topic, 0, start, journal.stable):
