@@ -67,7 +67,9 @@ class _Worker:
             waits.add_metric([name.lower()], float(name in view.waits))
         yield waits
         yield _gauge("headrace_adopting_partitions", "partitions that wait for their state", len(view.adopting))
-        yield _gauge("headrace_replay_records", "records that the replay still has before it", runner.replay_left)
+        yield _gauge(
+            "headrace_replay_records", "records that the replay still has before it", runner.status.replay_left
+        )
         if (committed_at := runner.commits.committed_at) is not None:
             age = time.monotonic() - committed_at
             yield _gauge("headrace_last_commit_age_seconds", "time since a cycle was committed", age)

@@ -1,4 +1,4 @@
-"""What a worker tells of itself while it works: figures, a line of progress, what it waits for."""
+"""What a worker tells of itself while it works: what it does, figures, a line of progress, what it waits for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from .contest import say_losses
 from .engine import Engine
@@ -16,6 +17,22 @@ log = logging.getLogger("headrace")
 FIGURES_SECONDS = 0.5
 REPORT_SECONDS = 5.0
 SAY_SECONDS = 30.0
+
+
+@dataclass
+class Status:
+    """What a worker does at this moment.
+
+    state        what it does or waits for, in words
+    replaying    cycles of the journal are being processed again
+    replay_left  records that are still to be processed for it
+    progress     grows with whatever gets done
+    """
+
+    state: str = "starting"
+    replaying: bool = False
+    replay_left: int = 0
+    progress: int = 0
 
 
 class Figures:

@@ -14,18 +14,16 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
-from ..connectors.store import SnapshotStore
 from ..connectors.topics import remove_member
 from ..connectors.transport import Assigned
 from ..errors import HeadraceError, InputError, SnapshotError, StreamStopped
 from ..models.base import NotFinite
-from .adoption import Adoption
 from .align import Aligner, Partition
-from .claims import Departed, by_role, check_committed, say_place, source, tell_again
+from .claims import by_role, say_place
 from .commits import Commits, Sent
 from .computing import Computing, careful_about, told_careful
 from .cycle import Cycle
@@ -35,18 +33,19 @@ from .engine import Engine
 from .in_hand import InHand
 from .journal import LAG_CYCLES
 from .kernels import load_kernels
+from .ownership import Ownership, store_of
 from .pace import Pace
 from .poison import Poisoned
 from .process import settle
 from .publisher import SnapshotPublisher, Table
-from .recovery import adopt, check_journal, replay, restore
-from .report import FIGURES_SECONDS, Figures, Report, watch
+from .recovery import check_journal, restore
+from .report import FIGURES_SECONDS, Figures, Report, Status, watch
 from .settings import Settings
-from .slices import Role, nested
+from .slices import nested
 from .snapshot import place
 from .snapshot_schedule import SnapshotSchedule
 from .stages import COMPUTE_THREAD, Profile, Stages
-from .standing import Left, Standing
+from .standing import Standing
 from .start_over import StartOver, succeeded
 
 log = logging.getLogger("headrace")
@@ -59,26 +58,18 @@ SILENT_SECONDS = 5.0  # so does a consumer that heard nothing for so long
 
 
 class Runner:
-    """One worker of a pipeline. `owner` methods are called by the transport, `add` by the agent.
+    """One worker of a pipeline, an `Owner` for the transport; `add` is called by the agent.
 
-    What health and metrics look at:
-
-    state      what it does or waits for, in words
-    waits      what is away and why, by its name, "broker" or "Redis"
-    replaying  cycles of the journal are being processed again
-    progress   grows with whatever gets done
+    What health and metrics look at, besides the properties: `status`, `figures`, `stages`, of `commits` when the last
+    one was, of `snapshots` how long the last one took.
     """
 
     def __init__(self, pipeline: Pipeline, settings: Settings, fail: Callable[[BaseException], None]) -> None:
         self.pipeline, self.settings, self.fail = pipeline, settings, fail
         self.slot = 0
-        self.state = "starting"
-        self.replaying = False
-        self.progress = 0
-        self.replay_left = 0  # records
         self.standing: Standing | None = None
         self.publisher: SnapshotPublisher | None = None
-        self.stages, self.figures = Stages(), Figures()
+        self.stages, self.status, self.figures = Stages(), Status(), Figures()
         self.pace, self.hand = Pace(pipeline.latency_us / 1e6), InHand()
         self.commits = Commits(pipeline, settings.broker, self.pace, self._note_committed)
         self.computing: Computing  # from the end of the start on
@@ -86,15 +77,20 @@ class Runner:
         self._compute = ThreadPoolExecutor(1, thread_name_prefix=COMPUTE_THREAD)
         self._warming: Future[Engine]
         self._ready, self._fresh, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._begun = self._replayed = self._at_work = False
-        self._assigned: Assigned | None = None  # partitions given to us that recovery has not seen to yet
-        self._given: Assigned  # the last that were given
-        self._starts: dict[Partition, int] = {}
+        self._begun = self._at_work = False
         self._revoking = self._stopping = False
-        self._adoption = Adoption(self._fetch_states, self._fresh.set)
-        self._departed = Departed(pipeline, settings.broker)
+        self._ownership = Ownership(
+            pipeline,
+            settings,
+            self.status,
+            self.figures,
+            self.commits,
+            in_compute=self._in_compute,
+            wake=self._fresh.set,
+            interrupted=lambda: self._stopping or self._revoking,
+        )
         self.snapshots = SnapshotSchedule(
-            pipeline.snapshots.every_us / 1e6, self.stages.enter, self._adoption.unpublished
+            pipeline.snapshots.every_us / 1e6, self.stages.enter, self._ownership.adoption.unpublished
         )
         profile = Profile(self.stages) if settings.profile else None
         self._report = Report(self.figures, lambda: sum(self.lag().values()), profile)
@@ -105,16 +101,8 @@ class Runner:
         """This worker has got its slot; called once, before `run`."""
         self.slot, self.name = slot, f"{self.pipeline.group}-{slot}"
         self.commits.begin(slot)
-        self._store = self._store_of(slot)
-
-    def _store_of(self, slot: int) -> SnapshotStore:
-        return SnapshotStore(
-            self.settings.redis,
-            self.pipeline.name,
-            slot,
-            self.pipeline.snapshots.keep,
-            hmac_key=self.settings.hmac_key,
-        )
+        self._ownership.begin(slot)
+        self._store = store_of(self.pipeline, self.settings, slot)
 
     # -- what health and metrics ask
 
@@ -128,29 +116,30 @@ class Runner:
     @property
     def adopting(self) -> dict[int, int]:
         """Partitions that wait for their state, and the slot that it comes from."""
-        return self._adoption.sources
+        return self._ownership.adoption.sources
 
     @property
     def ready(self) -> bool:
         """Whether partitions are assigned, the replay is done and no partition waits for its state."""
-        return self.state == "running" and not self.adopting
+        return self.status.state == "running" and not self.adopting
 
     @property
     def held(self) -> bool:
         """Whether what is here waits for another partition to advance in event time."""
-        if self.state != "running" or self._at_work:
+        if self.status.state != "running" or self._at_work:
             return False
         return any(not self.computing.aligner.is_empty(p) for p in self.hand.fetched)
 
     @property
     def waits(self) -> dict[str, str]:
+        """What is away and why, by its name, "broker" or "Redis"."""
         waits, now = {}, time.monotonic()
         silent = self._silent()
         if (began := self.commits.began) is not None and now - began > WAIT_SECONDS:
             waits["broker"] = f"no answer to a commit for {now - began:.0f} s"
         elif silent is not None and silent > SILENT_SECONDS:
             waits["broker"] = f"nothing was heard of {self.settings.broker} for {silent:.0f} s"
-        problem = self._adoption.problem or (self.publisher.problem if self.publisher is not None else None)
+        problem = self._ownership.adoption.problem or (self.publisher.problem if self.publisher is not None else None)
         if problem is not None:
             waits["Redis"] = problem
         return waits
@@ -158,7 +147,8 @@ class Runner:
     def lag(self) -> dict[Partition, int]:
         """Records of each partition that are in Kafka and not committed yet."""
         offsets = self.standing.position.offsets if self.standing is not None else {}
-        return {p: max(0, end - offsets.get(p, self._starts.get(p, 0))) for p, end in self.hand.ends.items()}
+        starts = self._ownership.starts
+        return {p: max(0, end - offsets.get(p, starts.get(p, 0))) for p, end in self.hand.ends.items()}
 
     # -- what the transport calls
 
@@ -172,17 +162,16 @@ class Runner:
 
     def assigned(self, assigned: Assigned) -> None:
         """Partitions are ours from now on. Nothing of an earlier assignment is in hand any more."""
-        self._assigned = self._given = assigned
+        self._ownership.assign(assigned)
         self._revoking = False
         self.commits.member = assigned.member
-        self._starts = by_role(self.pipeline, assigned.starts)
-        self.hand.begin(self._starts)
+        self.hand.begin(self._ownership.starts)
         self._fresh.set()
 
     def revoking(self, partitions: set[Any]) -> None:
         """The rebalance waits until nothing is in hand: finish the cycle, let go of the rest."""
         self._revoking = True
-        if self._assigned is not None:
+        if self._ownership.pending is not None:
             self.hand.let_go()  # nothing of this assignment was touched: the rebalance need not wait for the replay
         self._fresh.set()
 
@@ -205,7 +194,7 @@ class Runner:
         ends    gives the end of each topic partition
         silent  gives the seconds since the broker was last heard of
         """
-        self._begun, self._silent = True, silent
+        self._begun, self._silent, ownership = True, silent, self._ownership
         watching = asyncio.create_task(watch(lambda: self.waits))
         try:
             await self._start()
@@ -214,10 +203,10 @@ class Runner:
                 if self._revoking:
                     await self._let_go()
                     await self._pause(1.0)
-                elif self._assigned is not None:
-                    await self._unless_forgotten(self._recover(self._assigned))
+                elif ownership.pending is not None:
+                    await ownership.unless_forgotten(ownership.recover(self.computing, ownership.pending))
                 else:
-                    await self._unless_forgotten(self._take_in())
+                    await ownership.unless_forgotten(ownership.take_in(self.computing))
                     if not await self._cycle():
                         soon = self.held or self.snapshots.wanted
                         await self._pause(LOOK_SECONDS if soon else FIGURES_SECONDS if self.figures.old else 1.0)
@@ -229,7 +218,7 @@ class Runner:
             self.fail(error)
         finally:
             watching.cancel()
-            self._adoption.abandon()
+            ownership.adoption.abandon()
             self._closed.set()
 
     async def close(self) -> None:
@@ -265,7 +254,7 @@ class Runner:
         self._compute.shutdown(wait=False)
 
     async def _start(self) -> None:
-        self.state = "connecting"
+        self.status.state = "connecting"
         await self.commits.start(self.settings.redis)
         standing = self.standing = await self._in_compute(self._build)
         pointer = await asyncio.to_thread(self._store.current)
@@ -282,7 +271,7 @@ class Runner:
         self._equip(standing, publisher)
         self.snapshots.next()
         self._ready.set()
-        self.state = "waiting for partitions"
+        self.status.state = "waiting for partitions"
 
     def _equip(self, standing: Standing, publisher: SnapshotPublisher) -> None:
         """All that cycles are computed with is here."""
@@ -317,117 +306,11 @@ class Runner:
         settle()
         return standing
 
-    async def _recover(self, assigned: Assigned) -> None:
-        """Bring the engine to where the group's offsets stand, and see which partitions can go on from there."""
-        pipeline, standing, settings = self.pipeline, self._standing(), self.settings
-        decoders = self.computing.decoders
-        mine = by_role(pipeline, assigned.starts)
-        committed = {p: offset for p, offset in by_role(pipeline, assigned.committed).items() if offset is not None}
-        check_committed(standing, self.version, committed, mine)
-        if not self._replayed:
-            self.state, self.replaying = "replaying", True
-            self._replayed = await self._in_compute(
-                lambda: replay(
-                    standing, decoders, settings.broker, self.slot, committed, settings.lost, self._say_replay
-                )
-            )
-            self.replaying, self.replay_left = False, 0
-        if not self._replayed or self._assigned is not assigned or self._revoking or self._stopping:
-            return  # another rebalance came meanwhile
-        for partition, gone in by_role(pipeline, assigned.gone).items():
-            log.warning(
-                "%s: %s records are gone that were not read yet; going on at offset %s",
-                say_place(pipeline, partition), f"{gone:,}", f"{mine[partition]:,}",
-            )  # fmt: skip
-        by = by_role(pipeline, assigned.committed_by)
-        numbers = sorted({number for _, number in mine})
-        sources = {number: source(standing, self.slot, number, committed, by) for number in numbers}
-        wanted = {number: found for number, found in sources.items() if found is not None}
-        await self._own([number for number in numbers if number not in wanted], mine)
-        for number in wanted:
-            standing.left.pop(number, None)  # it is older than what is committed
-        self._adoption.begin(wanted, numbers)
-        self._assigned = None
-        self.state = "running"
-        log.info("%s owns partitions %s", self.name, ", ".join(map(str, numbers)) or "none")
-
-    async def _unless_forgotten(self, recovery: Awaitable[None]) -> None:
-        """Recover; where that cannot be, see whether the broker has forgotten what was committed, and tell it again."""
-        try:
-            await recovery
-        except StreamStopped:
-            if self.pipeline.delivery != "exactly_once":
-                raise
-            given, by = by_role(self.pipeline, self._given.committed), by_role(self.pipeline, self._given.committed_by)
-            forgotten = await tell_again(self.pipeline, self.commits.producer, self.commits.member, given, by)
-            if forgotten is None:
-                raise
-            raise forgotten from None
-
-    async def _own(self, numbers: list[int], starts: dict[Partition, int]) -> None:
-        """Own exactly these partitions, whose states are here or begin now, and read on at `starts`."""
-        standing = self._standing()
-        before = set(standing.engine.partitions)
-        await self._in_compute(lambda: standing.own(numbers))
-        if before != set(numbers):
-            self.commits.owned = numbers
-        offsets = {p: offset for p, offset in starts.items() if p[1] in numbers}
-        standing.position = standing.position._replace(offsets=offsets)
-        for partition in list(self.computing.aligner.queues):
-            self.computing.aligner.disown(partition)
-        waiting = self._adoption.unpublished()
-        self._go_live([number for number in numbers if number not in waiting])
-
-    def _go_live(self, numbers: Collection[int]) -> None:
-        """What comes of these partitions is processed from now on."""
-        engine = self._engine()
-        for role, number in self._starts:
-            if number in numbers:
-                self.computing.aligner.own((role, number), engine.clock(role, number))
-
-    def _say_replay(self, done: int, goal: int) -> bool:
-        """In the compute thread: how far a replay is, and whether it shall go on."""
-        self.progress += 1
-        if goal:
-            self.state, self.replay_left = f"replaying {done:,} of {goal:,} records", goal - done
-            log.info("%s from the journal", self.state)
-            self.figures.note(self._engine())
-        return not (self._stopping or self._revoking)
-
-    # -- partitions that come from another slot
-
-    def _fetch_states(
-        self, slot: int, wanted: Mapping[int, Mapping[Role, int]], go_on: Callable[[int, int], bool]
-    ) -> dict[int, Left]:
-        """In a thread of its own: the states of partitions as another slot left them."""
-        return adopt(self.pipeline, self.settings.broker, self._store_of, slot, wanted, self.settings.lost, go_on)
-
-    async def _take_in(self) -> None:
-        """Take in what has come from other slots; what a snapshot holds by now is live."""
-        publisher, standing = self._publisher(), self._standing()
-        if arrived := self._adoption.arrived():
-            await self.commits.all_committed()
-
-            def take() -> None:
-                for number, left in arrived.items():
-                    standing.adopt(number, left)
-
-            await self._in_compute(take)
-            starts = {p: offset for p, offset in self._starts.items() if p[1] in arrived}
-            standing.position = standing.position._replace(offsets=standing.position.offsets | starts)
-            self.commits.owned = sorted(standing.engine.partitions)
-            await self.commits.commit(standing, adopted=sorted(arrived))
-            self._adoption.taken_in(arrived, standing.position.journal - 1)
-            self.snapshots.due_at = 0.0
-        if live := self._adoption.published(publisher.token):
-            self._go_live(live)
-            log.info("%s goes on with partitions %s", self.name, ", ".join(map(str, live)))
-
     # -- cycles
 
     async def _cycle(self) -> bool:
         """Compute one cycle and hand it to the commit; whether there was anything to do."""
-        self._departed.forget(self._standing(), self.slot)
+        self._ownership.forget_left(self._standing())
         if not self.computing.has_work():
             self.pace.adapt(behind=False)
             await self.commits.sent_out()
@@ -501,7 +384,7 @@ class Runner:
         if cycle.taken:
             self._publisher().publish(position.journal - 1, **place(position))
             self.snapshots.taken = False
-        self.progress += 1
+        self.status.progress += 1
         succeeded()
         self.computing.committed(position.offsets)
         self.hand.committed(cycle.offsets())
@@ -530,22 +413,19 @@ class Runner:
     async def _let_go(self) -> None:
         """Commit what is computed and let go of everything that is not."""
         await self.commits.all_committed()
-        self._adoption.abandon()
-        self._departed.abandon()
         self.hand.let_go()
-        for partition in list(self.computing.aligner.queues):
-            self.computing.aligner.disown(partition)
+        self._ownership.let_go(self.computing)
         self.hand.fetched.clear()
-        if self._replayed:
+        if self._ownership.replayed:
             self.snapshots.due_at = 0.0  # who gets our partitions then has little to replay
-        self.state = "waiting for partitions"
+        self.status.state = "waiting for partitions"
 
     async def _finish(self) -> None:
         if self.standing is None or self.publisher is None:
             return
         await self.commits.all_committed()
         await self._in_compute(lambda: self.figures.note(self._engine()))
-        if self._assigned is None and self.state == "running":
+        if self._ownership.pending is None and self.status.state == "running":
             away = self.publisher.problem is not None
             await asyncio.to_thread(self.publisher.flush, 1.0 if away else 5.0)
             await self._snapshot_if_due(force=True)

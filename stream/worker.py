@@ -245,7 +245,7 @@ class WorkerApp(faust.App):
             log.warning(
                 "not stopped within %.0f s (%s): ending now; what was not committed is read again by the next start",
                 seconds,
-                "; ".join(waits) or self.runner.state,
+                "; ".join(waits) or self.runner.status.state,
             )
             start_over.flush()
         finally:
@@ -262,19 +262,19 @@ class WorkerApp(faust.App):
 
     def view(self) -> View:
         """As of now."""
-        runner = self.runner
-        state = runner.state if self.lease is not None else "starting"
+        runner, status = self.runner, self.runner.status
+        state = status.state if self.lease is not None else "starting"
         for name, why in self.waiting.reasons.items():
             state = waiting(name, why)
         return View(
             state=self._restarting or state,
             slot=None if self.lease is None else self.lease.slot,
             waits=self.waits,
-            replaying=runner.replaying,
+            replaying=status.replaying,
             held=runner.held,
             adopting=runner.adopting,
             ready=runner.ready and not self._restarting,
-            progress=runner.progress,
+            progress=status.progress,
             lag=sum(runner.lag().values()),
         )
 
