@@ -59,8 +59,8 @@ def _reads(p: Pipeline) -> Iterator[tuple[str, str]]:
         p.events.topic,
         f"{_side(p.events.schema, p.events.key, p.events.time, p.events.unit)}; a new group begins at {start}",
     )
-    if p.labels is not None and p.labels.topic is not None:
-        yield p.labels.topic, _side(p.labels.schema, p.labels.key, p.labels.time, p.labels.unit)
+    if p.labels is not None and p.delayed:
+        yield p.topics["labels"], _side(p.labels.schema, p.labels.key, p.labels.time, p.labels.unit)
 
 
 def _side(schema: type | None, key: str | None, time: str | None, unit: str | None) -> str:

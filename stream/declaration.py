@@ -21,6 +21,8 @@ from .features import Aggregate, Cross, Feature
 if TYPE_CHECKING:
     import faust
 
+    from .slices import Role
+
 Unit = Literal["s", "ms", "us"]
 
 
@@ -252,6 +254,29 @@ class Pipeline:
     def latency_us(self) -> int:
         """latency in microseconds."""
         return parse_duration(self.latency, "latency")
+
+    @property
+    def delayed(self) -> bool:
+        """Whether labels come on a topic of their own, after their events."""
+        return self.labels is not None and self.labels.topic is not None
+
+    @cached_property
+    def topics(self) -> Mapping[Role, str]:
+        """The topics that are read."""
+        topics: dict[Role, str] = {"events": self.events.topic}
+        if self.labels is not None and self.labels.topic is not None:
+            topics["labels"] = self.labels.topic
+        return topics
+
+    @cached_property
+    def roles(self) -> Mapping[str, Role]:
+        """What is read from each topic."""
+        return {topic: role for role, topic in self.topics.items()}
+
+    @property
+    def alignment_us(self) -> int | None:
+        """How far events may run ahead of their labels, in microseconds; None: no labels come after them."""
+        return self.labels.alignment_us if self.labels is not None and self.delayed else None
 
     @cached_property
     def app(self) -> faust.App:

@@ -119,7 +119,8 @@ class Decoder:
         """Decode slices of several partitions at one go; gives of each, in order, the batch that `decode` would give.
 
         Columns and texts of the batches are parts of common arrays: one that is kept for long keeps those of all. So
-        whoever calls bounds a go. Runner does, to less than two full slices; of a partition one batch at most waits.
+        whoever calls bounds a go. `InHand.take` does, to less than two full slices; of a partition one batch at most
+        waits.
         """
         go = _Go(s.pieces, s.records, s.begins)
         has_headers = go.table.headers.size.max(initial=-1) >= 0

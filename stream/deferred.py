@@ -69,8 +69,8 @@ class Deferred:
         self._learning, self._folding, self._metrics = learning, folding, metrics
         self._count, self._enter = counters.add, enter
         self._topic, self._models = pipeline.events.topic, tuple(pipeline.models or ())
-        self._immediate = labels is not None and labels.topic is None
-        self._delayed = labels is not None and labels.topic is not None
+        self._immediate = labels is not None and not pipeline.delayed
+        self._delayed = pipeline.delayed
         self._weighted = labels is not None and labels.weight is not None
         self._explain = pipeline.predictions.explain or 0  # features named with each prediction
         self._features, self._outputs = len(pipeline.numeric) + len(pipeline.categories), spec.outputs

@@ -58,7 +58,7 @@ class Engine:
         self.drift = self.learning.drift
         self.n, self.k, self.outputs = len(pipeline.numeric), len(pipeline.categories), self.spec.outputs
         labels = pipeline.labels
-        self.delayed = labels is not None and labels.topic is not None
+        self.delayed = pipeline.delayed
         self.folding = Folding(pipeline, immediate=labels is not None and not self.delayed)
         self.metrics: Metrics | None = None
         if labels is not None and self.spec.task is not None:

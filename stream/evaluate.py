@@ -59,7 +59,7 @@ def _evaluate(
     engine = Engine(pipeline)
     engine.warm_up()
     engine.own(0)
-    aligner = Aligner(pipeline.labels.alignment_us if pipeline.labels is not None and engine.delayed else None)
+    aligner = Aligner(pipeline.alignment_us)
     waiting: dict[Partition, Iterator[Batch]] = {}
     for role, source in sources.items():
         partition: Partition = (role, 0)  # type: ignore[assignment]
@@ -122,14 +122,13 @@ def _process(engine: Engine, batch: Batch, start: int, next: int) -> list[Proces
 
 def _check_sources(pipeline: Pipeline, sources: dict[str, Any]) -> None:
     labels = pipeline.labels
-    separate = labels is not None and labels.topic is not None
-    if separate and "labels" not in sources:
+    if pipeline.delayed and "labels" not in sources:
         raise InputError(
             f"pipeline {pipeline.name!r} reads its labels from a topic of their own: give --labels FILE too"
         )
-    if not separate and "labels" in sources:
+    if not pipeline.delayed and "labels" in sources:
         raise InputError(f"pipeline {pipeline.name!r} has no labels topic: leave --labels away")
-    if labels is not None and separate:
+    if labels is not None and pipeline.delayed:
         for side, name in ((pipeline.events, "events"), (labels, "labels")):
             if side.time is None:
                 raise InputError(

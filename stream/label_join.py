@@ -40,7 +40,7 @@ class Terms:
         """Those that a pipeline declares."""
         labels = pipeline.labels
         weighted = labels is not None and labels.weight is not None
-        if labels is None or labels.topic is None:
+        if labels is None or not pipeline.delayed:
             return cls(0, 1, 0, math.nan, weighted, values, pending)
         otherwise = math.nan
         if (value := labels.otherwise) is not None:

@@ -67,19 +67,21 @@ class _Worker:
             waits.add_metric([name.lower()], float(name in view.waits))
         yield waits
         yield _gauge("headrace_adopting_partitions", "partitions that wait for their state", len(view.adopting))
-        yield _gauge("headrace_replay_records", "records that the replay still has before it", runner.replay_left)
-        if runner.committed_at is not None:
-            age = time.monotonic() - runner.committed_at
+        yield _gauge(
+            "headrace_replay_records", "records that the replay still has before it", runner.status.replay_left
+        )
+        if (committed_at := runner.commits.committed_at) is not None:
+            age = time.monotonic() - committed_at
             yield _gauge("headrace_last_commit_age_seconds", "time since a cycle was committed", age)
         yield _counter("headrace_starts_over", "starts over of this process", Starts.so_far().total)
         yield _gauge("headrace_snapshot_version", "version of the last published snapshot", runner.version)
         stall = "how long the last snapshot held up the stream"
-        yield _gauge("headrace_snapshot_stall_seconds", stall, runner.stall_seconds)
+        yield _gauge("headrace_snapshot_stall_seconds", stall, runner.snapshots.stall_seconds)
         lag = GaugeMetricFamily(
             "headrace_lag_records", "records in Kafka not committed yet", labels=["topic", "partition"]
         )
         for (role, partition), records in runner.lag().items():
-            lag.add_metric([runner.topic_of[role], str(partition)], records)
+            lag.add_metric([runner.pipeline.topics[role], str(partition)], records)
         yield lag
         stages = CounterMetricFamily(
             "headrace_stage_seconds", "time of the worker, by what it computed", labels=["stage"]
@@ -91,7 +93,7 @@ class _Worker:
         for thread, seconds in cpu_seconds().items():
             cpu.add_metric([thread], seconds)
         yield cpu
-        for name, value in runner.figures.items():
+        for name, value in runner.figures.of_pipeline.items():
             if value is None:
                 continue
             if name in COUNTERS or name in LEARNED:
@@ -99,7 +101,7 @@ class _Worker:
                 continue
             words = WAITING.get(name) or DRIFT.get(name) or MODELS.get(name) or f"progressive {name.replace('_', ' ')}"
             yield _gauge(f"headrace_{name}", words, value)
-        yield from _of_models(runner.figures_of_models)
+        yield from _of_models(runner.figures.of_models)
 
 
 def _of_models(models: Mapping[str, Mapping[str, float | int | None]]) -> Iterator[Metric]:

@@ -52,8 +52,7 @@ def prepare_topics(pipeline: Pipeline, address: str) -> int:
     Raises InputError for a missing input topic and for numbers of partitions that do not fit, Unreachable and Refused
     as the broker answers.
     """
-    events, labels, out = pipeline.events, pipeline.labels, pipeline.predictions
-    inputs = [events.topic] + ([labels.topic] if labels is not None and labels.topic is not None else [])
+    events, out, inputs = pipeline.events.topic, pipeline.predictions, list(pipeline.topics.values())
     outputs = [out.topic, out.dead_letters]
     found = partitions_of(address, [*inputs, *outputs, pipeline.journal_topic])
     missing = [topic for topic in inputs if topic not in found]
@@ -70,11 +69,11 @@ def prepare_topics(pipeline: Pipeline, address: str) -> int:
             f"pipeline {pipeline.name!r}: events and labels need the same number of partitions, so that a label lies "
             f"where its event is: {listed}. Make a new topic with as many partitions as the other, and copy"
         )
-    partitions = found[events.topic]
+    partitions = found[events]
     for topic in outputs:
         if found.get(topic, partitions) < partitions:
             raise InputError(
-                f"topic {topic} has {found[topic]} partitions, {events.topic} has {partitions}: prediction and dead "
+                f"topic {topic} has {found[topic]} partitions, {events} has {partitions}: prediction and dead "
                 f"letter go to the partition of their event. Add partitions to {topic}"
             )
     if found.get(pipeline.journal_topic, 1) != 1:

@@ -136,7 +136,7 @@ def adopt(
     Raises Unreachable and Refused when trying again can help; Lost as `replay`, and when the journal does not tell how
     the partitions came to stand there.
     """
-    decoders = {role: Decoder(pipeline, role) for role in topics_of(pipeline)}
+    decoders = {role: Decoder(pipeline, role) for role in pipeline.topics}
     offsets = {(role, number): offset for number, of in wanted.items() for role, offset in of.items()}
     standing = restore(Engine(pipeline), store_of(slot))
     if pipeline.delivery == "exactly_once":
@@ -150,7 +150,7 @@ def adopt(
         for role, at in standing.stands_at(number).items():
             if at > of.get(role, at):
                 raise StreamStopped(
-                    f"{topics_of(pipeline)[role]}[{number}]: slot {slot} has learned up to offset {at:,}, group "
+                    f"{pipeline.topics[role]}[{number}]: slot {slot} has learned up to offset {at:,}, group "
                     f"{pipeline.group} stands at {of[role]:,}: were its offsets set back? Set them to those of a "
                     f"snapshot (headrace snapshots show {pipeline.name}), or give the pipeline another name to begin "
                     "anew"
@@ -162,7 +162,7 @@ def adopt(
 
 def _check_that_nobody_went_on(pipeline: Pipeline, address: str, start: int, wanted: Mapping[Partition, int]) -> None:
     """Raise StreamStopped where the journal, from `start` on and at its end, tells of more than the group: see
-    `Runner._unless_forgotten`. What comes of the partitions would otherwise be predicted and learned again."""
+    `claims.tell_again`. What comes of the partitions would otherwise be predicted and learned again."""
     journal = extent(pipeline, address)
     start = max(journal.first, min(start, journal.end - LAST_CYCLES))
     for record in read_range(address, pipeline.journal_topic, 0, start, journal.stable):
@@ -171,19 +171,11 @@ def _check_that_nobody_went_on(pipeline: Pipeline, address: str, start: int, wan
             at = wanted.get((piece.role, piece.partition), piece.next)
             if piece.next > at:
                 raise StreamStopped(
-                    f"{topics_of(pipeline)[piece.role]}[{piece.partition}]: slot {cycle.slot} has processed it up to "
+                    f"{pipeline.topics[piece.role]}[{piece.partition}]: slot {cycle.slot} has processed it up to "
                     f"offset {piece.next:,}, group {pipeline.group} stands at {at:,}: were its offsets set back? Set "
                     f"them to those of a snapshot (headrace snapshots show {pipeline.name}), or give the pipeline "
                     "another name to begin anew"
                 )
-
-
-def topics_of(pipeline: Pipeline) -> dict[Role, str]:
-    """The topics that a pipeline reads."""
-    topics: dict[Role, str] = {"events": pipeline.events.topic}
-    if pipeline.labels is not None and pipeline.labels.topic is not None:
-        topics["labels"] = pipeline.labels.topic
-    return topics
 
 
 def _replay(
@@ -198,7 +190,7 @@ def _replay(
 ) -> bool:
     """As `replay`; ends before the end of the journal where the partitions of `wanted` stand at these offsets."""
     pipeline = standing.engine.pipeline
-    topics = topics_of(pipeline)
+    topics = pipeline.topics
     roles = {topic: role for role, topic in topics.items()}
     group = {
         (roles[topic], number): told

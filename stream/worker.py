@@ -245,7 +245,7 @@ class WorkerApp(faust.App):
             log.warning(
                 "not stopped within %.0f s (%s): ending now; what was not committed is read again by the next start",
                 seconds,
-                "; ".join(waits) or self.runner.state,
+                "; ".join(waits) or self.runner.status.state,
             )
             start_over.flush()
         finally:
@@ -262,19 +262,19 @@ class WorkerApp(faust.App):
 
     def view(self) -> View:
         """As of now."""
-        runner = self.runner
-        state = runner.state if self.lease is not None else "starting"
+        runner, status = self.runner, self.runner.status
+        state = status.state if self.lease is not None else "starting"
         for name, why in self.waiting.reasons.items():
             state = waiting(name, why)
         return View(
             state=self._restarting or state,
             slot=None if self.lease is None else self.lease.slot,
             waits=self.waits,
-            replaying=runner.replaying,
+            replaying=status.replaying,
             held=runner.held,
             adopting=runner.adopting,
             ready=runner.ready and not self._restarting,
-            progress=runner.progress,
+            progress=status.progress,
             lag=sum(runner.lag().values()),
         )
 
@@ -302,10 +302,10 @@ class WorkerApp(faust.App):
 
     def _new_transport(self) -> Transport:
         events = self.pipeline.events
-        topics = [events.topic] + ([self.pipeline.labels.topic] if self.pipeline.labels else [])
+        topics = self.pipeline.topics.values()
         reading = Reading(
-            topics=frozenset(t for t in topics if t is not None),
-            starts={t: events.start for t in topics if t is not None},
+            topics=frozenset(topics),
+            starts=dict.fromkeys(topics, events.start),
             lost=self.worker_settings.lost,
             collect_seconds=min(COLLECT_SHARE * self.pipeline.latency_us / 1e6, MAX_COLLECT_SECONDS),
             raw=not self.worker_settings.plain,
@@ -323,11 +323,8 @@ class _Process(faust.Worker):
 def build_app(pipeline: Pipeline, settings: Settings) -> WorkerApp:
     """The Faust app of a worker; connects to nothing until it is started."""
     app = WorkerApp(pipeline, settings)
-    topics = [pipeline.events.topic]
-    if pipeline.labels is not None and pipeline.labels.topic is not None:
-        topics.append(pipeline.labels.topic)
 
-    @app.agent(app.topic(*topics, schema=Runs()), concurrency=1, name="headrace")
+    @app.agent(app.topic(*pipeline.topics.values(), schema=Runs()), concurrency=1, name="headrace")
     async def learn_from(stream: Any) -> None:
         async for event in stream.noack().events():
             app.runner.add(event)

@@ -14,7 +14,7 @@ from headrace.connectors.record_batches import RecordBatches, scan, unpack, unpa
 from headrace.connectors.records import Fetched, Record
 from headrace.models import FTRL, LogisticRegression
 from headrace.stream.decode import Batch, Decoder
-from headrace.stream.runner import Runner
+from headrace.stream.in_hand import InHand
 from headrace.stream.slices import END_OF_STREAM, Piece, Slice, Slices
 
 T0 = 1_700_000_000
@@ -215,22 +215,21 @@ def test_a_record_on_which_an_expression_raises_costs_few_selects(monkeypatch):
 
 
 def test_runner_takes_all_partitions_at_one_go_up_to_a_bound(monkeypatch):
-    monkeypatch.setattr("headrace.stream.runner.SLICE_RECORDS", 10)
-    runner = Runner.__new__(Runner)
-    runner.stages = type("Stages", (), {"enter": lambda self, stage: None})()
+    monkeypatch.setattr("headrace.stream.in_hand.SLICE_RECORDS", 10)
+    hand = InHand()
     sizes = {("events", 0): [3, 1], ("events", 3): [2], ("events", 1): [6, 3, 9, 9], ("events", 2): [1]}
-    runner._runs, at = {}, 0
+    at = 0
     for partition, of in sizes.items():
-        runner._runs[partition] = deque()
+        hand.runs[partition] = deque()
         at = 100 * partition[1]
         for size in of:
             records = [Record(at + i, 0, b"%d" % partition[1], b"{}") for i in range(size)]
-            runner._runs[partition].append(Fetched("t", partition[1], at, at + size, records, 0, 0, 0))
+            hand.runs[partition].append(Fetched("t", partition[1], at, at + size, records, 0, 0, 0))
             at += size
     waiting = list(sizes)
-    first = runner._take(waiting)
+    first = hand.take(waiting)
     assert first.pieces == [("events", 0, 0, 4), ("events", 3, 300, 302), ("events", 1, 100, 118)]
     assert list(first.begins) == [0, 4, 6, 24]
     assert first.records.offset.tolist() == [*range(4), 300, 301, *range(100, 118)]
-    assert waiting == [("events", 2)] and len(runner._runs["events", 1]) == 1
-    assert runner._take(waiting).pieces == [("events", 2, 200, 201)] and waiting == []
+    assert waiting == [("events", 2)] and len(hand.runs["events", 1]) == 1
+    assert hand.take(waiting).pieces == [("events", 2, 200, 201)] and waiting == []

@@ -13,7 +13,6 @@ from headrace.connectors.store import SnapshotStore
 from headrace.errors import InputError, Unreachable
 from headrace.stream.align import Aligner
 from headrace.stream.cycle import Cycle
-from headrace.stream.decode import Decoder
 from headrace.stream.engine import Engine
 from headrace.stream.publisher import SnapshotPublisher, Table
 from headrace.stream.runner import Runner
@@ -28,9 +27,9 @@ def runner(open_shop, redis_url):
     runner = Runner(pipeline, Settings(broker="127.0.0.1:9", redis=redis_url), fail=print)
     runner.begin(0)
     engine = Engine(pipeline)
-    runner.standing = Standing(engine, Position({}, 6, 5))
     tables = {f"shared/{name}": Table(*table) for name, table in engine.model_tables().items()}
-    runner.publisher = SnapshotPublisher(SnapshotStore(redis_url, pipeline.name), tables=tables)
+    publisher = SnapshotPublisher(SnapshotStore(redis_url, pipeline.name), tables=tables)
+    runner._equip(Standing(engine, Position({}, 6, 5)), publisher)
     return runner
 
 
@@ -39,11 +38,11 @@ def test_idle_worker_copies_its_tables_beside_the_stream_before_it_takes_a_snaps
 
     async def look_twice():
         await runner._snapshot_if_due()
-        assert (runner.publisher.published, runner.stall_seconds) == (0, 0)
+        assert (runner.publisher.published, runner.snapshots.stall_seconds) == (0, 0)
         while not runner.publisher.prepared:
             await asyncio.sleep(0.01)
         await runner._snapshot_if_due()
-        assert runner.stall_seconds > 0
+        assert runner.snapshots.stall_seconds > 0
 
     asyncio.run(look_twice())
     assert runner.publisher.flush(10)
@@ -52,7 +51,7 @@ def test_idle_worker_copies_its_tables_beside_the_stream_before_it_takes_a_snaps
 
 def test_last_snapshot_is_taken_at_once(runner):
     asyncio.run(runner._snapshot_if_due(force=True))
-    assert runner.stall_seconds > 0
+    assert runner.snapshots.stall_seconds > 0
     assert runner.publisher.flush(10)
     assert runner.publisher.version == 1
 
@@ -60,16 +59,16 @@ def test_last_snapshot_is_taken_at_once(runner):
 def test_cycles_grow_while_the_worker_is_behind_and_are_short_again_when_it_is_not(runner):
     lengths = []
     for behind in (False, True, True, True, True, True, False):
-        runner._adapt(behind)
-        lengths.append(round(runner._cycle_seconds * 1000))
+        runner.pace.adapt(behind)
+        lengths.append(round(runner.pace.cycle_seconds * 1000))
     assert lengths == [10, 20, 40, 80, 100, 100, 10]
 
 
 def test_what_is_fetched_waits_only_while_the_worker_is_behind(runner):
     assert runner.patience() == 0
-    runner._adapt(behind=True)
+    runner.pace.adapt(behind=True)
     assert runner.patience() > 0
-    runner._adapt(behind=False)
+    runner.pace.adapt(behind=False)
     assert runner.patience() == 0
 
 
@@ -84,12 +83,12 @@ def test_a_record_that_is_too_large_is_told_when_what_was_computed_before_it_is_
         out.append("the cycle before")
 
     async def cycle():
-        runner._behind = True
-        runner._committing.append(asyncio.create_task(commit()))
+        runner.pace.behind = True
+        runner.commits._committing.append(asyncio.create_task(commit()))
         with pytest.raises(InputError, match="above the limit"):
             await runner._cycle()
 
-    monkeypatch.setattr(runner, "_has_work", lambda: True)
+    monkeypatch.setattr(runner.computing, "has_work", lambda: True)
     monkeypatch.setattr(runner, "_work", write_too_much)
     asyncio.run(cycle())
     assert out == ["the cycle before"]
@@ -98,22 +97,21 @@ def test_a_record_that_is_too_large_is_told_when_what_was_computed_before_it_is_
 @pytest.fixture
 def visits(runner):
     """Two visits have come, of a partition that is live."""
-    topic, standing = runner.topic_of["events"], runner.standing
+    topic, standing = runner.pipeline.topics["events"], runner.standing
     standing.own([0])
-    runner.decoders = {role: Decoder(runner.pipeline, role) for role in runner.topic_of}
-    runner.aligner = Aligner(None)
-    runner.aligner.own(("events", 0), standing.engine.clock("events", 0))
+    runner.computing.aligner = Aligner(None)
+    runner.computing.aligner.own(("events", 0), standing.engine.clock("events", 0))
     rows = [{"id": f"v{i}", "time": 1_700_000_000 + i, "site": "a"} for i in range(2)]
     records = [Record(i, 0, row["id"].encode(), msgspec.json.encode(row)) for i, row in enumerate(rows)]
-    runner._runs["events", 0] = deque([Fetched(topic, 0, 0, 2, records, 2, -1, 200)])
-    runner._fetched["events", 0] = runner.ends["events", 0] = 2
+    runner.hand.runs["events", 0] = deque([Fetched(topic, 0, 0, 2, records, 2, -1, 200)])
+    runner.hand.fetched["events", 0] = runner.hand.ends["events", 0] = 2
 
 
 def test_a_snapshot_that_is_due_is_taken_behind_what_there_is_and_holds_nothing_up(runner, visits):
     """Were the cycle to end at once, at least once would predict nothing until the commits under way are through."""
     publisher = runner.publisher
-    runner._cycle_seconds = 60  # kernels may be compiled
-    runner._snapshot_wanted = publisher.prepare()
+    runner.pace.cycle_seconds = 60  # kernels may be compiled
+    runner.snapshots.wanted = publisher.prepare()
     until = time.monotonic() + 10
     while not publisher.prepared:
         assert time.monotonic() < until
@@ -149,11 +147,11 @@ def behind(runner, monkeypatch):
         computed.append(len(computed))
         return Cycle(pieces=[Piece("events", 0, computed[-1], computed[-1] + 1)])
 
-    monkeypatch.setattr(runner, "_has_work", lambda: True)
+    monkeypatch.setattr(runner.computing, "has_work", lambda: True)
     monkeypatch.setattr(runner, "_work", work)
-    runner._behind, runner._producer, runner._begun = True, Commits(), True
-    runner._snapshot_due = time.monotonic() + 1_000
-    return computed, runner._producer
+    runner.pace.behind, runner.commits.producer, runner._begun = True, Commits(), True
+    runner.snapshots.due_at = time.monotonic() + 1_000
+    return computed, runner.commits.producer
 
 
 def test_while_the_worker_is_behind_one_cycle_may_wait_for_the_commit_of_another(runner, behind):
@@ -172,7 +170,7 @@ def test_while_the_worker_is_behind_one_cycle_may_wait_for_the_commit_of_another
         assert not working.done() and commits.done == []
         commits.may.set()
         await working
-        await runner._committed()
+        await runner.commits.all_committed()
         assert commits.done == [1, 2, 3]
         assert runner.standing.position.cycle == 5 + 3
 
