@@ -15,6 +15,9 @@ from .chain import Chain, as_chain, layout_in_row, summed, under
 
 LINKS = {"identity": kernels.IDENTITY, "logit": kernels.LOGIT, "log": kernels.LOG, "softmax": kernels.SOFTMAX}
 LARGEST = 1e30  # of a contribution
+# ask(chain, said, parts): have a learner write its predictions to said, and what adds up to its raw scores to parts.
+# Where parts is None the predictions alone, and only then are they sure to be written
+Ask = Callable[[Chain, ndarray, ndarray | None], None]
 
 
 @register
@@ -28,8 +31,9 @@ class Average(Configured, Explainer):
     Arrays of learner i are named "i/...". The mean is taken in float64, so the average of one learner, or of several
     equal ones, is that learner to the bit. Where some learn in micro-batches all do, and these have to be of one size.
     The mean of probabilities of several classes sums up to 1 as they do. It explains where all its learners do: the
-    same mean of what each feature changes of what they predict. Raises DeclarationError for what is no learner, and
-    for weights that do not fit.
+    same mean of what each feature changes of what they predict. Baselines, which look at no feature, add to the base;
+    one learner at least has to look at them. Raises DeclarationError for what is no learner, and for weights that do
+    not fit.
     """
 
     def __init__(self, *learners: Any, weights: Sequence[float] | None = None) -> None:
@@ -146,8 +150,8 @@ class Average(Configured, Explainer):
         self._average(each, out)
 
     def check_explains(self) -> None:
-        """Raise DeclarationError where one of the learners cannot say what each feature adds."""
-        for chain in self.learners:
+        """Raise DeclarationError where one of the learners cannot say what each feature adds, or none looks at any."""
+        for chain in [chain for chain in self.learners if not chain.featureless] or self.learners:
             chain.explainer  # noqa: B018  refused here
 
     def link(self, spec: Spec) -> Link:
@@ -159,15 +163,23 @@ class Average(Configured, Explainer):
 
         A learner whose raw score is not its prediction (log-odds, a logarithm, scores of classes) counts with what each
         feature changes of the prediction when they are heard one after another, on average over the order of
-        declaration and its reverse; the base is then the prediction of its base.
+        declaration and its reverse; the base is then the prediction of its base. So each is held between -1 and 1 for
+        P, and all of them add up to it.
         """
-        self._explain(out, lambda i, own: self.learners[i].explain(x, own))
+
+        def ask(chain: Chain, said: ndarray, parts: ndarray | None) -> None:
+            if parts is None:
+                chain.predict(x, said)
+            else:
+                chain.explain(x, parts)
+
+        self._explain(self._each(out[:, :, 0]), out, ask)
 
     def explain_then_observe(self, x: Rows, out: ndarray, contributions: ndarray, observed: Rows | None = None) -> None:
         """As `predict_then_observe`, with the contributions of each row as it is predicted."""
         each = self._each(out)
         self._explain(
-            contributions, lambda i, own: self.learners[i].predict_then_observe(x, each[i], observed, own)
+            each, contributions, lambda chain, said, parts: chain.predict_then_observe(x, said, observed, parts)
         )  # fmt: skip
         self._average(each, out)
 
@@ -177,17 +189,26 @@ class Average(Configured, Explainer):
         """As `test_then_learn`, with the contributions of each row before it is learned."""
         each = self._each(out)
         self._explain(
-            contributions, lambda i, own: self.learners[i].test_then_learn(x, truth, each[i], learned, own)
+            each, contributions, lambda chain, said, parts: chain.test_then_learn(x, truth, said, learned, parts)
         )  # fmt: skip
         self._average(each, out)
 
-    def _explain(self, out: ndarray, ask: Callable[[int, ndarray], None]) -> None:
-        """Write the mean of what the learners say to out; ask(i, own) writes what learner i adds to its raw scores."""
-        total, own = np.zeros(out.shape), np.empty(out.shape, np.float32)
-        for i, chain in enumerate(self.learners):
-            ask(i, own)
-            kernels.add_changes(own, LINKS[chain.explainer.link(self._spec)], float(self._weights[i]), total)
-        out[:] = np.clip(total / self._total, -LARGEST, LARGEST)
+    def _explain(self, each: ndarray, out: ndarray, ask: Ask) -> None:
+        """Write the mean of what adds up to the predictions of the learners to out; each (L, B, O) is for those."""
+        weights = self._weights_now()
+        total, parts = np.zeros(out.shape), np.empty(out.shape, np.float32)
+        for chain, said, weight in zip(self.learners, each, weights, strict=True):
+            tell(chain, said, parts, ask)
+            self._add_changes(chain, parts, np.full(len(out), weight), total)
+        out[:] = np.clip(total / weights.sum(), -LARGEST, LARGEST)
+
+    def _add_changes(self, chain: Chain, parts: ndarray, weights: ndarray, total: ndarray) -> None:
+        link = "identity" if chain.featureless else chain.explainer.link(self._spec)
+        kernels.add_changes(parts, LINKS[link], weights, total)
+
+    def _weights_now(self) -> ndarray:
+        """What each learner weighs in a prediction, float64 (L,)."""
+        return self._weights
 
     def _each(self, out: ndarray) -> ndarray:
         return np.empty((len(self.learners), *out.shape), np.float32)
@@ -197,3 +218,13 @@ class Average(Configured, Explainer):
         for weight, own in zip(self._weights[1:], each[1:], strict=True):
             total += weight * own.astype(np.float64)
         out[:] = total / self._total
+
+
+def tell(chain: Chain, said: ndarray, parts: ndarray, ask: Ask) -> None:
+    """Write what adds up to a learner's raw scores to parts; where it is featureless, its prediction as the base."""
+    if not chain.featureless:
+        ask(chain, said, parts)
+        return
+    ask(chain, said, None)
+    parts[:, :, :-1] = 0.0
+    parts[:, :, -1] = said

@@ -36,11 +36,12 @@ def predict_of(raw: ndarray, link: int, out: ndarray) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def add_changes(contributions: ndarray, link: int, weight: float, out: ndarray) -> None:
-    """Add to out, times weight, what each feature changes of the predictions of B rows.
+def add_changes(contributions: ndarray, link: int, weights: ndarray, out: ndarray) -> None:
+    """Add to out, times the weight of the row, what each feature changes of the predictions of B rows.
 
     contributions  float32 (B, O, F + 1)  to the raw scores; last is the base
     link           IDENTITY, LOGIT, LOG, SOFTMAX: what makes predictions of raw scores
+    weights        float64 (B,)
     out            float64 (B, O, F + 1)  last is the prediction of the base; changed in place
 
     Each feature gets what it changes when the features are heard one after another, on average over the order in which
@@ -50,6 +51,7 @@ def add_changes(contributions: ndarray, link: int, weight: float, out: ndarray) 
     room = np.empty((3, contributions.shape[1]))
     raw, before, after = room[0], room[1], room[2]
     for i in range(contributions.shape[0]):
+        weight = weights[i]
         if link == IDENTITY:
             out[i] += weight * contributions[i].astype(np.float64)
             continue

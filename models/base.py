@@ -212,6 +212,7 @@ class Learner(Part, Protocol):
     batch_size: int  # 1 when sequential
     observes: bool = False  # whether `predict_then_observe` does more than to predict
     unsupervised: bool = False  # whether it learns from features alone, in `predict_then_observe`
+    featureless: bool = False  # whether it predicts without a look at features; of this very class, not of a subclass
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
         """Write probabilities or values to out, float32 (B, O); pure."""

@@ -187,6 +187,7 @@ class Prior(Baseline):
     """
 
     quick: ClassVar[bool] = True
+    featureless: ClassVar[bool] = True  # type: ignore[misc]
     tasks: ClassVar[tuple[str, ...]] = ("binary", "multiclass")
     instead: ClassVar[str] = "use RunningMean for a regression task"
 
@@ -235,6 +236,7 @@ class RunningMean(Baseline):
     """
 
     quick: ClassVar[bool] = True
+    featureless: ClassVar[bool] = True  # type: ignore[misc]
     tasks: ClassVar[tuple[str, ...]] = ("regression",)
     instead: ClassVar[str] = "use Prior for classes"
 
@@ -288,6 +290,7 @@ class NoChange(Baseline):
     """
 
     quick: ClassVar[bool] = True
+    featureless: ClassVar[bool] = True  # type: ignore[misc]
     tasks: ClassVar[tuple[str, ...]] = ("binary", "multiclass", "regression")
     instead: ClassVar[str] = "declare labels"
 

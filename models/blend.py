@@ -10,7 +10,7 @@ from numba import njit
 from numpy import ndarray
 
 from ..errors import DeclarationError
-from .average import Average
+from .average import LARGEST, Ask, Average, tell
 from .base import Array, Rows, Spec, Truth, check_number, register
 
 LEAST = 1e-6  # of P in a log loss: one example that was thought impossible does not silence a learner for good
@@ -64,7 +64,7 @@ def blend(each: ndarray, losses: ndarray, sharpness: float, weights: ndarray, ou
 @njit(cache=True, nogil=True, error_model="numpy")
 def blend_then_judge(
     each: ndarray, judged: ndarray, y: ndarray, weight: ndarray, classes: bool, fades: float, sharpness: float,
-    losses: ndarray, weights: ndarray, out: ndarray,
+    losses: ndarray, weights: ndarray, weighed: ndarray, out: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: write the blend of each[:, i] to out[i], then add to the losses what judged[:, i] lost.
 
@@ -74,6 +74,7 @@ def blend_then_judge(
     fades      float64            what losses before it still count once there is another example
     losses     float64 (L,)       sums of losses; only their ratios matter   changed in place
     weights    float64 (L,)       scratch
+    weighed    float64 (L, B)     the weights in the blend of each row; (L, 0) where nobody asks   changed in place
     out        float (B, O); (0, O) where nothing is to be predicted
 
     Result does not depend on where the stream is cut.
@@ -82,6 +83,8 @@ def blend_then_judge(
         if out.shape[0] > 0:
             weigh(losses, sharpness, weights)
             mix(each, row, weights, out)
+            for i in range(weights.shape[0] if weighed.shape[1] > 0 else 0):
+                weighed[i, row] = weights[i]
         w = np.float64(weight[row])
         if not (w > 0.0 and w - w == 0.0):
             continue
@@ -106,8 +109,9 @@ class Blend(Average):
     weigh the same.
 
     Each learner learns every example, to the bit as it would alone; arrays of learner i are named "i/...". Sequential.
-    The losses fade by examples, not by time. Merge: owner. It does not explain. Raises DeclarationError for what
-    is no learner, learns in micro-batches, or a setting that does not fit.
+    The losses fade by examples, not by time. Merge: owner. It explains where an Average of the same learners does, by
+    the weights with which the row was predicted. Raises DeclarationError for what is no learner, learns in
+    micro-batches, or a setting that does not fit.
     Source: exponentially weighted forecasters, Cesa-Bianchi and Lugosi (2006), Prediction, Learning, and Games, ch. 2;
     here the exponent is the logarithm of the loss, which makes it free of units.
     """
@@ -145,29 +149,47 @@ class Blend(Average):
         """Work in place on arrays as `layout(spec)` says."""
         super().bind(spec, state, touched)
         self._losses, self._scratch = state["losses"], np.empty(len(self.learners))
+        self._unasked = np.empty((len(self.learners), 0))
         self._classes, self._outputs = spec.task != "regression", spec.outputs
-
-    def predict(self, x: Rows, out: ndarray) -> None:
-        """Write the blend of what the learners predict to out, float32 (B, O); changes no state."""
-        super().predict(x, out)  # stands here so that an explanation of a plain mean is not taken for its own
 
     def learn(self, x: Rows, truth: Truth) -> None:
         """Each learns the rows in order, and is judged by what it predicts of a row right before it learns it."""
         judged = np.empty((len(self.learners), len(truth.y), self._outputs), np.float32)
         for chain, own in zip(self.learners, judged, strict=True):
             chain.learn(x, truth, own)
-        self._judge(judged, judged, truth, np.empty((0, self._outputs), np.float32))
+        self._judge(judged, judged, truth, np.empty((0, self._outputs), np.float32), self._unasked)
 
     def test_then_learn(self, x: Rows, truth: Truth, out: ndarray, learned: Rows | None = None) -> None:
         """Row by row: predict x[i] to out[i], then learn learned[i] (x[i] where not given)."""
         each, judged = self._each(out), self._each(out)
         for chain, own, own_judged in zip(self.learners, each, judged, strict=True):
             chain.test_then_learn(x, truth, own, learned, judged=own_judged)
-        self._judge(each, judged, truth, out)
+        self._judge(each, judged, truth, out, self._unasked)
+
+    def explain_then_learn(
+        self, x: Rows, truth: Truth, out: ndarray, contributions: ndarray, learned: Rows | None = None
+    ) -> None:
+        """As `test_then_learn`, with the contributions of each row by the weights with which it was predicted."""
+
+        def asking(judged: ndarray) -> Ask:
+            return lambda chain, said, parts: chain.test_then_learn(x, truth, said, learned, parts, judged)
+
+        each, judged, parts = self._each(out), self._each(out), self._each(contributions)
+        for chain, own, own_judged, own_parts in zip(self.learners, each, judged, parts, strict=True):
+            tell(chain, own, own_parts, asking(own_judged))
+        weights, total = np.empty(each.shape[:2]), np.zeros(contributions.shape)
+        self._judge(each, judged, truth, out, weights)
+        for chain, own_parts, own_weights in zip(self.learners, parts, weights, strict=True):
+            self._add_changes(chain, own_parts, own_weights, total)
+        contributions[:] = np.clip(total / weights.sum(0)[:, None, None], -LARGEST, LARGEST)
 
     def _average(self, each: ndarray, out: ndarray) -> None:
         blend(each, self._losses, self.sharpness, self._scratch, out)
 
-    def _judge(self, each: ndarray, judged: ndarray, truth: Truth, out: ndarray) -> None:
+    def _weights_now(self) -> ndarray:
+        weigh(self._losses, self.sharpness, self._scratch)
+        return self._scratch
+
+    def _judge(self, each: ndarray, judged: ndarray, truth: Truth, out: ndarray, weights: ndarray) -> None:
         fades, losses, scratch = 1.0 - 1.0 / self.memory, self._losses, self._scratch
-        blend_then_judge(each, judged, *truth, self._classes, fades, self.sharpness, losses, scratch, out)
+        blend_then_judge(each, judged, *truth, self._classes, fades, self.sharpness, losses, scratch, weights, out)

@@ -103,6 +103,11 @@ class Chain(Configured):
         return bool(getattr(self.learner, "unsupervised", False))
 
     @property
+    def featureless(self) -> bool:
+        """Whether the learner predicts without a look at features; each class says so for itself, as with `quick`."""
+        return bool(vars(type(self.learner)).get("featureless", False))
+
+    @property
     def quick(self) -> bool:
         """Whether a few hundred rows take a millisecond or two, so that an event loop can wait for them.
 
@@ -135,7 +140,7 @@ class Chain(Configured):
             return learner
         raise DeclarationError(
             f"{learner!r} cannot say what each feature adds to a prediction; linear models, naive Bayes, "
-            "torch modules, forests and trees can"
+            "torch modules, forests and trees can, and averages and blends of them"
         )
 
     def layout(self, spec: Spec) -> dict[str, Array]:
@@ -252,25 +257,39 @@ class Chain(Configured):
                 self.learn(part, Truth(truth.y[rows], truth.weight[rows]))
             return
         before, after = self._around(x, learned)
-        if judged is not None:
-            self._test_twice(before, after, truth, out, judged)
-        elif contributions is None:
+        if contributions is not None:
+            contributions = self._checked_contributions(x, contributions)
+        if judged is None:
+            self._learn_tested(before, after, truth, out, contributions)
+        else:
+            self._test_twice(before, after, truth, out, judged, contributions)
+
+    def _learn_tested(
+        self, before: Rows, after: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray | None
+    ) -> None:
+        if contributions is None:
             self._bound_learner.test_then_learn(before, truth, out, learned=after)
         else:
-            contributions = self._checked_contributions(x, contributions)
             self.explainer.explain_then_learn(before, truth, out, contributions, learned=after)
 
-    def _test_twice(self, before: Rows, after: Rows, truth: Truth, out: np.ndarray, judged: np.ndarray) -> None:
+    def _test_twice(
+        self, before: Rows, after: Rows, truth: Truth, out: np.ndarray, judged: np.ndarray,
+        contributions: np.ndarray | None,
+    ) -> None:  # fmt: skip
         """Row by row: predict before[i] to out[i], observe, predict after[i] to judged[i], and learn that."""
         learner = self._bound_learner
         if self._observes:
             for i in range(len(out)):
-                learner.predict_then_observe(_row(before, i), out[i : i + 1], _row(after, i))
-                learner.predict(_row(after, i), judged[i : i + 1])
-                learner.learn(_row(after, i), Truth(truth.y[i : i + 1], truth.weight[i : i + 1]))
+                row = slice(i, i + 1)
+                if contributions is None:
+                    learner.predict_then_observe(_row(before, i), out[row], _row(after, i))
+                else:
+                    self.explainer.explain_then_observe(_row(before, i), out[row], contributions[row], _row(after, i))
+                learner.predict(_row(after, i), judged[row])
+                learner.learn(_row(after, i), Truth(truth.y[row], truth.weight[row]))
             return
         if before.numeric is after.numeric:
-            learner.test_then_learn(before, truth, out, learned=after)
+            self._learn_tested(before, after, truth, out, contributions)
             judged[...] = out
             return
         # each row twice in one call: before it is observed without its label, so that it is predicted and not learned
@@ -279,8 +298,12 @@ class Chain(Configured):
         y, weight = np.repeat(truth.y, 2, axis=0), np.repeat(truth.weight, 2)
         y[::2] = np.nan
         both = np.empty((2 * rows, self._shapes[2]), np.float32)
-        learner.test_then_learn(Rows(numeric, np.repeat(before.categories, 2, axis=0)), Truth(y, weight), both)
+        why = None if contributions is None else np.empty((2 * rows, *contributions.shape[1:]), np.float32)
+        twice = Rows(numeric, np.repeat(before.categories, 2, axis=0))
+        self._learn_tested(twice, twice, Truth(y, weight), both, why)
         out[...], judged[...] = both[::2], both[1::2]
+        if contributions is not None and why is not None:
+            contributions[...] = why[::2]
 
     def warm_up(self, explain: bool = False) -> None:
         """Compile (or load from Numba's cache) whatever the methods above call; the bound arrays are left alone.

@@ -21,6 +21,7 @@ def test_default_fits_its_task_and_is_rebuilt_from_its_settings(task):
     assert model.layout(Spec(("a",), ("b",), task, 3 if task == "multiclass" else 1))
     assert build(model.config()).config() == model.config()
     assert default(task) is not model
+    assert model.explainer
 
 
 def test_other_tasks_are_refused():

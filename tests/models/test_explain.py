@@ -4,6 +4,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from river import linear_model
 
 from headrace.errors import DeclarationError
 from headrace.models import (
@@ -11,6 +12,7 @@ from headrace.models import (
     ARFClassifier,
     ARFRegressor,
     Average,
+    Blend,
     Explainer,
     GaussianNB,
     HoeffdingAdaptiveTreeClassifier,
@@ -22,12 +24,16 @@ from headrace.models import (
     MultinomialNB,
     NoChange,
     PAClassifier,
+    Prior,
+    River,
     Rows,
+    RunningMean,
     SoftmaxRegression,
     StandardScaler,
     Truth,
     as_chain,
 )
+from headrace.models.average_kernels import IDENTITY, LOG, LOGIT, SOFTMAX, add_changes, predict_of
 from headrace.models.tree_kernels import DEPTH, LEFT, NODES, SERVES, SLOT, WRONG
 from headrace.models.trees import key_of
 
@@ -380,6 +386,102 @@ def test_average_of_p_explains_each_by_what_a_feature_changes_of_p_as_shapley_ha
 def test_average_with_one_that_cannot_explain_names_it():
     with pytest.raises(DeclarationError, match=r"^NoChange\(eps=0.01\) cannot say"):
         as_chain(Average(LogisticRegression(), StandardScaler() | Average(NoChange()))).explainer  # noqa: B018
+
+
+@pytest.mark.parametrize("outer", [Average, Blend])
+def test_blend_or_average_is_refused_by_the_name_of_the_learner_that_cannot_explain(outer):
+    class Guess(NoChange):
+        """May look at features in a way of its own."""
+
+    for one in (River(linear_model.LogisticRegression()), Guess()):
+        with pytest.raises(DeclarationError, match=rf"^\S*{type(one).__name__}\(.* cannot say"):
+            as_chain(outer(LogisticRegression(), StandardScaler() | one)).explainer  # noqa: B018
+    with pytest.raises(DeclarationError, match=r"^Prior\(.* cannot say"):  # nobody looks at features
+        as_chain(outer(Prior(), NoChange())).explainer  # noqa: B018
+
+
+@pytest.mark.parametrize("link", [IDENTITY, LOGIT, LOG, SOFTMAX])
+def test_what_features_change_of_a_prediction_adds_up_to_it(link):
+    rng = np.random.default_rng(link)
+    raw = (rng.normal(size=(200, 3, 9)) * rng.choice([1e-6, 1, 10], (200, 1, 1))).astype(np.float32)
+    weights, got = rng.random(200), np.ones(raw.shape)  # it adds to what is there
+    add_changes(raw, link, weights, got)
+    for row, of, weight in zip(got - 1, raw.astype(np.float64), weights):
+        wanted = of.sum(1)
+        if link != IDENTITY:
+            predict_of(of.sum(1), link, wanted)
+        np.testing.assert_allclose(row.sum(1), weight * wanted, rtol=1e-9, atol=1e-13 * max(1, np.abs(row).max()))
+
+
+# --- blends
+
+
+def weights_by_hand(each, y, classes):
+    """What each of several learners (L, B, O) weighs in Blend(memory=5, sharpness=2) of each row; (L, B)."""
+    sums, weights = np.zeros(len(each)), np.ones(each.shape[:2])
+    for i, label in enumerate(y):
+        if sums.any():
+            weights[:, i] = (sums.min() / sums) ** 2
+        said = each[:, i].astype(np.float64)
+        if not classes:
+            lost = np.abs(said[:, 0] - label)
+        else:
+            of_class = np.stack([1 - said[:, 0], said[:, 0]], 1) if said.shape[1] == 1 else said
+            lost = -np.log(np.clip(of_class[:, int(label)], 1e-6, 1))
+        sums = 0.8 * sums + lost
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "makes"),
+    [
+        ("binary", "binary", [lambda: LogisticRegression(FTRL(), bits=8), lambda: HoeffdingTreeClassifier(**TREE)]),
+        ("multiclass", "classes", [lambda: SoftmaxRegression(FTRL(), bits=8), lambda: GaussianNB(bits=8)]),
+        ("regression", "value", [lambda: LinearRegression(FTRL(), bits=8), lambda: HoeffdingTreeRegressor(**TREE)]),
+    ],
+)
+def test_blend_explains_a_row_by_the_weights_it_was_predicted_with(bind, stream, task, labels, makes):
+    x, truth = stream(600, 1, labels)
+    truth.weight[:] = 1.0
+    blend, alone = bind(Blend(*(make() for make in makes), memory=5, sharpness=2), task=task), []
+    for make in makes:  # the average of one explains by P, or the value
+        one = bind(Average(make()), task=task)
+        out, parts = np.empty((600, one.spec.outputs), np.float32), np.empty((600, one.spec.outputs, 6), np.float32)
+        one.chain.test_then_learn(x, truth, out, contributions=parts)
+        alone.append((out, parts))
+    each, parts = (np.array(of) for of in zip(*alone))
+    weights = weights_by_hand(each, truth.y[:, 0].astype(np.float64), task != "regression")
+    weights /= weights.sum(0)
+    assert np.median(np.abs(np.diff(weights[0]))) > 0.01  # they move from row to row
+    out, got = np.empty(each.shape[1:], np.float32), np.empty(parts.shape[1:], np.float32)
+    blend.chain.test_then_learn(x, truth, out, contributions=got)
+    wanted = np.einsum("lb,lbof->bof", weights, parts.astype(np.float64))
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got.astype(np.float64).sum(2), out, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("outer", [Average, Blend])
+@pytest.mark.parametrize(
+    ("task", "make", "baselines"),
+    [
+        ("regression", lambda: LinearRegression(FTRL(), bits=8), [RunningMean, NoChange]),
+        ("binary", lambda: HoeffdingTreeClassifier(**TREE), [Prior, NoChange]),
+    ],
+)
+def test_baselines_beside_others_add_to_the_base_alone(bind, stream, outer, task, make, baselines):
+    bound, x = taught(bind, stream, outer(make(), *(one() for one in baselines)), 300, task)
+    alone = [taught(bind, stream, one(), 300, task)[0] for one in (make, *baselines)]
+    if outer is Blend:
+        weights = (bound.state["0/losses"].min() / bound.state["0/losses"]) ** 8
+    else:
+        weights = np.ones(3)
+    weights /= weights.sum()
+    got = explained(bound, x)
+    parts = explained(alone[0], x)
+    np.testing.assert_allclose(got[:, :, :-1], weights[0] * parts[:, :, :-1], rtol=1e-4, atol=1e-5)
+    assert np.abs(got[:, :, :-1]).max() > 0.001
+    said = sum(w * predicted(one, x) for w, one in zip(weights[1:], alone[1:]))
+    np.testing.assert_allclose(got[:, :, -1], weights[0] * parts[:, :, -1] + said, rtol=1e-4, atol=1e-5)
 
 
 # --- who explains

@@ -214,10 +214,7 @@ FADES = {
     "average_of_kinds",
 }  # counts decay and their smoothing does not: categories come to say nothing
 every_model = pytest.mark.parametrize("name", MODELS)
-EXPLAIN_NOTHING = {  # beside the baselines; averages with one of those say nothing either
-    "river", "river_tree", "river_pipeline", "river_classes", "average_of_values", "average_of_classes",
-    "blend", "blend_of_values", "blend_of_classes",
-}  # fmt: skip
+EXPLAIN_NOTHING = {"river", "river_tree", "river_pipeline", "river_classes"}  # beside the baselines
 EXPLAINERS = [name for name in MODELS | BARE if name not in BASELINES | dict.fromkeys(EXPLAIN_NOTHING)]
 NETS = {"mlp", "dcn", "deepfm"}  # explained by an integral, in micro-batches: test_torch.py says how exactly
 every_explainer = pytest.mark.parametrize("name", EXPLAINERS)

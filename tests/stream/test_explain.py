@@ -20,6 +20,7 @@ from headrace.connectors.store import SnapshotStore
 from headrace.models import (
     ADWIN,
     FTRL,
+    Blend,
     HoeffdingTreeClassifier,
     LogisticRegression,
     NoChange,
@@ -52,6 +53,7 @@ OF_THREE = Labels(value="what", classes=["a", "b", "c"])
 LOGISTIC = StandardScaler(half_life=None) | LogisticRegression(FTRL(half_life=None), bits=8)
 SOFTMAX = StandardScaler(half_life=None) | SoftmaxRegression(FTRL(half_life=None), bits=8)
 TREE = HoeffdingTreeClassifier(grace_period=20, delta=0.5)
+BLEND = StandardScaler() | Blend(LOGISTIC, TREE, NoChange())
 
 
 def pipeline(explain=3, model=LOGISTIC, labels=IN_EVENT, **more):
@@ -126,6 +128,7 @@ CASES = {
     "labels in the event": lambda: pipeline(),
     "labels later": lambda: pipeline(labels=LATER),
     "tree": lambda: pipeline(model=TREE),
+    "blend": lambda: pipeline(model=BLEND),
     "several classes": lambda: pipeline(model=SOFTMAX, labels=OF_THREE),
     "drift": lambda: pipeline(drift=ADWIN(0.5, clock=1, action="reset")),
 }
