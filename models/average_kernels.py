@@ -46,6 +46,8 @@ def add_changes(contributions: ndarray, link: int, weights: ndarray, out: ndarra
 
     Each feature gets what it changes when the features are heard one after another, on average over the order in which
     they are declared and the reverse. So a row of out adds up to the prediction.
+    Source: Strumbelj and Kononenko (2010), An efficient explanation of individual classifications using game theory,
+    who draw orders by chance; of two features these two are all there are.
     """
     F = contributions.shape[2] - 1
     room = np.empty((3, contributions.shape[1]))

@@ -33,6 +33,7 @@ from .tree_kernels import (
     MODEL_ERROR,
     NODES,
     NOTHING,
+    PARENT,
     SERVES,
     SLOT,
     SQUARES,
@@ -52,6 +53,7 @@ from .tree_kernels import (
     find_value,
     judge,
     judge_adaptive,
+    leaf_of,
     learn_adaptive,
     learn_adaptive_values,
     learn_forest,
@@ -207,6 +209,24 @@ def count_below(root: int, tree: Tree, room: Explaining) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def count_learned(
+    root: int, numeric: ndarray, categories: ndarray, tree: Tree, columns: Columns, sums: ndarray
+) -> None:
+    """Make sums what `count_below` would, where since then a row was learned below the root and no leaf has split."""
+    node = leaf_of(
+        root, numeric, categories, tree.links, tree.column, tree.threshold, tree.value, tree.weights, columns.keys,
+        columns.places,
+    )  # fmt: skip
+    sums[node] = tree.counts[node]
+    node = int(tree.links[node, PARENT])
+    while node >= 0:
+        left = int(tree.links[node, LEFT])
+        for c in range(sums.shape[1]):
+            sums[node, c] = sums[left, c] + sums[left + 1, c]
+        node = int(tree.links[node, PARENT])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def start_at(root: int, sums: ndarray, out: ndarray) -> None:
     """Write to out (O, N + K + 1) what nothing has been added to: the shares of the classes at a root."""
     F, first = out.shape[1] - 1, sums.shape[1] - out.shape[0]
@@ -251,21 +271,27 @@ def explain_rows(
         return
     count_below(0, tree, room)
     for i in range(numeric.shape[0]):
-        start_at(0, room.sums, out[i])
-        node = 0
-        while tree.links[node, LEFT] != 0:
-            node, _ = go_on(node, numeric[i], categories[i], tree, columns, room.sums, out[i])
-        total = total_of(node, tree.links, tree.counts, tree.classes)
-        bayes = tree.links[node, SLOT] >= 0 and (
-            (settings.prediction == BAYES and total >= settings.nb_threshold)
-            or (
-                settings.prediction == ADAPTIVE
-                and tree.weights[node, BAYES_RIGHT] >= tree.weights[node, MAJORITY_RIGHT]
-            )
-        )
-        if bayes and tree.links[node, KNOWN] > 0 and total != 0.0:
-            vote_by_column(node, numeric[i], categories[i], tree, room.terms)
-            explain_votes(node, 1.0, tree, room, out[i])
+        explain_row(numeric[i], categories[i], tree, settings, columns, room, out[i])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_row(
+    numeric: ndarray, categories: ndarray, tree: Tree, settings: Settings, columns: Columns, room: Explaining,
+    out: ndarray,
+) -> None:  # fmt: skip
+    """As `explain_rows`, of one row to out (O, N + K + 1), of a tree whose sums are counted."""
+    start_at(0, room.sums, out)
+    node = 0
+    while tree.links[node, LEFT] != 0:
+        node, _ = go_on(node, numeric, categories, tree, columns, room.sums, out)
+    total = total_of(node, tree.links, tree.counts, tree.classes)
+    bayes = tree.links[node, SLOT] >= 0 and (
+        (settings.prediction == BAYES and total >= settings.nb_threshold)
+        or (settings.prediction == ADAPTIVE and tree.weights[node, BAYES_RIGHT] >= tree.weights[node, MAJORITY_RIGHT])
+    )
+    if bayes and tree.links[node, KNOWN] > 0 and total != 0.0:
+        vote_by_column(node, numeric, categories, tree, room.terms)
+        explain_votes(node, 1.0, tree, room, out)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -274,13 +300,20 @@ def explain_then_learn_rows(
     settings: Settings, columns: Columns, scratch: Scratch, room: Explaining, out: ndarray, contributions: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: explain before[i] to contributions[i], then as `learn_rows`."""
+    counted = 0  # nodes, by the sums as they stand
     for i in range(numeric.shape[0]):
         row = slice(i, i + 1)
-        explain_rows(before[row], categories[row], tree, settings, columns, room, contributions[row])
+        if counted == 0 or counted != tree.size[NODES]:
+            explain_rows(before[row], categories[row], tree, settings, columns, room, contributions[row])
+            counted = int(tree.size[NODES])
+        else:
+            explain_row(before[i], categories[i], tree, settings, columns, room, contributions[i])
         learn_rows(
             before[row], numeric[row], same, categories[row], y[row], weight[row], tree, settings, columns, scratch,
             out[row],
         )  # fmt: skip
+        if counted > 0:
+            count_learned(0, numeric[i], categories[i], tree, columns, room.sums)
 
 
 # --- leaves that vote together: of an adaptive tree, of a forest
@@ -379,33 +412,45 @@ def explain_forest(
     columns: Columns, scratch: Scratch, room: Explaining, out: ndarray,
 ) -> None:  # fmt: skip
     """As `explain_rows`, of a forest: the mean over the trees that serve, weighted as they vote."""
-    links, counts, T = tree.links, tree.counts, forest.members.shape[0]
-    nodes = links.shape[0] // tree.size.shape[0]
-    for t in range(T):
+    nodes = tree.links.shape[0] // tree.size.shape[0]
+    for t in range(forest.members.shape[0]):
         serving = 2 * t + int(forest.members[t, SERVES])
         if tree.size[serving, NODES] > 0:
             count_below(serving * nodes, tree, room)
     for i in range(numeric.shape[0]):
-        room.whole[:] = 0.0
-        total = 0.0
-        for t in range(T):
-            serving = 2 * t + int(forest.members[t, SERVES])
-            if tree.size[serving, NODES] == 0:
-                continue
-            node = serving * nodes
-            start_at(node, room.sums, room.way)
-            while links[node, LEFT] != 0:
-                node, _ = go_on(node, numeric[i], categories[i], tree, columns, room.sums, room.way)
-            what = judge(
-                node, numeric[i], categories[i], links, tree.weights, counts, tree.classes, tree.gaussians, tree.values,
-                tree.value_counts, tree.category_totals, settings, scratch.votes, scratch.found,
-            )  # fmt: skip
-            if what != NOTHING:
-                share = share_right(t, forest.scores) if choices.weighted else 1.0
-                weight = share * sum_of(scratch.votes, links[node, KNOWN])
-                total += weight
-                add_leaf(node, node, what, weight, numeric[i], categories[i], tree, room)
-        write_whole(total, counts.shape[1], room.whole, out[i])
+        explain_forest_row(
+            numeric[i], categories[i], tree, forest, settings, choices, columns, scratch, room, out[i]
+        )  # fmt: skip
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def explain_forest_row(
+    numeric: ndarray, categories: ndarray, tree: Tree, forest: Forest, settings: Settings, choices: ForestSettings,
+    columns: Columns, scratch: Scratch, room: Explaining, out: ndarray,
+) -> None:  # fmt: skip
+    """As `explain_forest`, of one row to out (O, N + K + 1), where the sums of the trees that serve are counted."""
+    links, counts = tree.links, tree.counts
+    nodes = links.shape[0] // tree.size.shape[0]
+    room.whole[:] = 0.0
+    total = 0.0
+    for t in range(forest.members.shape[0]):
+        serving = 2 * t + int(forest.members[t, SERVES])
+        if tree.size[serving, NODES] == 0:
+            continue
+        node = serving * nodes
+        start_at(node, room.sums, room.way)
+        while links[node, LEFT] != 0:
+            node, _ = go_on(node, numeric, categories, tree, columns, room.sums, room.way)
+        what = judge(
+            node, numeric, categories, links, tree.weights, counts, tree.classes, tree.gaussians, tree.values,
+            tree.value_counts, tree.category_totals, settings, scratch.votes, scratch.found,
+        )  # fmt: skip
+        if what != NOTHING:
+            share = share_right(t, forest.scores) if choices.weighted else 1.0
+            weight = share * sum_of(scratch.votes, links[node, KNOWN])
+            total += weight
+            add_leaf(node, node, what, weight, numeric, categories, tree, room)
+    write_whole(total, counts.shape[1], room.whole, out)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -415,15 +460,28 @@ def explain_then_learn_forest(
     out: ndarray, contributions: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: explain before[i] to contributions[i], then as `learn_forest`."""
+    size, T = tree.size, forest.members.shape[0]
+    nodes = tree.links.shape[0] // size.shape[0]
+    served = np.zeros(T, np.int64)  # which tree the sums are of
+    counted = np.zeros(T, np.int64)  # and how many nodes it then had
     for i in range(numeric.shape[0]):
         row = slice(i, i + 1)
-        explain_forest(
-            before[row], categories[row], tree, forest, settings, choices, columns, scratch, room, contributions[row]
+        for t in range(T):
+            serving = 2 * t + int(forest.members[t, SERVES])
+            many = int(size[serving, NODES])
+            if many > 0 and not (serving == served[t] and many == counted[t]):
+                count_below(serving * nodes, tree, room)
+            served[t], counted[t] = serving, many
+        explain_forest_row(
+            before[i], categories[i], tree, forest, settings, choices, columns, scratch, room, contributions[i]
         )
         learn_forest(
             before[row], numeric[row], same, categories[row], y[row], weight[row], tree, forest, settings, choices,
             columns, scratch, out[row],
         )  # fmt: skip
+        for t in range(T):
+            if counted[t] > 0 and size[served[t], NODES] == counted[t]:
+                count_learned(served[t] * nodes, numeric[i], categories[i], tree, columns, room.sums)
 
 
 # --- regression

@@ -32,6 +32,7 @@ from headrace.models import (
     StandardScaler,
     Truth,
     as_chain,
+    build,
 )
 from headrace.models.average_kernels import IDENTITY, LOG, LOGIT, SOFTMAX, add_changes, predict_of
 from headrace.models.tree_kernels import DEPTH, LEFT, NODES, SERVES, SLOT, WRONG
@@ -335,6 +336,33 @@ def test_forest_of_values_explains_as_its_trees_in_the_middle_do_or_as_all_of_th
             order = parts.sum((1, 2)).argsort(kind="stable")
             parts = parts[order[[(n_models - 1) // 2, n_models // 2]]]
         np.testing.assert_allclose(got[row], parts.mean(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        HoeffdingTreeClassifier(**TREE | {"max_nodes": 63}),
+        ARFClassifier(n_models=4, warning_delta=0.5, drift_delta=0.3, **TREE | {"max_nodes": 63}),
+    ],
+)
+def test_rows_explained_as_they_are_learned_are_explained_as_if_each_were_asked_for_alone(bind, stream, model):
+    """In one go only what a row changed is counted anew: here leaves split, and trees are replaced and begin again."""
+    x, truth = stream(1500, 2, "classes")
+    y = truth.y.copy()
+    y[700:] = 2 - y[700:]
+    y[::9] = np.nan
+    whole, asked = (bind(build(model.config()), task="multiclass") for _ in range(2))
+    out, got = np.empty((1500, 3), np.float32), np.empty((1500, 3, 6), np.float32)
+    whole.chain.test_then_learn(x, Truth(y, truth.weight), out, contributions=got)
+    one, part = np.empty((1, 3, 6), np.float32), type(stream(0))(x, Truth(y, truth.weight))
+    for i in range(1500):
+        row = part.piece(i, i + 1)
+        asked.chain.explain(row.x, one)
+        assert one.tobytes() == got[i].tobytes(), i
+        asked.chain.test_then_learn(row.x, row.truth, out[i : i + 1])
+    if "0/changes" in whole.state:
+        assert whole.state["0/changes"].sum(0).min() > 3
+    assert whole.state["0/size"].reshape(-1, 3)[:, NODES].max() > 3
 
 
 def test_trees_that_have_learned_nothing_say_that_nothing_is_known(bind, stream):

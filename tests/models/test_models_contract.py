@@ -490,7 +490,7 @@ def test_finite_input_never_makes_a_contribution_that_is_not(fresh, name):
         bound.chain.test_then_learn(
             x, truth, np.empty((20, bound.spec.outputs), np.float32), contributions=contributions
         )
-        assert np.isfinite(contributions).all()
+        assert (np.abs(contributions) <= np.float32(1e30)).all()
 
 
 @every_model
