@@ -573,6 +573,8 @@ def explain_values(
         while tree.links[node, LEFT] != 0:
             node, _ = go_on_with_value(node, numeric[i], categories[i], tree, columns, room.sums, out[i, 0])
         add_model(node, 1.0, numeric[i], tree, settings, room.sums, out[i, 0])
+        for f in range(F + 1):
+            out[i, 0, f] = min(max(np.float64(out[i, 0, f]), -LARGEST_VALUE), LARGEST_VALUE)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -343,6 +343,7 @@ def test_forest_of_values_explains_as_its_trees_in_the_middle_do_or_as_all_of_th
     [
         HoeffdingTreeClassifier(**TREE | {"max_nodes": 63}),
         ARFClassifier(n_models=4, warning_delta=0.5, drift_delta=0.3, **TREE | {"max_nodes": 63}),
+        ARFClassifier(n_models=4, warning_delta=0.5, drift_delta=0.3, **TREE | {"max_nodes": 3}),  # all of one size
     ],
 )
 def test_rows_explained_as_they_are_learned_are_explained_as_if_each_were_asked_for_alone(bind, stream, model):
@@ -362,7 +363,7 @@ def test_rows_explained_as_they_are_learned_are_explained_as_if_each_were_asked_
         asked.chain.test_then_learn(row.x, row.truth, out[i : i + 1])
     if "0/changes" in whole.state:
         assert whole.state["0/changes"].sum(0).min() > 3
-    assert whole.state["0/size"].reshape(-1, 3)[:, NODES].max() > 3
+    assert whole.state["0/size"].reshape(-1, 3)[:, NODES].max() >= 3
 
 
 def test_trees_that_have_learned_nothing_say_that_nothing_is_known(bind, stream):
