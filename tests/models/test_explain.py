@@ -105,6 +105,18 @@ def test_class_that_was_never_seen_has_a_base_of_its_own_and_nothing_else(bind, 
     assert (predicted(bound, x)[:, 2] == 0).all()
 
 
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("make", [GaussianNB, MultinomialNB])
+def test_only_one_of_two_classes_that_was_seen_is_a_base_and_nothing_else(bind, stream, make, label):
+    bound, (x, truth) = bind(make(bits=8), task="binary"), stream(100)
+    truth.y[:] = label
+    bound.chain.learn(x, truth)
+    parts = explained(bound, x)
+    assert (parts[:, 0, -1] == np.float32(1e30 if label else -1e30)).all()
+    assert not parts[:, :, :-1].any()
+    assert (predicted(bound, x) == label).all()
+
+
 @pytest.mark.parametrize(
     "model", [LogisticRegression(FTRL(), bits=8), SoftmaxRegression(FTRL(), bits=8), PAClassifier(0.01, bits=8)]
 )
