@@ -119,14 +119,14 @@ class AMFClassifier(MondrianForest):
     for them the row goes to the child that has seen more weight. A split on a feature that is gone from the declaration
     sends every row there too; one that is added begins with the row that comes next in every box.
 
-    A row of weight w counts w times, at the place of one. Sequential: equal to learning one by one whatever the cuts.
-    Each tree has a generator of its own (SplitMix64), whose state is how many numbers it has drawn: a replay draws the
-    same ones. It does not forget. A row whose weight is not above 0 is predicted and not learned. Merge: owner. It does
-    not explain. Before the first label every class is as likely as another.
+    A row of weight w counts w times, all at once. Sequential: equal to learning one by one whatever the cuts. Each
+    tree has a generator of its own (SplitMix64), whose state is how many numbers it has drawn: a replay draws the same
+    ones. It does not forget. A row whose weight is not above 0 is predicted and not learned. Merge: owner. It does not
+    explain. Before the first label every class is as likely as another.
 
     It equals River's AMFClassifier of the same settings node by node but for the draws, on a table whose classes River
-    has all met and which lacks no values: where the column of a branch is missing, River goes by the loss of the
-    children, to the larger one's. An even max_nodes is one less; River goes one above.
+    has all met and which lacks no values: where the column of a branch is missing, River takes the child
+    with the smaller loss so far. An even max_nodes is one less; River goes one above.
     Source: Mourtada, Gaiffas and Scornet (2021), AMF: Aggregated Mondrian forests for online learning.
     """
 

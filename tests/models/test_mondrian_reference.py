@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from river import forest
+from river import datasets, forest
 from river.tree.mondrian.mondrian_tree_nodes import MondrianBranch
 
-from headrace.models import AMFClassifier, AMFRegressor
+from headrace.models import AMFClassifier, AMFRegressor, Rows, Spec, Truth, allocate, allocate_touched
 from headrace.models.mondrian_kernels import LEFT, PARENT, TIME, TOTAL, TREE, WEIGHT, key_of_tree, uniform
 from headrace.models.trees import key_of
 
@@ -151,3 +151,139 @@ def test_every_node_and_prediction_equals_that_of_river_with_the_same_draws(
     np.testing.assert_allclose(out, expected[:, 1:] if labels == "binary" else expected, rtol=1e-9, atol=1e-12)
     nodes = [assert_same_tree(bound.state, t, river.data[t], bound.spec, classes) for t in range(TREES)]
     assert min(nodes) > 30
+
+
+@pytest.mark.parametrize(
+    ("name", "middle", "spread"),
+    [("ImageSegments", 0.937, 0.004), ("ChickWeights", 21.7, 0.7), ("TrumpApproval", 0.319, 0.004)],
+)
+def test_what_is_right_and_how_far_off_lies_within_the_spread_of_rivers_seeds(name, middle, spread):
+    """River 0.26.1, ten seeds, mean (lowest, highest): .9373 (.9320, .9437), 21.72 (21.19, 22.61), .3188 (.3159, .3237)."""
+    pairs = list(getattr(datasets, name)())
+    classes = sorted({y for _, y in pairs}) if name == "ImageSegments" else []
+    x = Rows(np.array([list(row.values()) for row, _ in pairs], np.float32), np.zeros((len(pairs), 0), np.uint64))
+    y = np.array([[classes.index(y) if classes else y] for _, y in pairs], np.float32)
+    spec = Spec(tuple(map(str, pairs[0][0])), (), "multiclass" if classes else "regression", len(classes) or 1)
+    found = []
+    for seed in range(10):
+        model = (AMFClassifier if classes else AMFRegressor)(seed=seed, max_nodes=4001)
+        layout = model.layout(spec)
+        model.bind(spec, allocate(layout), allocate_touched(layout))
+        out = np.empty((len(pairs), spec.outputs), np.float32)
+        model.test_then_learn(x, Truth(y, np.ones(len(pairs), np.float32)), out)
+        found.append((out.argmax(1) == y[:, 0]).mean() if classes else np.abs(out - y).mean())
+    assert len(set(found)) > 5
+    assert np.mean(found) == pytest.approx(middle, abs=spread)
+
+
+def test_example_of_weight_counts_that_often_at_once(bind, stream):
+    """The root is there for every row, whatever splits below it: what it keeps is an account of them all."""
+    x, truth = stream(200, 1, "classes")
+    bound = bind(AMFClassifier(n_estimators=1, step=0.7, dirichlet=0.2), 3, 2, "multiclass")
+    counts, loss = np.zeros(3), 0.0
+    for i, (c, w) in enumerate(zip(truth.y[:, 0].astype(int), truth.weight.astype(float), strict=True)):
+        if i > 0:
+            loss -= w * np.log((counts[c] + 0.2) / (counts.sum() + w + 3 * 0.2))
+        counts[c] += w
+    bound.chain.learn(x, truth)
+    assert len(set(truth.weight)) > 2
+    np.testing.assert_allclose(bound.state["0/told"][0], counts)
+    np.testing.assert_allclose(bound.state["0/numbers"][0, [TOTAL, WEIGHT]], [counts.sum(), -0.7 * loss])
+
+    y, w = truth.y[:, 0].astype(float), truth.weight.astype(float)
+    bound = bind(AMFRegressor(n_estimators=1), 3, 2)
+    bound.chain.learn(x, truth)
+    means = [np.average(y[:i], weights=w[:i]) for i in range(1, 201)]
+    np.testing.assert_allclose(bound.state["0/told"][0], means[-1:])
+    weight = -sum(w[i] * (means[i - 1] - y[i]) ** 2 / 2 for i in range(1, 200))
+    np.testing.assert_allclose(bound.state["0/numbers"][0, [TOTAL, WEIGHT]], [w.sum(), weight])
+
+
+def test_seed_makes_the_forest_and_its_trees_are_different(bind, stream):
+    part, bits = stream(300), []
+    for seed in (0, 0, 1):
+        bound = bind(AMFClassifier(n_estimators=4, seed=seed), 3, 2)
+        bound.chain.learn(*part)
+        bits.append(bound.bits())
+    assert bits[0] == bits[1] != bits[2]
+    assert len({column.tobytes() for column in bound.state["0/column"].reshape(4, -1)}) == 4
+
+
+@pytest.mark.parametrize(("room", "taken"), [(1, 1), (2, 1), (14, 13), (15, 15)])
+def test_full_forest_splits_no_more_and_goes_on_learning(room, taken, bind, stream):
+    x, truth = part = stream(2000, 5)
+    bound = bind(AMFClassifier(n_estimators=2, max_nodes=room), 3, 2)
+    bound.chain.learn(*part.piece(0, 1000))
+    assert bound.state["0/size"].tolist() == [taken] * 2
+    links, ranges, drawn = (bound.state[f"0/{name}"].copy() for name in ("links", "ranges", "drawn"))
+    x.numeric[1500] = 1000.0
+    bound.chain.learn(*part.piece(1000, 2000))
+    assert (bound.state["0/links"] == links).all() and (bound.state["0/drawn"] == drawn).all()
+    roots = [0, room]
+    assert bound.state["0/ranges"][:, roots, 1].tolist() == [[1000.0] * 2] * 3
+    assert (bound.state["0/ranges"] != ranges).any()
+    np.testing.assert_allclose(bound.state["0/numbers"][roots, TOTAL], truth.weight.sum())
+
+
+def test_forest_goes_on_when_features_come_and_go(bind, stream):
+    x, truth = stream(1500, 7)
+    bound = bind(AMFClassifier(n_estimators=3), 3, 2)
+    bound.chain.learn(x, truth)
+    model, now = bound.chain.unbound(), Spec(("new", "n2", "n0", "n1"), ("c1", "c0"), "binary", 1)
+    layout = model.layout(now)
+    state = allocate(layout)
+    for name, array in layout.items():
+        if not array.axis:
+            state[name][...] = bound.state[name]
+            continue
+        was = getattr(bound.spec, array.axis)
+        for i, feature in enumerate(getattr(now, array.axis)):
+            if feature in was:
+                state[name][i] = bound.state[name][was.index(feature)]
+    model.bind(now, state, allocate_touched(layout))
+    expected, out = np.empty((2, 1500, 1))
+    bound.chain.predict(x, expected)
+    moved = np.column_stack([np.full(1500, np.nan, np.float32), x.numeric[:, [2, 0, 1]]])
+    moved = Rows(np.ascontiguousarray(moved), np.ascontiguousarray(x.categories[:, ::-1]))
+    model.predict(moved, out)
+    np.testing.assert_array_equal(out, expected)
+    moved.numeric[:, 0] = 50 * truth.y[:, 0]
+    model.learn(moved, truth)
+    model.predict(moved, out)
+    assert ((out > 0.5) == truth.y).mean() > ((expected > 0.5) == truth.y).mean() + 0.05
+
+    fewer = Spec(("n1",), (), "binary", 1)  # every branch on another column sends all rows to its heavier child
+    layout = model.layout(fewer)
+    state = {n: bound.state[n] if not a.axis else bound.state[n][:0].copy() for n, a in layout.items()}
+    state |= {n: bound.state[n][1:2].copy() for n, a in layout.items() if a.axis == "numeric"}
+    model = bound.chain.unbound()
+    model.bind(fewer, state, allocate_touched(layout))
+    before, node, steps = state["0/numbers"][:, TOTAL].copy(), 0, 0
+    model.learn(Rows(np.full((1, 1), np.nan, np.float32), np.empty((1, 0), np.uint64)), Truth(*(a[:1] for a in truth)))
+    while left := state["0/links"][node, LEFT]:
+        heavier, lighter = (left, left + 1) if before[left] >= before[left + 1] else (left + 1, left)
+        assert state["0/numbers"][lighter, TOTAL] == before[lighter] < state["0/numbers"][heavier, TOTAL]
+        node, steps = heavier, steps + 1
+    assert steps > 3
+
+
+@pytest.mark.parametrize(("n", "k", "classes", "nodes", "trees"), [(3, 2, 2, 7, 2), (5, 0, 3, 10, 9), (2, 1, 0, 9, 4)])
+def test_memory_of_a_forest_is_what_the_docstring_says(n, k, classes, nodes, trees):
+    task = {0: "regression", 2: "binary"}.get(classes, "multiclass")
+    model = (AMFClassifier if classes else AMFRegressor)(n_estimators=trees, max_nodes=nodes)
+    layout = model.layout(Spec(("n",) * n, ("c",) * k, task, classes if classes > 2 else 1))
+    one = 16 + nodes * (64 + 8 * max(classes, 1) + 17 * n + 8 * k)
+    assert sum(array.nbytes for array in allocate(layout).values()) == trees * one
+
+
+def test_values_of_a_category_beyond_its_buckets_take_no_more_room_and_split_no_more(bind):
+    hashes = np.random.default_rng(0).integers(1, 2**64, (3000, 1), dtype=np.uint64)
+    truth = Truth((hashes >> np.uint64(58) >= 32).astype(np.float32), np.ones(3000, np.float32))
+    bound = bind(AMFClassifier(n_estimators=1), 0, 1)
+    bound.chain.learn(Rows(np.empty((3000, 0), np.float32), hashes), truth)
+    assert bound.state["0/buckets"][0, 0] == 2**64 - 1
+    size = bound.state["0/size"][0]
+    assert 3 <= size <= 127
+    out = np.empty((3000, 1))
+    bound.chain.test_then_learn(Rows(np.empty((3000, 0), np.float32), hashes), truth, out)
+    assert ((out > 0.5) == truth.y).mean() > 0.95
