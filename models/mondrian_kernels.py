@@ -1,7 +1,9 @@
 """The arithmetic of aggregated Mondrian forests in Numba: extend, split, weigh, row by row on flat arrays of nodes.
 
 Helpers and kernels stand in one file because Numba's cache does not see a change in another file. No fastmath: NaN
-means missing, and sums run in the order of the columns, so that every split comes out the same as in River.
+means missing, and sums run in the order of the columns, so that every split comes out the same as in River. What runs
+at every node stands in one loop, and its helpers take numbers: a call counts each array that it is handed, and that
+takes longer than all else (50 ns a node in place of 10).
 
 A node holds the box of the rows that came by: a range for each numeric column, and for a category its values, as
 indicators in 64 buckets. A row outside the box extends it, and may split the node: at a time that is drawn, by the more
@@ -121,56 +123,20 @@ def indicators_of(value: np.uint64, came: np.uint64) -> tuple[float, float]:
     return 1.0, 1.0 if came & (came - np.uint64(1)) == 0 else 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-def extension_of(
-    node: int, numeric: ndarray, categories: ndarray, ranges: ndarray, known: ndarray, buckets: ndarray
-) -> float:
-    """By how much a row extends the box of a node, over all columns."""
-    whole = 0.0
-    for j in range(numeric.shape[0]):
-        x = np.float64(numeric[j])
-        if known[j, node] and x - x == 0.0:
-            whole += reach(x, ranges[j, node, LOWEST], ranges[j, node, HIGHEST])
-    for k in range(categories.shape[0]):
-        own, other = indicators_of(categories[k], buckets[k, node])
-        whole += own + other
-    return whole
-
-
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-def extend(node: int, numeric: ndarray, categories: ndarray, ranges: ndarray, known: ndarray, buckets: ndarray) -> None:
-    """Take a row into the box of a node."""
-    for j in range(numeric.shape[0]):
-        x = np.float64(numeric[j])
-        if x - x != 0.0:
-            continue
-        if known[j, node] == 0:
-            known[j, node] = 1
-            ranges[j, node, LOWEST] = x
-            ranges[j, node, HIGHEST] = x
-        elif x < ranges[j, node, LOWEST]:
-            ranges[j, node, LOWEST] = x
-        elif x > ranges[j, node, HIGHEST]:
-            ranges[j, node, HIGHEST] = x
-    for k in range(categories.shape[0]):
-        if categories[k] != 0:
-            buckets[k, node] |= np.uint64(1) << bucket_of(categories[k])
-
-
 @njit(cache=True, nogil=True, error_model="numpy")
 def choose(
-    node: int, at: float, u: float, numeric: ndarray, categories: ndarray, ranges: ndarray, known: ndarray,
+    node: int, i: int, at: float, u: float, numeric: ndarray, categories: ndarray, ranges: ndarray, known: ndarray,
     buckets: ndarray,
 ) -> tuple[int, float, bool]:  # fmt: skip
-    """The column that splits a node, the threshold, and whether the row goes right.
+    """The column that splits a node when row i comes, the threshold, and whether the row goes right.
 
     at  0 <= at < extension  columns are laid end to end, each as long as the row extends it: which of them this is in
     u   0 <= u < 1           how far the threshold lies between the box and the row, from the lower to the higher
     """
     place, threshold, right = -1, 0.0, False
-    N = numeric.shape[0]
+    N = numeric.shape[1]
     for j in range(N):
-        x = np.float64(numeric[j])
+        x = np.float64(numeric[i, j])
         if known[j, node] == 0 or x - x != 0.0:
             continue
         lowest, highest = ranges[j, node, LOWEST], ranges[j, node, HIGHEST]
@@ -184,10 +150,10 @@ def choose(
             at -= far
             if at < 0.0:
                 return place, threshold, right
-    for k in range(categories.shape[0]):
-        own, other = indicators_of(categories[k], buckets[k, node])
+    for k in range(categories.shape[1]):
+        own, other = indicators_of(categories[i, k], buckets[k, node])
         if own > 0.0:
-            place, threshold, right = N + k, np.float64(bucket_of(categories[k])), True
+            place, threshold, right = N + k, np.float64(bucket_of(categories[i, k])), True
             at -= 1.0
             if at < 0.0:
                 return place, threshold, right
@@ -202,73 +168,33 @@ def choose(
     return place, threshold, right  # rounding has left a little of `at`: the last one
 
 
-# --- down, and up again
+# --- splits and weights
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-def place_of(key: np.uint64, keys: ndarray, places: ndarray) -> int:
-    """Which column of the rows has this key; -1: none, its feature is gone."""
-    mask = np.uint64(keys.shape[0] - 1)
-    h = key & mask
-    while places[np.intp(h)] >= 0:
-        if keys[np.intp(h)] == key:
-            return int(places[np.intp(h)])
-        h = (h + np.uint64(1)) & mask
-    return -1
+def goes_right(value: float, threshold: float, category: bool) -> bool:
+    """Which child of a branch a number, or a bucket, goes to."""
+    return value == threshold if category else value > threshold
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-def step_down(
-    node: int, numeric: ndarray, categories: ndarray, links: ndarray, numbers: ndarray, column: ndarray,
-    threshold: ndarray, keys: ndarray, places: ndarray,
-) -> int:  # fmt: skip
-    """The child of a branch that a row goes to; where its column is missing, that which has seen more."""
-    left = int(links[node, LEFT])
-    place = place_of(column[node], keys, places)
-    N = numeric.shape[0]
-    if 0 <= place < N:
-        x = np.float64(numeric[place])
-        if x - x == 0.0:
-            return left if x <= threshold[node] else left + 1
-    elif place >= N and categories[place - N] != 0:
-        return left + 1 if np.float64(bucket_of(categories[place - N])) == threshold[node] else left
-    return left + 1 if numbers[left, TOTAL] < numbers[left + 1, TOTAL] else left
+def aggregated(alone: float, below: float) -> tuple[float, float]:
+    """Logarithm of the weight of all prunings from a node on, and the share of that which cuts below it.
 
-
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-def said_by(node: int, o: int, classes: bool, dirichlet: float, numbers: ndarray, told: ndarray) -> float:
-    """What a node alone predicts: P of class o, or its mean."""
-    if not classes:
-        return told[node, 0]
-    return (told[node, o] + dirichlet) / (numbers[node, TOTAL] + dirichlet * told.shape[1])
-
-
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-def fold_in(
-    node: int, c: int, y: float, w: float, judges: bool, settings: Settings, numbers: ndarray, told: ndarray
-) -> None:
-    """Count an example at a node; before that, where it judges, take what the node would have lost off its weight."""
-    if judges and settings.aggregates:
-        if settings.classes:
-            # as River and the authors' own code: the example itself counts below the line already, and not above it
-            p = (told[node, c] + settings.dirichlet) / (numbers[node, TOTAL] + w + settings.dirichlet * told.shape[1])
-            numbers[node, WEIGHT] += settings.step * w * math.log(p)
-        else:
-            off = told[node, 0] - y
-            numbers[node, WEIGHT] -= settings.step * w * off * off / 2.0
-    numbers[node, TOTAL] += w
-    if settings.classes:
-        told[node, c] += w
-    else:
-        told[node, 0] += (y - told[node, 0]) * (w / numbers[node, TOTAL])
+    alone, below  logarithms of the weight of the node's own prediction, and of all prunings of both children
+    Source: Willems, Shtarkov and Tjalkens (1995), The context-tree weighting method.
+    """
+    less = math.exp(-abs(alone - below))
+    share = (1.0 if alone > below else less) / (1.0 + less)
+    return max(alone, below) + HALF + math.log1p(less), share
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def split(node: int, first: int, time: float, key: np.uint64, threshold: float, right: bool, nodes: Nodes) -> int:
+def split(node: int, first: int, time: float, key: np.uint64, threshold: float, right: bool, nodes: Nodes) -> None:
     """Put a branch in the place of a node, with what the node was on one side and an empty leaf on the other.
 
     first   the left one of two free nodes, next to each other
-    right   whether the empty leaf is the right one, which is returned
+    right   whether the empty leaf is the right one
     """
     links, numbers, ranges, known, buckets = nodes.links, nodes.numbers, nodes.ranges, nodes.known, nodes.buckets
     old, fresh = (first, first + 1) if right else (first + 1, first)
@@ -292,89 +218,6 @@ def split(node: int, first: int, time: float, key: np.uint64, threshold: float, 
     links[node, LEFT] = first
     nodes.column[node] = key
     nodes.threshold[node] = threshold
-    return fresh
-
-
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-def weigh_up(leaf: int, root: int, links: ndarray, numbers: ndarray) -> None:
-    """From a leaf up to the root: the weight of all subtrees, half of it that of the node alone, and its share.
-
-    Source: Willems, Shtarkov and Tjalkens (1995), The context-tree weighting method.
-    """
-    numbers[leaf, TREE] = numbers[leaf, WEIGHT]
-    node = leaf
-    while node != root:
-        node = int(links[node, PARENT])
-        left = int(links[node, LEFT])
-        alone, below = numbers[node, WEIGHT], numbers[left, TREE] + numbers[left + 1, TREE]
-        less = math.exp(-abs(alone - below))
-        numbers[node, TREE] = max(alone, below) + HALF + math.log1p(less)
-        numbers[node, SHARE] = (1.0 if alone > below else less) / (1.0 + less)
-
-
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-def add_prediction(
-    root: int, numeric: ndarray, categories: ndarray, classes: bool, dirichlet: float, links: ndarray,
-    numbers: ndarray, column: ndarray, threshold: ndarray, told: ndarray, keys: ndarray, places: ndarray,
-    sums: ndarray,
-) -> None:  # fmt: skip
-    """Add what a tree predicts of a row to sums, float64 (C,): that of the nodes on the way, by their shares."""
-    node, rest = root, 1.0
-    while True:
-        leaf = links[node, LEFT] == 0
-        share = rest if leaf else rest * numbers[node, SHARE]
-        if share > 0.0:
-            for o in range(told.shape[1]):
-                sums[o] += share * said_by(node, o, classes, dirichlet, numbers, told)
-        if leaf:
-            return
-        rest -= share
-        node = step_down(node, numeric, categories, links, numbers, column, threshold, keys, places)
-
-
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-def learn_example(
-    t: int, numeric: ndarray, categories: ndarray, c: int, y: float, w: float, key: np.uint64, nodes: Nodes,
-    settings: Settings, columns: Columns, size: ndarray, drawn: ndarray, links: ndarray, numbers: ndarray,
-    column: ndarray, threshold: ndarray, told: ndarray, ranges: ndarray, known: ndarray, buckets: ndarray,
-    keys: ndarray, places: ndarray,
-) -> None:  # fmt: skip
-    """Let one tree learn a row: of class c, or with label y."""
-    room = links.shape[0] // size.shape[0]
-    root = t * room
-    node = root
-    if size[t] == 0:
-        size[t] = 1
-        extend(node, numeric, categories, ranges, known, buckets)
-        fold_in(node, c, y, w, False, settings, numbers, told)
-        return
-    while True:
-        leaf = links[node, LEFT] == 0
-        time = 0.0
-        whole = 0.0
-        pure = settings.classes and not settings.split_pure and told[node, c] == numbers[node, TOTAL]
-        if size[t] + 2 <= room and not pure:
-            whole = extension_of(node, numeric, categories, ranges, known, buckets)
-            if whole > 0.0:
-                wait = -math.log(1.0 - uniform(key, drawn, t)) / whole
-                time = min(numbers[node, TIME] + wait, LATEST)
-                if not (leaf or time < numbers[links[node, LEFT], TIME]):
-                    time = 0.0
-        if time > 0.0:
-            at = uniform(key, drawn, t) * whole
-            place, where, right = choose(node, at, uniform(key, drawn, t), numeric, categories, ranges, known, buckets)
-            fresh = split(node, root + size[t], time, columns.by_place[place], where, right, nodes)
-            size[t] += 2
-            extend(node, numeric, categories, ranges, known, buckets)
-            fold_in(node, c, y, w, True, settings, numbers, told)
-            node = fresh
-        extend(node, numeric, categories, ranges, known, buckets)
-        fold_in(node, c, y, w, time == 0.0, settings, numbers, told)
-        if leaf or time > 0.0:
-            break
-        node = step_down(node, numeric, categories, links, numbers, column, threshold, keys, places)
-    if settings.aggregates:
-        weigh_up(node, root, links, numbers)
 
 
 # --- whole rows
@@ -404,22 +247,146 @@ def write_means(sums: ndarray, trees: int, classes: bool, out: ndarray) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def run_tree(
+    t: int, before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, binary: bool,
+    nodes: Nodes, settings: Settings, columns: Columns, sums: ndarray,
+) -> None:  # fmt: skip
+    """Let one tree predict before[i], add that to sums[i], then learn numeric[i], row by row.
+
+    sums  float64 (B, C); (0, C) where no predictions are wanted
+    Arguments as in `learn_mondrian`; y has no rows where nothing is to be learned.
+    """
+    links, numbers, column, threshold, told = nodes.links, nodes.numbers, nodes.column, nodes.threshold, nodes.told
+    ranges, known, buckets, size, drawn = nodes.ranges, nodes.known, nodes.buckets, nodes.size, nodes.drawn
+    keys, places = columns.keys, columns.places
+    classes, step, dirichlet = settings.classes, settings.step, settings.dirichlet
+    M, N, K, C = links.shape[0] // size.shape[0], numeric.shape[1], categories.shape[1], told.shape[1]
+    root, mask = t * M, np.uint64(keys.shape[0] - 1)
+    key = key_of_tree(settings.seed, t)
+    for i in range(numeric.shape[0]):
+        for learns in range(2):  # down once to predict, once to learn
+            c, label, w = 0, 0.0, 0.0
+            if learns == 0:
+                if i >= sums.shape[0] or size[t] == 0:
+                    continue
+            else:
+                if i >= y.shape[0]:
+                    continue
+                label, w = np.float64(y[i, 0]), np.float64(weight[i])
+                c = class_of(label, C, binary) if classes else 0
+                if c < 0 or label - label != 0.0 or not (w > 0.0 and w - w == 0.0):
+                    continue
+            node, rest = root, 1.0
+            fresh = learns == 1 and size[t] == 0  # a leaf that this row is the first of
+            if fresh:
+                size[t] = 1
+            while True:
+                leaf = links[node, LEFT] == 0
+                if learns == 0:
+                    share = rest if leaf else rest * numbers[node, SHARE]
+                    rest -= share
+                    if classes:
+                        one = share / (numbers[node, TOTAL] + dirichlet * C)
+                        for o in range(C):
+                            sums[i, o] += one * (told[node, o] + dirichlet)
+                    else:
+                        sums[i, 0] += share * told[node, 0]
+                else:
+                    time = 0.0
+                    pure = classes and not settings.split_pure and told[node, c] == numbers[node, TOTAL]
+                    if not fresh and not pure and size[t] + 2 <= M:
+                        whole = 0.0
+                        for j in range(N):
+                            x = np.float64(numeric[i, j])
+                            if known[j, node] and x - x == 0.0:
+                                whole += reach(x, ranges[j, node, LOWEST], ranges[j, node, HIGHEST])
+                        for k in range(K):
+                            own, other = indicators_of(categories[i, k], buckets[k, node])
+                            whole += own + other
+                        if whole > 0.0:
+                            wait = -math.log(1.0 - uniform(key, drawn, t)) / whole
+                            time = min(numbers[node, TIME] + wait, LATEST)
+                            if not (leaf or time < numbers[links[node, LEFT], TIME]):
+                                time = 0.0
+                        if time > 0.0:
+                            at = uniform(key, drawn, t) * whole
+                            place, where, right = choose(
+                                node, i, at, uniform(key, drawn, t), numeric, categories, ranges, known, buckets
+                            )
+                            split(node, root + size[t], time, columns.by_place[place], where, right, nodes)
+                            size[t] += 2
+
+                    for j in range(N):
+                        x = np.float64(numeric[i, j])
+                        if x - x != 0.0:
+                            continue
+                        if known[j, node] == 0:
+                            known[j, node] = 1
+                            ranges[j, node, LOWEST] = x
+                            ranges[j, node, HIGHEST] = x
+                        elif x < ranges[j, node, LOWEST]:
+                            ranges[j, node, LOWEST] = x
+                        elif x > ranges[j, node, HIGHEST]:
+                            ranges[j, node, HIGHEST] = x
+                    for k in range(K):
+                        if categories[i, k] != 0:
+                            buckets[k, node] |= np.uint64(1) << bucket_of(categories[i, k])
+
+                    # What the node would have lost comes off its weight. Of a class as in River and the authors' own
+                    # code: the example itself counts below the line already, and not above it.
+                    if settings.aggregates and not fresh:
+                        if classes:
+                            p = (told[node, c] + dirichlet) / (numbers[node, TOTAL] + w + dirichlet * C)
+                            numbers[node, WEIGHT] += step * w * math.log(p)
+                        else:
+                            off = told[node, 0] - label
+                            numbers[node, WEIGHT] -= step * w * off * off / 2.0
+                    numbers[node, TOTAL] += w
+                    if classes:
+                        told[node, c] += w
+                    else:
+                        told[node, 0] += (label - told[node, 0]) * (w / numbers[node, TOTAL])
+                    if time > 0.0:
+                        fresh = True
+                        node = int(links[node, LEFT]) + int(right)
+                        continue
+                if leaf or fresh:
+                    break
+
+                h = column[node] & mask
+                while places[np.intp(h)] >= 0 and keys[np.intp(h)] != column[node]:
+                    h = (h + np.uint64(1)) & mask
+                place = int(places[np.intp(h)])  # -1: its feature is gone
+                value = np.nan
+                if 0 <= place < N:
+                    value = np.float64(before[i, place] if learns == 0 else numeric[i, place])
+                elif place >= N and categories[i, place - N] != 0:
+                    value = np.float64(bucket_of(categories[i, place - N]))
+                left = int(links[node, LEFT])
+                if value - value == 0.0:
+                    node = left + int(goes_right(value, threshold[node], place >= N))
+                else:
+                    node = left + int(numbers[left, TOTAL] < numbers[left + 1, TOTAL])
+
+            if learns == 1 and settings.aggregates:
+                numbers[node, TREE] = numbers[node, WEIGHT]
+                while node != root:
+                    node = int(links[node, PARENT])
+                    left = int(links[node, LEFT])
+                    below = numbers[left, TREE] + numbers[left + 1, TREE]
+                    numbers[node, TREE], numbers[node, SHARE] = aggregated(numbers[node, WEIGHT], below)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def predict_mondrian(
     numeric: ndarray, categories: ndarray, nodes: Nodes, settings: Settings, columns: Columns, out: ndarray
 ) -> None:
     """Write the predictions of B rows to out (B, O); the state is only read. Arguments as in `learn_mondrian`."""
-    links, numbers, column, threshold, told = nodes.links, nodes.numbers, nodes.column, nodes.threshold, nodes.told
-    keys, places, size = columns.keys, columns.places, nodes.size
-    T, M = size.shape[0], links.shape[0] // size.shape[0]
-    sums = np.zeros((out.shape[0], told.shape[1]))
-    for t in range(T):
-        if size[t] > 0:
-            for i in range(out.shape[0]):
-                add_prediction(
-                    t * M, numeric[i], categories[i], settings.classes, settings.dirichlet, links, numbers, column,
-                    threshold, told, keys, places, sums[i],
-                )  # fmt: skip
-    write_means(sums, T, settings.classes, out)
+    sums = np.zeros((out.shape[0], nodes.told.shape[1]))
+    y, weight = np.empty((0, 1), np.float32), np.empty(0, np.float32)
+    for t in range(nodes.size.shape[0]):
+        run_tree(t, numeric, numeric, categories, y, weight, False, nodes, settings, columns, sums)
+    write_means(sums, nodes.size.shape[0], settings.classes, out)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -427,7 +394,7 @@ def learn_mondrian(
     before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, nodes: Nodes,
     settings: Settings, columns: Columns, out: ndarray,
 ) -> None:  # fmt: skip
-    """Tree by tree, and row by row: predict before[i] to out[i], then learn numeric[i], the same row after observing.
+    """Row by row: predict before[i] to out[i], then learn numeric[i], which is the same row after it was observed.
 
     before, numeric  float   (B, N)  NaN or infinite: missing
     categories       uint64  (B, K)  0: missing
@@ -441,28 +408,7 @@ def learn_mondrian(
     Result does not depend on where the stream is cut.
     Source: Mourtada, Gaiffas and Scornet (2021), AMF: Aggregated Mondrian forests for online learning.
     """
-    # Taking an array out of a tuple is counted, and counting costs: each once, and the helpers are handed arrays.
-    links, numbers, column, threshold, told = nodes.links, nodes.numbers, nodes.column, nodes.threshold, nodes.told
-    ranges, known, buckets, size, drawn = nodes.ranges, nodes.known, nodes.buckets, nodes.size, nodes.drawn
-    keys, places = columns.keys, columns.places
-    B, C, T = y.shape[0], told.shape[1], size.shape[0]
-    M = links.shape[0] // T
-    wanted = out.shape[0] > 0
-    sums = np.zeros((out.shape[0], C))
-    for t in range(T):
-        key = key_of_tree(settings.seed, t)
-        for i in range(B):
-            if wanted and size[t] > 0:
-                add_prediction(
-                    t * M, before[i], categories[i], settings.classes, settings.dirichlet, links, numbers, column,
-                    threshold, told, keys, places, sums[i],
-                )  # fmt: skip
-            label = np.float64(y[i, 0])
-            c = class_of(label, C, out.shape[1] == 1) if settings.classes else 0
-            w = np.float64(weight[i])
-            if c >= 0 and label - label == 0.0 and w > 0.0 and w - w == 0.0:
-                learn_example(
-                    t, numeric[i], categories[i], c, label, w, key, nodes, settings, columns, size, drawn, links,
-                    numbers, column, threshold, told, ranges, known, buckets, keys, places,
-                )  # fmt: skip
-    write_means(sums, T, settings.classes, out)
+    sums = np.zeros((out.shape[0], nodes.told.shape[1]))
+    for t in range(nodes.size.shape[0]):
+        run_tree(t, before, numeric, categories, y, weight, out.shape[1] == 1, nodes, settings, columns, sums)
+    write_means(sums, nodes.size.shape[0], settings.classes, out)
