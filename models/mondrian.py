@@ -170,7 +170,7 @@ class AMFRegressor(MondrianForest):
     """An aggregated Mondrian forest (AMF) for a regression task: the mean of what its trees predict.
 
     A node predicts the mean of its labels; in all else the trees are those of AMFClassifier. They split at every row
-    that lies outside the box of its leaf, so they are soon full, and then go on as they are.
+    that lies outside the box of its leaf, so they are full after max_nodes / 2 rows or more, and go on as they are.
 
     step  of the weights: a pruning weighs exp(-step * half its squared error so far), in the unit of the label squared:
           of large labels the best pruning soon decides alone
@@ -190,7 +190,7 @@ class AMFRegressor(MondrianForest):
     n_estimators: int = 10
     step: float = 1.0
     use_aggregation: bool = True
-    max_nodes: int = 2047
+    max_nodes: int = 8191
     seed: int = 0
 
     def told(self, spec: Spec) -> int:

@@ -1,5 +1,9 @@
 """Mondrian forests equal River's node by node where River draws our random numbers; with its own, within its spread."""
 
+import re
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from river import datasets, forest
@@ -287,3 +291,12 @@ def test_values_of_a_category_beyond_its_buckets_take_no_more_room_and_split_no_
     out = np.empty((3000, 1))
     bound.chain.test_then_learn(Rows(np.empty((3000, 0), np.float32), hashes), truth, out)
     assert ((out > 0.5) == truth.y).mean() > 0.95
+
+
+def test_pipeline_shown_is_declared_well(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "learners" / "mondrian.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "shown.py").write_text(snippet)
+    pipeline = runpy.run_path(str(tmp_path / "shown.py"))["pipeline"]
+    assert pipeline.spec.task == "binary"
+    assert "AMFClassifier(" in repr(pipeline.model)
