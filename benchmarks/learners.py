@@ -36,6 +36,8 @@ from headrace.models import (
     MLP,
     AdaGrad,
     Adam,
+    AMFClassifier,
+    AMFRegressor,
     ARFClassifier,
     ARFRegressor,
     Chain,
@@ -148,6 +150,16 @@ CONTESTS = {  # add yours
         datasets.TrumpApproval,
         lambda: StandardScaler(half_life=None) | ARFRegressor(),
         lambda: preprocessing.StandardScaler() | forest.ARFRegressor(seed=0),
+    ),
+    "mondrian_forest": Contest(
+        datasets.Bananas,
+        lambda: AMFClassifier(split_pure=True),
+        lambda: forest.AMFClassifier(split_pure=True, max_nodes=2047, seed=0),
+    ),
+    "mondrian_regression_forest": Contest(
+        datasets.TrumpApproval,
+        AMFRegressor,
+        lambda: forest.AMFRegressor(max_nodes=2047, seed=0),
     ),
     "default_binary": Contest(datasets.Bananas, lambda: default("binary"), lambda: forest.ARFClassifier(seed=0)),
     "default_multiclass": Contest(

@@ -35,6 +35,7 @@ from .drift import ADWIN, DDM, KSWIN, DriftDetector, PageHinkley
 from .forests import ARFClassifier, ARFRegressor
 from .linear import LinearRegression, LogisticRegression
 from .metrics import Metrics
+from .mondrian import AMFClassifier, AMFRegressor
 from .optimizers import FTRL, SGD, AdaGrad
 from .passive_aggressive import PAClassifier, PARegressor
 from .river import River
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 
 __all__ = [  # but for what needs torch: `import *` works without it
     "ADWIN",
+    "AMFClassifier",
+    "AMFRegressor",
     "ARFClassifier",
     "ARFRegressor",
     "DDM",

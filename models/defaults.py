@@ -16,20 +16,27 @@ from .blend import Blend
 from .chain import Chain, as_chain
 from .forests import ARFClassifier
 from .linear import LinearRegression, LogisticRegression
+from .mondrian import AMFClassifier, AMFRegressor
 from .optimizers import FTRL
 from .scaler import StandardScaler
 from .softmax import SoftmaxRegression
 
-# Trees that split sooner than River's, which wait for certainty; 511 nodes keep 20 trees in the memory of 10
-SOON: dict[str, Any] = {"delta": 0.05, "tau": 0.1}
+# Trees that split sooner than River's, which wait for certainty
+FOREST: dict[str, Any] = {"delta": 0.05, "tau": 0.1, "max_nodes": 511}
+# Mondrian forests twice: with columns as they are, for units may mean something, and scaled, for often they do not
 DEFAULTS: Mapping[Task, Callable[[], Any]] = {
     "binary": lambda: Blend(
         StandardScaler() | LogisticRegression(),
-        ARFClassifier(n_models=20, max_features=0.7, max_nodes=511, **SOON),
+        ARFClassifier(max_features=0.7, **FOREST),
+        StandardScaler() | AMFClassifier(split_pure=True),
+        AMFClassifier(split_pure=True),
+        AMFClassifier(dirichlet=0.1),
     ),
     "multiclass": lambda: Blend(
         StandardScaler() | SoftmaxRegression(),
-        ARFClassifier(n_models=20, lambda_value=10, max_nodes=511, **SOON),
+        ARFClassifier(lambda_value=10, **FOREST),
+        StandardScaler() | AMFClassifier(dirichlet=0.1),
+        AMFClassifier(dirichlet=0.1),
     ),
     # alpha and l1 are in the unit of the label, and suit labels that spread by 1 to 100; of less, scale them
     "regression": lambda: (
@@ -38,6 +45,7 @@ DEFAULTS: Mapping[Task, Callable[[], Any]] = {
             LinearRegression(FTRL(alpha=1.0, l1=10.0, l2=1.0)),
             HoeffdingAdaptiveTreeRegressor(grace_period=50),
             NoChange(),
+            AMFRegressor(n_estimators=5),
         )
     ),
 }

@@ -11,8 +11,9 @@ from headrace.errors import DeclarationError
 from headrace.models import Rows, Spec, Truth, allocate, allocate_touched, build, default
 
 # accuracy, or mean absolute error: a little less than was measured. On each a learner that is a part of the default falls
-# behind it: the linear model has .548 on Bananas, .860 on ImageSegments; the tree .79 on TrumpApproval
-LEAST = {"Bananas": 0.875, "Phishing": 0.905, "ImageSegments": 0.895, "ChickWeights": 23.0, "TrumpApproval": 0.22}
+# behind it: the linear model has .548 on Bananas, .860 on ImageSegments; the tree .79 on TrumpApproval, 22.8 on
+# ChickWeights; the adaptive forest .880 on Bananas, .898 on ImageSegments
+LEAST = {"Bananas": 0.89, "Phishing": 0.912, "ImageSegments": 0.942, "ChickWeights": 20.0, "TrumpApproval": 0.21}
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
@@ -35,7 +36,7 @@ def test_page_tells_what_each_default_is_made_of():
         exec(snippet, {})
     told = {line.split(" | ")[0][2:]: line for line in page.splitlines() if line.startswith("| ")}
     for task in ("binary", "multiclass", "regression"):
-        for part in re.findall(r"\b(\w+Regression|Blend|NoChange)\(", repr(default(task))):
+        for part in re.findall(r"\b(\w+Regression|Blend|NoChange|A[MR]F\w+)\(", repr(default(task))):
             assert part in told[task]
 
 

@@ -9,6 +9,8 @@ from river import linear_model
 from headrace.errors import DeclarationError
 from headrace.models import (
     FTRL,
+    AMFClassifier,
+    AMFRegressor,
     ARFClassifier,
     ARFRegressor,
     Average,
@@ -35,6 +37,7 @@ from headrace.models import (
     build,
 )
 from headrace.models.average_kernels import IDENTITY, LOG, LOGIT, SOFTMAX, add_changes, predict_of
+from headrace.models.mondrian_kernels import SHARE, TOTAL
 from headrace.models.tree_kernels import DEPTH, LEFT, NODES, SERVES, SLOT, WRONG
 from headrace.models.trees import key_of
 
@@ -234,8 +237,11 @@ def test_regression_tree_explains_by_what_the_means_change_and_by_its_linear_mod
         np.testing.assert_allclose(got[row], wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_branch_on_a_feature_that_is_gone_adds_to_the_base(bind, stream):
-    bound, x = taught(bind, stream, HoeffdingTreeClassifier(leaf_prediction="mc", **TREE), 3000)
+@pytest.mark.parametrize(
+    "model", [HoeffdingTreeClassifier(leaf_prediction="mc", **TREE), AMFClassifier(n_estimators=3, max_nodes=255)]
+)
+def test_branch_on_a_feature_that_is_gone_adds_to_the_base(bind, stream, model):
+    bound, x = taught(bind, stream, model, 3000)
     chain = bound.chain.unbound()
     spec = bound.spec._replace(numeric=("other", "n1", "n2"), categories=("another", "c1"))
     chain.bind(spec, bound.state, bound.touched)
@@ -384,10 +390,66 @@ def test_trees_that_have_learned_nothing_say_that_nothing_is_known(bind, stream)
         (HoeffdingAdaptiveTreeClassifier(), "binary", 1 / 2),
         (ARFRegressor(n_models=2), "regression", 0),
         (HoeffdingAdaptiveTreeRegressor(), "regression", 0),
+        (AMFClassifier(n_estimators=2), "multiclass", 1 / 3),
+        (AMFRegressor(n_estimators=2), "regression", 0),
     ):
         got = explained(bind(model, task=task), stream(3).x)
         assert (got[:, :, :-1] == 0).all()
         np.testing.assert_allclose(got[:, :, -1], base, rtol=1e-6)
+
+
+# --- Mondrian forests
+
+
+def way_through(bound, x, row, node):
+    """The nodes below one that a row without missing values passes, with the places of what they ask; -1 at the leaf."""
+    state, spec = bound.state, bound.spec
+    places = {int(key_of("numeric", name)): j for j, name in enumerate(spec.numeric)}
+    places |= {int(key_of("category", name)): len(spec.numeric) + k for k, name in enumerate(spec.categories)}
+    path = []
+    while left := int(state["0/links"][node, LEFT]):
+        place = places[int(state["0/column"][node])]
+        path.append((node, place))
+        if place < len(spec.numeric):
+            right = x.numeric[row, place] > state["0/threshold"][node]
+        else:
+            right = int(x.categories[row, place - len(spec.numeric)]) >> 58 == state["0/threshold"][node]
+        node = left + right
+    return [*path, (node, -1)]
+
+
+@pytest.mark.parametrize("aggregates", [True, False])
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_mondrian_forest_explains_by_the_mean_over_prunings_of_what_each_changes_on_the_way(
+    bind, stream, task, aggregates
+):
+    make = AMFRegressor if task == "regression" else AMFClassifier
+    model = make(n_estimators=3, step=0.05, use_aggregation=aggregates, max_nodes=255)
+    bound, x = taught(bind, stream, model, 1000, task)
+    x.categories[x.categories == 0] = 1
+    got, numbers, told = explained(bound, x), bound.state["0/numbers"], bound.state["0/told"]
+
+    def said(node):
+        of = told[node] if task == "regression" else (told[node] + 0.5) / (numbers[node, TOTAL] + 0.5 * told.shape[1])
+        return of[-bound.spec.outputs :]
+
+    shares = []
+    for row in range(50):
+        wanted = np.zeros((bound.spec.outputs, 6))
+        for tree in range(3):
+            path = way_through(bound, x, row, tree * 255)
+            pruned, rest = np.zeros_like(wanted), 1.0  # one that is cut at the node
+            pruned[:, -1] = said(path[0][0])
+            for at, (node, place) in enumerate(path):
+                share = 1.0 if place < 0 else numbers[node, SHARE]
+                shares.append(share)
+                wanted += rest * share * pruned / 3
+                rest *= 1 - share
+                if place >= 0:
+                    pruned[:, place] += said(path[at + 1][0]) - said(node)
+        np.testing.assert_allclose(got[row], wanted, rtol=1e-5, atol=1e-5)
+    assert not aggregates or np.mean((np.array(shares) > 0.01) & (np.array(shares) < 0.99)) > 0.1
+    assert np.abs(got[:, :, :-1]).max() > 0.01
 
 
 # --- averages
