@@ -244,7 +244,7 @@ def run_rivers(model: Any, data: Data) -> tuple[float, np.ndarray]:
         model.learn_one(row, label)
     seconds = time.thread_time() - began
     if data.spec.task == "regression":
-        return seconds, np.array(predicted)
+        return seconds, np.array([0.0 if value is None else value for value in predicted])  # None: before any label
     classes = sorted(set(data.labels))
     return seconds, np.array([classes.index(max(p, key=p.get)) if p else 0 for p in predicted])
 

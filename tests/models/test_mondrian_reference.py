@@ -293,6 +293,32 @@ def test_values_of_a_category_beyond_its_buckets_take_no_more_room_and_split_no_
     assert ((out > 0.5) == truth.y).mean() > 0.95
 
 
+@pytest.mark.parametrize("make", [AMFClassifier, AMFRegressor])
+def test_column_adds_what_the_steps_that_ask_it_change_and_what_is_gone_adds_to_the_base(make, bind):
+    x = np.random.default_rng(3).normal(size=(600, 2)).astype(np.float32)
+    y = (x[:, :1] > 0).astype(np.float32)
+    rows, truth = Rows(x, np.empty((600, 0), np.uint64)), Truth(y, np.ones(600, np.float32))
+    bound = bind(make(step=0.2), 2, 0)
+    bound.chain.learn(rows, truth)
+    added, out = np.empty((600, 1, 3), np.float32), np.empty((600, 1), np.float32)
+    bound.chain.explain(rows, added)
+    bound.chain.predict(rows, out)
+    root = (y.sum() + 0.5) / 601 if make is AMFClassifier else y.mean()
+    np.testing.assert_allclose(added[:, 0, 2], root, rtol=1e-5)
+    assert np.abs(added[:, 0, 0]).mean() > 5 * np.abs(added[:, 0, 1]).mean() > 0
+    fewer = Spec(("n0",), (), bound.spec.task, 1)
+    model = bound.chain.unbound()
+    layout = model.layout(fewer)
+    state = {n: bound.state[n][:1].copy() if a.axis == "numeric" else bound.state[n] for n, a in layout.items()}
+    model.bind(fewer, state, allocate_touched(layout))
+    rows = Rows(np.ascontiguousarray(x[:, :1]), rows.categories)
+    added = np.empty((600, 1, 2), np.float32)
+    model.explain(rows, added)
+    model.predict(rows, out)
+    np.testing.assert_allclose(added.sum(2), out, rtol=1e-5, atol=1e-6)
+    assert added[:, 0, 1].std() > 1e-4
+
+
 def test_pipeline_shown_is_declared_well(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "learners" / "mondrian.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
