@@ -230,7 +230,6 @@ class ARFRegressor(Forest, HoeffdingTreeRegressor):
         settings = self.settings(self.features_of(spec))
         self._forest = self._parts[0], forest, settings, choices, self._parts[2]
         self._places = np.empty(len(spec.numeric) + len(spec.categories), np.int32)
-        self._room = room_to_explain(spec, self.max_nodes, self._parts[0].targets[:, :2])
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
         kernels.predict_forest_values(x.numeric, x.categories, *self._forest, self._values_of(out), out)

@@ -24,9 +24,7 @@ from numba import njit
 from numpy import ndarray
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-UNCOUNTED: dict[str, Any] = {
-    "_nrt": False
-}  # without Numba's runtime, which allocates arrays and counts who refers to them
+UNCOUNTED: dict[str, Any] = {"_nrt": False}  # no runtime of Numba, which allocates and counts
 
 
 def kernel(function: Function, **options: Any) -> Function:
@@ -272,7 +270,7 @@ def number_vote(x: float, n: float, mean: float, squares: float) -> float:
     return max(log_density, LEAST_VOTE) if log_density > -math.inf else 0.0
 
 
-@kernel
+@inlined
 def vote(
     node: int, numeric: ndarray, categories: ndarray, links: ndarray, counts: ndarray, classes: ndarray,
     gaussians: ndarray, values: ndarray, value_counts: ndarray, category_totals: ndarray, votes: ndarray,
@@ -813,7 +811,7 @@ def see_column(first: ndarray, j: int, slot: int, seen: ndarray) -> None:
         first[j, slot] = seen[slot]
 
 
-@kernel
+@inlined
 def observe_number(x: float, j: int, slot: int, c: int, weight: float, gaussians: ndarray) -> None:
     """Fold a number of class c into the moments of column j at the leaf with this slot, gaussians (N, S, C, 6).
 
@@ -1601,7 +1599,7 @@ def most_likely(node: int, what: int, votes: ndarray, links: ndarray, classes: n
     return best
 
 
-@kernel
+@inlined
 def watch_member(t: int, error: float, tree: Tree, forest: Forest, choices: ForestSettings) -> None:
     """Tell a member of a forest an error: a warning begins a tree in the background, a drift puts it in its place."""
     members = forest.members[t]
@@ -1958,7 +1956,7 @@ def compact(used: int, values: ndarray, children: ndarray, moments: ndarray, sta
     return many
 
 
-@kernel
+@inlined
 def model_of(node: int, numeric: ndarray, tree: RegressionTree) -> float:
     """What the linear model of a leaf says of a row; a missing number adds nothing."""
     slot = int(tree.links[node, SLOT])
@@ -1970,7 +1968,7 @@ def model_of(node: int, numeric: ndarray, tree: RegressionTree) -> float:
     return min(max(raw + tree.intercepts[slot], -LARGEST_VALUE), LARGEST_VALUE)
 
 
-@kernel
+@inlined
 def value_at(node: int, numeric: ndarray, tree: RegressionTree, settings: RegressionSettings) -> float:
     """What a leaf predicts for a row."""
     errors = tree.weights[node]
@@ -1981,7 +1979,7 @@ def value_at(node: int, numeric: ndarray, tree: RegressionTree, settings: Regres
     return model_of(node, numeric, tree)
 
 
-@kernel
+@inlined
 def value_of(
     numeric: ndarray, categories: ndarray, tree: RegressionTree, size: ndarray, root: int,
     settings: RegressionSettings, columns: Columns,
@@ -2183,7 +2181,7 @@ def observe_target(y: float, value: np.uint64, weight: float, start: float, valu
     fold_in(y, weight, moments[place])
 
 
-@kernel
+@inlined
 def learn_value_at_leaf(
     node: int, numeric: ndarray, categories: ndarray, y: float, weight: float, tree: RegressionTree,
     settings: RegressionSettings, places: ndarray, key: np.uint64, drawn: ndarray, member: int,
@@ -2234,7 +2232,7 @@ def learn_value_at_leaf(
             observe_target(y, categories[k], weight, targets[0], *kept_here)
 
 
-@kernel
+@inlined
 def learn_value(
     numeric: ndarray, categories: ndarray, y: float, weight: float, tree: RegressionTree, size: ndarray, at: int,
     settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray, places: ndarray, key: np.uint64,
@@ -2527,7 +2525,7 @@ def clear_regression_tree(at: int, tree: RegressionTree) -> None:
     size[:] = 0
 
 
-@kernel
+@inlined
 def watch_value_member(
     t: int, deviation: float, tree: RegressionTree, forest: RegressionForest, choices: RegressionForestSettings
 ) -> None:
