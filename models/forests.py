@@ -129,7 +129,7 @@ class ARFClassifier(Forest, HoeffdingTreeClassifier):
     Source: Gomes and others (2017), Adaptive random forests for evolving data stream classification.
     """
 
-    quick: ClassVar[bool] = False  # ten trees need tens of microseconds a row
+    quick: ClassVar[bool] = False  # ten trees need five microseconds a row and more
     instead: ClassVar[str] = "ARFRegressor"
 
     _: KW_ONLY
