@@ -129,7 +129,7 @@ class ARFClassifier(Forest, HoeffdingTreeClassifier):
     Source: Gomes and others (2017), Adaptive random forests for evolving data stream classification.
     """
 
-    quick: ClassVar[bool] = False  # ten trees need tens of microseconds a row
+    quick: ClassVar[bool] = False  # ten trees need five microseconds a row and more
     instead: ClassVar[str] = "ARFRegressor"
 
     _: KW_ONLY
@@ -153,7 +153,7 @@ class ARFClassifier(Forest, HoeffdingTreeClassifier):
         self._none = np.empty((0, spec.outputs), np.float32)
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
-        kernels.predict_forest(x.numeric, x.categories, *self._forest, out)
+        kernels.predict_forest(x.numeric, x.categories, *self._forest, self._sums_of(out), out)
 
     def learn(self, x: Rows, truth: Truth) -> None:
         self.test_then_learn(x, truth, self._none)
@@ -161,7 +161,12 @@ class ARFClassifier(Forest, HoeffdingTreeClassifier):
     def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
         after = x.numeric if learned is None else learned.numeric
         same = after is x.numeric
-        kernels.learn_forest(x.numeric, after, same, x.categories, truth.y, truth.weight, *self._forest, out)
+        rows = x.numeric, after, same, x.categories, truth.y, truth.weight
+        kernels.learn_forest(*rows, *self._forest, self._sums_of(out), out)
+
+    def _sums_of(self, out: np.ndarray) -> np.ndarray:
+        """Room to add up the votes for so many rows in."""
+        return np.empty((len(out), self._forest[0].counts.shape[1]))
 
     def explain(self, x: Rows, out: np.ndarray) -> None:
         explaining.explain_forest(x.numeric, x.categories, *self._forest, self._room, out)
@@ -225,17 +230,20 @@ class ARFRegressor(Forest, HoeffdingTreeRegressor):
         settings = self.settings(self.features_of(spec))
         self._forest = self._parts[0], forest, settings, choices, self._parts[2]
         self._places = np.empty(len(spec.numeric) + len(spec.categories), np.int32)
-        self._room = room_to_explain(spec, self.max_nodes, self._parts[0].targets[:, :2])
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
-        kernels.predict_forest_values(x.numeric, x.categories, *self._forest, out)
+        kernels.predict_forest_values(x.numeric, x.categories, *self._forest, self._values_of(out), out)
 
     def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
         after = x.numeric if learned is None else learned.numeric
         kernels.learn_forest_values(
             x.numeric, after, after is x.numeric, x.categories, truth.y, truth.weight, *self._forest, *self._scratch,
-            self._places, out,
+            self._places, self._values_of(out), out,
         )  # fmt: skip
+
+    def _values_of(self, out: np.ndarray) -> np.ndarray:
+        """Room for what each member predicts of so many rows."""
+        return np.empty((len(out), self.n_models))
 
     def explain(self, x: Rows, out: np.ndarray) -> None:
         explaining.explain_forest_values(x.numeric, x.categories, *self._forest, self._room, out)

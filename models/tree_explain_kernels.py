@@ -464,6 +464,7 @@ def explain_then_learn_forest(
     nodes = tree.links.shape[0] // size.shape[0]
     served = np.zeros(T, np.int64)  # which tree the sums are of
     counted = np.zeros(T, np.int64)  # and how many nodes it then had
+    sums = np.empty((1, tree.counts.shape[1]))
     for i in range(numeric.shape[0]):
         row = slice(i, i + 1)
         for t in range(T):
@@ -477,7 +478,7 @@ def explain_then_learn_forest(
         )
         learn_forest(
             before[row], numeric[row], same, categories[row], y[row], weight[row], tree, forest, settings, choices,
-            columns, scratch, out[row],
+            columns, scratch, sums, out[row],
         )  # fmt: skip
         for t in range(T):
             if counted[t] > 0 and size[served[t], NODES] == counted[t]:
@@ -713,6 +714,7 @@ def explain_then_learn_forest_values(
     contributions: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: explain before[i] to contributions[i], then as `learn_forest_values`."""
+    values = np.empty((1, forest.members.shape[0]))
     for i in range(numeric.shape[0]):
         row = slice(i, i + 1)
         explain_forest_values(
@@ -720,5 +722,5 @@ def explain_then_learn_forest_values(
         )
         learn_forest_values(
             before[row], numeric[row], same, categories[row], y[row], weight[row], tree, forest, settings, choices,
-            columns, stack, kept, places, out[row],
+            columns, stack, kept, places, values, out[row],
         )  # fmt: skip

@@ -5,6 +5,10 @@ No fastmath: NaN means missing, and sums run in the order in which classes were 
 thresholds and the example at which a leaf splits come out the same. What runs for every row is inlined by force, for
 handing twenty arrays to a call takes longer than what the call does.
 
+Nothing here allocates, so that nobody has to count who refers to an array: each count is an atomic instruction, and
+with dozens of arrays on the way to every leaf they would take five sixths of a forest's time. Callers keep the arrays
+alive and give room to work in; rows are copied by `copy_into`, for an assignment makes room where they may overlap.
+
 Letters: B rows, N numeric columns, K categories, C classes, M nodes, S slots for what leaves observe, V values kept of
 a category at a leaf.
 """
@@ -12,11 +16,27 @@ a category at a leaf.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numba import njit
 from numpy import ndarray
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+UNCOUNTED: dict[str, Any] = {"_nrt": False}  # no runtime of Numba, which allocates and counts
+
+
+def kernel(function: Function, **options: Any) -> Function:
+    """Compile a function that does not allocate."""
+    compiled: Function = njit(cache=True, nogil=True, error_model="numpy", **UNCOUNTED, **options)(function)
+    return compiled
+
+
+def inlined(function: Function) -> Function:
+    """The same, and inline it by force."""
+    return kernel(function, forceinline=True)
+
 
 MAJORITY, BAYES, ADAPTIVE = 0, 1, 2  # what a leaf predicts with
 INFO_GAIN, GINI = 0, 1
@@ -161,10 +181,17 @@ class Scratch(NamedTuple):
     places: ndarray  # int32 (N + K,): columns to draw from
 
 
+@kernel
+def copy_into(to: ndarray, of: ndarray) -> None:
+    """Write one row over another of its length."""
+    for k in range(to.shape[0]):
+        to[k] = of[k]
+
+
 # --- going down
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def place_of(key: np.uint64, keys: ndarray, places: ndarray) -> int:
     """Which column of the rows has this key; -1: none, its feature is gone."""
     mask = np.uint64(keys.shape[0] - 1)
@@ -176,7 +203,7 @@ def place_of(key: np.uint64, keys: ndarray, places: ndarray) -> int:
     return -1
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def step_down(
     node: int, numeric: ndarray, categories: ndarray, links: ndarray, column: ndarray, threshold: ndarray,
     value: ndarray, weights: ndarray, keys: ndarray, places: ndarray,
@@ -199,7 +226,7 @@ def step_down(
     return heavier, place < 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def leaf_of(
     root: int, numeric: ndarray, categories: ndarray, links: ndarray, column: ndarray, threshold: ndarray,
     value: ndarray, weights: ndarray, keys: ndarray, places: ndarray,
@@ -214,7 +241,7 @@ def leaf_of(
 # --- predicting
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def total_of(node: int, links: ndarray, counts: ndarray, classes: ndarray) -> float:
     """The weight of the examples of a leaf, added up in the order of its classes."""
     total = 0.0
@@ -223,7 +250,7 @@ def total_of(node: int, links: ndarray, counts: ndarray, classes: ndarray) -> fl
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def find_value(value: np.uint64, values: ndarray) -> int:
     """Where a value stands among those kept, (V,); -1: it is not kept."""
     for v in range(values.shape[0]):
@@ -232,7 +259,7 @@ def find_value(value: np.uint64, values: ndarray) -> int:
     return -1
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def number_vote(x: float, n: float, mean: float, squares: float) -> float:
     """Logarithm of the density of a finite x where n numbers have this mean and sum of squares; 0: nothing known."""
     variance = squares / (n - 1.0) if n > 1.0 else 0.0
@@ -243,7 +270,7 @@ def number_vote(x: float, n: float, mean: float, squares: float) -> float:
     return max(log_density, LEAST_VOTE) if log_density > -math.inf else 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined
 def vote(
     node: int, numeric: ndarray, categories: ndarray, links: ndarray, counts: ndarray, classes: ndarray,
     gaussians: ndarray, values: ndarray, value_counts: ndarray, category_totals: ndarray, votes: ndarray,
@@ -289,7 +316,7 @@ def vote(
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def judge(
     node: int, numeric: ndarray, categories: ndarray, links: ndarray, weights: ndarray, counts: ndarray,
     classes: ndarray, gaussians: ndarray, values: ndarray, value_counts: ndarray, category_totals: ndarray,
@@ -314,7 +341,7 @@ def judge(
     return SHARES
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def write_prediction(out: ndarray, node: int, votes: ndarray, links: ndarray, classes: ndarray) -> None:
     """Write the votes of a leaf (C,), in the order of its classes, to out (O,): P(true), or P of each class."""
     out[:] = 0.0
@@ -327,7 +354,7 @@ def write_prediction(out: ndarray, node: int, votes: ndarray, links: ndarray, cl
             out[0] = p
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def predict_row(
     numeric: ndarray, categories: ndarray, size: ndarray, links: ndarray, column: ndarray, threshold: ndarray,
     value: ndarray, weights: ndarray, counts: ndarray, classes: ndarray, gaussians: ndarray, values: ndarray,
@@ -353,13 +380,13 @@ def predict_row(
     return what == VOTES
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def predict_rows(
     numeric: ndarray, categories: ndarray, tree: Tree, settings: Settings, columns: Columns, scratch: Scratch,
     out: ndarray,
 ) -> None:  # fmt: skip
     """Write the predictions of B rows to out (B, O); the state is only read. Arguments as in `learn_rows`."""
-    # Taking an array out of a tuple is counted, and counting costs: each once, and the helpers are handed arrays.
+    # The helpers are handed the arrays they use: not inlined, a call hands over every array of a tuple.
     size, links, column, threshold, value = tree.size, tree.links, tree.column, tree.threshold, tree.value
     weights, counts, classes, gaussians = tree.weights, tree.counts, tree.classes, tree.gaussians
     values, value_counts, category_totals = tree.values, tree.value_counts, tree.category_totals
@@ -374,7 +401,7 @@ def predict_rows(
 # --- splitting
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def entropy_of(weights: ndarray, known: int) -> float:
     """Entropy, in bits, of the first `known` weights."""
     entropy = 0.0
@@ -386,7 +413,7 @@ def entropy_of(weights: ndarray, known: int) -> float:
     return (entropy + total * math.log2(total)) / total if total > 0.0 else 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def gini_of(weights: ndarray, known: int, total: float) -> float:
     """Gini impurity of the first `known` weights, which add up to total."""
     gini = 1.0
@@ -395,7 +422,7 @@ def gini_of(weights: ndarray, known: int, total: float) -> float:
     return gini
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def sum_of(weights: ndarray, known: int) -> float:
     """The first `known` weights added up, in order."""
     total = 0.0
@@ -404,7 +431,7 @@ def sum_of(weights: ndarray, known: int) -> float:
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def merit_of(settings: Settings, entropy: float, lefts: int, rights: int, scratch: Scratch) -> float:
     """How good the split in scratch is, with so many classes on either side; -inf: one side is too small.
 
@@ -421,7 +448,7 @@ def merit_of(settings: Settings, entropy: float, lefts: int, rights: int, scratc
     return entropy - (a * entropy_of(left, lefts) + b * entropy_of(right, rights)) / total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def order_classes(ranks: ndarray, order: ndarray) -> int:
     """Write the classes to order as ranks (C,), 1 for the first, say they came; how many came (rank above 0)."""
     came = 0
@@ -432,7 +459,7 @@ def order_classes(ranks: ndarray, order: ndarray) -> int:
     return came
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def prepare_gaussians(gaussians: ndarray, scratch: Scratch) -> int:
     """Order and standard deviations of the classes of one column at one leaf, to scratch; how many classes came.
 
@@ -447,7 +474,7 @@ def prepare_gaussians(gaussians: ndarray, scratch: Scratch) -> int:
     return came
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def divide_number(threshold: float, gaussians: ndarray, came: int, scratch: Scratch) -> tuple[int, int]:
     """Estimate in scratch what would come to either side of a threshold; how many classes on each.
 
@@ -474,7 +501,7 @@ def divide_number(threshold: float, gaussians: ndarray, came: int, scratch: Scra
     return lefts, rights
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def best_threshold(gaussians: ndarray, entropy: float, settings: Settings, scratch: Scratch) -> tuple[float, float]:
     """Merit and threshold of the best split of one numeric column at one leaf, gaussians (C, 6); -inf: there is none.
 
@@ -498,7 +525,7 @@ def best_threshold(gaussians: ndarray, entropy: float, settings: Settings, scrat
     return best, where
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def divide_category(counts: ndarray, totals: ndarray, came: int, scratch: Scratch) -> tuple[int, int]:
     """Put in scratch what has one value of a category, and what has another; how many classes on each side.
 
@@ -519,7 +546,7 @@ def divide_category(counts: ndarray, totals: ndarray, came: int, scratch: Scratc
     return lefts, rights
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def best_value(
     values: ndarray, counts: ndarray, totals: ndarray, entropy: float, settings: Settings, scratch: Scratch
 ) -> tuple[float, int]:
@@ -538,7 +565,7 @@ def best_value(
     return best, where
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def clear_slot(slot: int, columns_too: bool, tree: Tree) -> None:
     """Forget what a leaf has observed, and which columns it has seen too, or not."""
     if columns_too:
@@ -555,7 +582,7 @@ def clear_slot(slot: int, columns_too: bool, tree: Tree) -> None:
         tree.value_counts[k, slot] = 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def add_child(
     node: int, parent: int, slot: int, weights: ndarray, classes: ndarray, known: int, tree: Tree
 ) -> float:  # fmt: skip
@@ -575,7 +602,7 @@ def add_child(
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def find_split(
     node: int, total: float, tree: Tree, settings: Settings, scratch: Scratch
 ) -> tuple[int, int, float, int]:
@@ -630,7 +657,7 @@ def find_split(
     return (FORGET if best == -math.inf else SPLIT), place, threshold, v
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def split(
     node: int, place: int, threshold: float, v: int, left: int, new: int, tree: Tree, columns: Columns, scratch: Scratch
 ) -> None:
@@ -662,7 +689,7 @@ def split(
         node = int(tree.links[node, PARENT])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def try_to_split(
     node: int, member: int, tree: Tree, size: ndarray, settings: Settings, columns: Columns, scratch: Scratch
 ) -> None:
@@ -692,7 +719,7 @@ def try_to_split(
 # --- random numbers: each member of a forest has a sequence of its own, and its state is how many it has drawn
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def mixed(z: np.uint64) -> np.uint64:
     """SplitMix64's finish: 64 bits that look random for any that are different."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -700,13 +727,13 @@ def mixed(z: np.uint64) -> np.uint64:
     return z ^ (z >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def key_of_member(seed: np.uint64, member: int) -> np.uint64:
     """What names the sequence of one member of a forest."""
     return mixed(seed + np.uint64(member + 1) * np.uint64(0xD1B54A32D192ED03))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def uniform(key: np.uint64, drawn: ndarray, member: int) -> float:
     """The next number of a sequence, from [0, 1); drawn uint64 (T,) counts on.
 
@@ -717,7 +744,7 @@ def uniform(key: np.uint64, drawn: ndarray, member: int) -> float:
     return np.float64(bits) * 2.0**-53
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def poisson(least: float, key: np.uint64, drawn: ndarray, member: int) -> int:
     """A number with a Poisson distribution of rate -ln(least).
 
@@ -731,7 +758,7 @@ def poisson(least: float, key: np.uint64, drawn: ndarray, member: int) -> int:
     return many - 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def draw_columns(
     numeric: ndarray, categories: ndarray, features: int, slot: int, seen: ndarray, first: ndarray,
     category_first: ndarray, columns: ndarray, key: np.uint64, drawn: ndarray, member: int,
@@ -767,7 +794,7 @@ def draw_columns(
 # --- learning
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def next_rank(ranks: ndarray) -> int:
     """The rank of the class that comes next, where ranks (C,) are those of the classes that came."""
     rank = 1
@@ -776,7 +803,7 @@ def next_rank(ranks: ndarray) -> int:
     return rank
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def see_column(first: ndarray, j: int, slot: int, seen: ndarray) -> None:
     """Note when the leaf with this slot first sees column j: first (., S), seen (S,)."""
     if first[j, slot] == 0:
@@ -784,7 +811,7 @@ def see_column(first: ndarray, j: int, slot: int, seen: ndarray) -> None:
         first[j, slot] = seen[slot]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined
 def observe_number(x: float, j: int, slot: int, c: int, weight: float, gaussians: ndarray) -> None:
     """Fold a number of class c into the moments of column j at the leaf with this slot, gaussians (N, S, C, 6).
 
@@ -805,7 +832,7 @@ def observe_number(x: float, j: int, slot: int, c: int, weight: float, gaussians
     gaussians[j, slot, c, SQUARES] += weight * (x - before) * (x - mean)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def observe_value(value: np.uint64, c: int, weight: float, values: ndarray, counts: ndarray, totals: ndarray) -> None:
     """Count a value of class c in its column: values (V,), counts (V, C), totals (C, 2).
 
@@ -837,7 +864,7 @@ def observe_value(value: np.uint64, c: int, weight: float, values: ndarray, coun
     counts[place, c] = weight
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def first_largest(weights: ndarray, known: int) -> int:
     """Which of the first `known` weights is the largest; of equals the first."""
     best = 0
@@ -847,7 +874,7 @@ def first_largest(weights: ndarray, known: int) -> int:
     return best
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def score_leaf(
     node: int, c: int, weight: float, voted: bool, links: ndarray, counts: ndarray, classes: ndarray, weights: ndarray,
     votes: ndarray,
@@ -867,7 +894,7 @@ def score_leaf(
         weights[node, MAJORITY_RIGHT] += weight
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def learn_at_leaf(
     node: int, numeric: ndarray, categories: ndarray, c: int, weight: float, voted: bool, links: ndarray,
     weights: ndarray, counts: ndarray, classes: ndarray, seen: ndarray, first: ndarray, gaussians: ndarray,
@@ -921,7 +948,7 @@ def learn_at_leaf(
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def learn_row(
     numeric: ndarray, categories: ndarray, c: int, weight: float, voted: bool, size: ndarray, links: ndarray,
     column: ndarray, threshold: ndarray, value: ndarray, weights: ndarray, counts: ndarray, classes: ndarray,
@@ -954,7 +981,7 @@ def learn_row(
     return -1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def class_of(y: float, classes: int, binary: bool) -> int:
     """The class of a label; -1: it is none."""
     if y - y != 0.0:
@@ -964,7 +991,7 @@ def class_of(y: float, classes: int, binary: bool) -> int:
     return int(y) if 0.0 <= y < classes and y == math.floor(y) else -1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def learn_rows(
     before: ndarray, numeric: ndarray, same: bool, categories: ndarray, y: ndarray, weight: ndarray, tree: Tree,
     settings: Settings, columns: Columns, scratch: Scratch, out: ndarray,
@@ -983,13 +1010,13 @@ def learn_rows(
     Result does not depend on where the stream is cut.
     Source: Domingos and Hulten (2000), Mining high-speed data streams.
     """
-    # Taking an array out of a tuple is counted, and counting costs: each once, and the helpers are handed arrays.
+    # The helpers are handed the arrays they use: not inlined, a call hands over every array of a tuple.
     size, links, column, threshold, value = tree.size, tree.links, tree.column, tree.threshold, tree.value
     weights, counts, classes, gaussians = tree.weights, tree.counts, tree.classes, tree.gaussians
     values, value_counts, category_totals = tree.values, tree.value_counts, tree.category_totals
     keys, places, votes, found = columns.keys, columns.places, scratch.votes, scratch.found
     seen, first, category_first = tree.seen, tree.first, tree.category_first
-    drawn = np.empty(0, np.uint64)  # a single tree draws nothing
+    drawn = columns.keys[:0]  # a single tree draws nothing
     voted = False
     for i in range(numeric.shape[0]):
         if out.shape[0] > 0:
@@ -1013,7 +1040,7 @@ def learn_rows(
 # --- ADWIN, for trees that watch their own errors: as in `drift_kernels`, one value at a time
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def find_cut(delta: float, totals: ndarray, held: ndarray, sums: ndarray) -> bool:
     """Whether the window falls into an older and a newer part whose means differ more than chance allows."""
     width = sums[WIDTH]
@@ -1040,7 +1067,7 @@ def find_cut(delta: float, totals: ndarray, held: ndarray, sums: ndarray) -> boo
     return False
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def hear(x: float, delta: float, totals: ndarray, held: ndarray, sums: ndarray) -> bool:
     """Add a value to a window; whether the values have changed, in which case it is empty again.
 
@@ -1102,7 +1129,7 @@ class AdaptiveSettings(NamedTuple):
     key: np.uint64
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def clear_node(node: int, tree: AnyTree, adaptive: Adaptive) -> None:
     """Make a node as if it had never been used, but for what it knows of the labels: leaves begin with that."""
     tree.links[node] = 0
@@ -1114,7 +1141,7 @@ def clear_node(node: int, tree: AnyTree, adaptive: Adaptive) -> None:
     watch_anew(node, adaptive)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def watch_anew(node: int, adaptive: Adaptive) -> None:
     """Forget how a node did."""
     adaptive.errors[node] = 0.0
@@ -1123,7 +1150,7 @@ def watch_anew(node: int, adaptive: Adaptive) -> None:
     adaptive.window_sums[node] = 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def take_nodes(spare: int, tree: AnyTree, adaptive: Adaptive) -> int:
     """The first of two nodes that are free, so that as many as `spare` still are; 0: there is no room."""
     if tree.size[NODES] - 2 * adaptive.free[0] + 2 + spare > tree.links.shape[0]:
@@ -1136,20 +1163,20 @@ def take_nodes(spare: int, tree: AnyTree, adaptive: Adaptive) -> int:
     return int(tree.size[NODES]) - 2
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def kept_from(leaf: int, tree: AnyTree) -> int:
     """How many nodes a leaf that splits leaves free: a full tree could not adapt if it took what alternates need."""
     return 0 if leaf != 0 and tree.links[leaf, PARENT] < 0 else SPARE
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def give_nodes(first: int, adaptive: Adaptive) -> None:
     """Give back two nodes, which were cleared."""
     adaptive.free_nodes[adaptive.free[0]] = first
     adaptive.free[0] += 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def take_slot(tree: AnyTree, adaptive: Adaptive) -> int:
     """A slot that is free, to be cleared: whoever found room for two nodes finds one."""
     if adaptive.free[1] > 0:
@@ -1159,7 +1186,7 @@ def take_slot(tree: AnyTree, adaptive: Adaptive) -> int:
     return int(tree.size[SLOTS]) - 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def give_slot(slot: int, adaptive: Adaptive) -> None:
     """Give back a slot; -1: there is none."""
     if slot >= 0:
@@ -1167,7 +1194,7 @@ def give_slot(slot: int, adaptive: Adaptive) -> None:
         adaptive.free[1] += 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def begin_alternate(at: int, tree: AnyTree, adaptive: Adaptive) -> int:
     """Let a leaf, whose slot is to be cleared, learn beside a branch; the leaf, or 0 if there is no room for it."""
     node = take_nodes(0, tree, adaptive)
@@ -1180,7 +1207,7 @@ def begin_alternate(at: int, tree: AnyTree, adaptive: Adaptive) -> int:
     return node
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def drop_alternate(at: int, tree: AnyTree, adaptive: Adaptive) -> None:
     """Give up the leaf that learns beside a branch."""
     node = int(adaptive.alternate[at])
@@ -1190,7 +1217,7 @@ def drop_alternate(at: int, tree: AnyTree, adaptive: Adaptive) -> None:
     adaptive.alternate[at] = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def drop_below(branch: int, nodes_too: bool, tree: AnyTree, adaptive: Adaptive, stack: ndarray) -> int:
     """Give up all alternates below a branch, and give back its nodes and slots too, or not; how many alternates.
 
@@ -1218,7 +1245,7 @@ def drop_below(branch: int, nodes_too: bool, tree: AnyTree, adaptive: Adaptive, 
     return alternates
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def take_alternate(at: int, tree: AnyTree, adaptive: Adaptive, stack: ndarray) -> None:
     """Put the alternate of a branch in its place, and give back what was below the branch.
 
@@ -1228,17 +1255,18 @@ def take_alternate(at: int, tree: AnyTree, adaptive: Adaptive, stack: ndarray) -
     node = int(adaptive.alternate[at])
     parent = int(tree.links[at, PARENT])
     more = tree.weights[node, TOTAL] - tree.weights[at, TOTAL]
-    tree.links[at] = tree.links[node]
+    copy_into(tree.links[at], tree.links[node])
     tree.links[at, PARENT] = parent
     tree.column[at] = tree.column[node]
     tree.threshold[at] = tree.threshold[node]
     tree.value[at] = tree.value[node]
-    tree.weights[at] = tree.weights[node]
+    copy_into(tree.weights[at], tree.weights[node])
     adaptive.alternate[at] = 0
-    adaptive.errors[at] = adaptive.errors[node]
-    adaptive.window_totals[at] = adaptive.window_totals[node]
-    adaptive.window_held[at] = adaptive.window_held[node]
-    adaptive.window_sums[at] = adaptive.window_sums[node]
+    copy_into(adaptive.errors[at], adaptive.errors[node])
+    for level in range(LEVELS):
+        copy_into(adaptive.window_totals[at, level], adaptive.window_totals[node, level])
+    copy_into(adaptive.window_held[at], adaptive.window_held[node])
+    copy_into(adaptive.window_sums[at], adaptive.window_sums[node])
     left = int(tree.links[at, LEFT])
     if left != 0:
         tree.links[left, PARENT] = at
@@ -1250,7 +1278,7 @@ def take_alternate(at: int, tree: AnyTree, adaptive: Adaptive, stack: ndarray) -
         parent = int(tree.links[parent, PARENT])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def judge_adaptive(
     node: int, numeric: ndarray, categories: ndarray, tree: Tree, errors: ndarray, settings: Settings, votes: ndarray,
     found: ndarray,
@@ -1266,7 +1294,7 @@ def judge_adaptive(
     return what, (1.0 / divisor if divisor > 0.0 else 1.0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def error_of(node: int, c: int, what: int, scale: float, tree: Tree, votes: ndarray) -> float:
     """1: a leaf that has voted so was wrong about class c; 0: it was right."""
     if what == NOTHING:
@@ -1278,7 +1306,7 @@ def error_of(node: int, c: int, what: int, scale: float, tree: Tree, votes: ndar
     return 0.0 if tree.classes[node, best] == c else 1.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def fold_in(y: float, weight: float, row: ndarray) -> None:
     """Fold a number into count, mean and sum of squares, (3,)."""
     row[0] += weight
@@ -1287,7 +1315,7 @@ def fold_in(y: float, weight: float, row: ndarray) -> None:
     row[2] += weight * (y - before) * (y - row[1])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def watch(node: int, error: float, delta: float, adaptive: Adaptive) -> bool:
     """Tell a node an error; whether its errors have changed, and not for the better."""
     before = adaptive.errors[node, WRONG]
@@ -1300,7 +1328,7 @@ def watch(node: int, error: float, delta: float, adaptive: Adaptive) -> bool:
     return changed
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def compare(at: int, adaptive: Adaptive, choices: AdaptiveSettings) -> int:
     """1: the alternate of a branch is better than it, -1: it is worse, 0: nobody can tell yet."""
     errors = adaptive.errors
@@ -1313,7 +1341,7 @@ def compare(at: int, adaptive: Adaptive, choices: AdaptiveSettings) -> int:
     return 1 if bound < rate - rate_of_other else -1 if bound < rate_of_other - rate else 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def learn_adaptive_leaf(
     node: int, numeric: ndarray, categories: ndarray, c: int, weight: float, tree: Tree, adaptive: Adaptive,
     settings: Settings, choices: AdaptiveSettings, columns: Columns, scratch: Scratch,
@@ -1351,7 +1379,7 @@ def learn_adaptive_leaf(
     return weight
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def learn_adaptive_row(
     numeric: ndarray, categories: ndarray, c: int, weight: float, tree: Tree, adaptive: Adaptive, settings: Settings,
     choices: AdaptiveSettings, columns: Columns, scratch: Scratch, path: ndarray,
@@ -1428,12 +1456,12 @@ def learn_adaptive_row(
         if path[1, d] != 0:
             at = int(path[0, d])
             other = int(adaptive.alternate[at])
-            counts[at] = counts[other]
-            classes[at] = classes[other]
+            copy_into(counts[at], counts[other])
+            copy_into(classes[at], classes[other])
             take_alternate(at, tree, adaptive, path[2])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def predict_adaptive_row(
     numeric: ndarray, categories: ndarray, tree: Tree, adaptive: Adaptive, settings: Settings, columns: Columns,
     scratch: Scratch, out: ndarray,
@@ -1463,7 +1491,7 @@ def predict_adaptive_row(
     write_shares(sums, C, out)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def write_shares(sums: ndarray, classes: int, out: ndarray) -> None:
     """Write sums of votes by class (C,) to out (O,) as P(true) or P of each class; no votes: all are as likely."""
     total = sum_of(sums, classes)
@@ -1476,7 +1504,7 @@ def write_shares(sums: ndarray, classes: int, out: ndarray) -> None:
         out[0] = sums[1] / total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def predict_adaptive(
     numeric: ndarray, categories: ndarray, tree: Tree, adaptive: Adaptive, settings: Settings,
     choices: AdaptiveSettings, columns: Columns, scratch: Scratch, path: ndarray, out: ndarray,
@@ -1486,7 +1514,7 @@ def predict_adaptive(
         predict_adaptive_row(numeric[i], categories[i], tree, adaptive, settings, columns, scratch, out[i])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def learn_adaptive(
     before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: Tree,
     adaptive: Adaptive, settings: Settings, choices: AdaptiveSettings, columns: Columns, scratch: Scratch,
@@ -1539,7 +1567,7 @@ class ForestSettings(NamedTuple):
     drift_delta: float  # 0: no drifts
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def clear_tree(at: int, tree: Tree) -> None:
     """Make one of the trees of a forest as if it had never been used."""
     size = tree.size[at]
@@ -1558,7 +1586,7 @@ def clear_tree(at: int, tree: Tree) -> None:
     size[:] = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def most_likely(node: int, what: int, votes: ndarray, links: ndarray, classes: ndarray) -> int:
     """The class with most of the votes of a leaf, of equals the lowest; -1: it knows nothing."""
     best = -1
@@ -1571,7 +1599,7 @@ def most_likely(node: int, what: int, votes: ndarray, links: ndarray, classes: n
     return best
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined
 def watch_member(t: int, error: float, tree: Tree, forest: Forest, choices: ForestSettings) -> None:
     """Tell a member of a forest an error: a warning begins a tree in the background, a drift puts it in its place."""
     members = forest.members[t]
@@ -1592,10 +1620,10 @@ def watch_member(t: int, error: float, tree: Tree, forest: Forest, choices: Fore
         forest.changes[t, DRIFTS] += 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def predict_forest(
     numeric: ndarray, categories: ndarray, tree: Tree, forest: Forest, settings: Settings, choices: ForestSettings,
-    columns: Columns, scratch: Scratch, out: ndarray,
+    columns: Columns, scratch: Scratch, sums: ndarray, out: ndarray,
 ) -> None:  # fmt: skip
     """Write the predictions of B rows to out (B, O); the state is only read. Arguments as in `learn_forest`."""
     size, links, column, threshold, value = tree.size, tree.links, tree.column, tree.threshold, tree.value
@@ -1603,7 +1631,7 @@ def predict_forest(
     values, value_counts, category_totals = tree.values, tree.value_counts, tree.category_totals
     keys, places, votes, found = columns.keys, columns.places, scratch.votes, scratch.found
     C, nodes = counts.shape[1], links.shape[0] // size.shape[0]
-    sums = np.zeros((numeric.shape[0], C))
+    sums[:] = 0.0
     for t in range(forest.members.shape[0]):
         serving = 2 * t + int(forest.members[t, SERVES])
         if size[serving, NODES] == 0:
@@ -1624,20 +1652,22 @@ def predict_forest(
         write_shares(sums[i], C, out[i])
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def share_right(t: int, scores: ndarray) -> float:
     """By what the votes of a member count: the share it got right; 1 where that is none, as River."""
     return scores[t, 0] / scores[t, 1] if scores[t, 0] > 0.0 else 1.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def learn_forest(
     before: ndarray, numeric: ndarray, same: bool, categories: ndarray, y: ndarray, weight: ndarray, tree: Tree,
-    forest: Forest, settings: Settings, choices: ForestSettings, columns: Columns, scratch: Scratch, out: ndarray,
+    forest: Forest, settings: Settings, choices: ForestSettings, columns: Columns, scratch: Scratch, sums: ndarray,
+    out: ndarray,
 ) -> None:  # fmt: skip
     """Member by member, and row by row: predict before[i], then learn numeric[i]. Arguments as in `learn_rows`, and
 
     forest           the rest of the state, changed in place
+    sums             float64 (B, C)  scratch; (0, C) where no predictions are wanted
 
     Members do not know of each other, so that each goes through all rows while its trees are in the processor's cache.
     Result does not depend on where the stream is cut.
@@ -1652,7 +1682,7 @@ def learn_forest(
     B, C = numeric.shape[0], counts.shape[1]
     nodes, slots = links.shape[0] // size.shape[0], seen.shape[0] // size.shape[0]
     wanted = out.shape[0] > 0
-    sums = np.zeros((B if wanted else 0, C))
+    sums[:] = 0.0
     for t in range(members.shape[0]):
         key = key_of_member(choices.seed, t)
         for i in range(B):
@@ -1705,7 +1735,7 @@ def learn_forest(
 # --- regression: leaves keep the moments of the target, of each numeric column in a search tree, and a linear model
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def added(a: Moments, b: Moments) -> Moments:
     """Count, mean and sum of squares of two samples together.
 
@@ -1718,7 +1748,7 @@ def added(a: Moments, b: Moments) -> Moments:
     return n, (a[0] * a[1] + b[0] * b[1]) / n, a[2] + b[2] + d * d * a[0] * b[0] / n
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def taken_away(a: Moments, b: Moments) -> Moments:
     """Count, mean and sum of squares of a sample without a part of it: the way back from `added`."""
     n = a[0] - b[0]
@@ -1729,19 +1759,19 @@ def taken_away(a: Moments, b: Moments) -> Moments:
     return n, mean, a[2] - b[2] - (d * d * n * b[0] / whole if whole != 0.0 else 0.0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def variance_of(a: Moments) -> float:
     """Sample variance; 0 of fewer than two."""
     return a[2] / (a[0] - 1.0) if a[0] > 1.0 else 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def moments_at(row: ndarray) -> Moments:
     """Count, mean and sum of squares in a row of three."""
     return row[0], row[1], row[2]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def reduction_of(whole: Moments, left: Moments, right: Moments, least: float) -> float:
     """By how much a split reduces the variance; 0 where one side has less than `least` weight."""
     if left[0] < least or right[0] < least:
@@ -1752,7 +1782,7 @@ def reduction_of(whole: Moments, left: Moments, right: Moments, least: float) ->
     return reduction
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def rounded(x: float, factor: float) -> float:
     """x rounded to the nearest multiple of 1 / factor, halves to even, as the decimal number it is."""
     y = x * factor
@@ -1773,7 +1803,7 @@ def rounded(x: float, factor: float) -> float:
     return z / factor
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def insert(x: float, y: float, weight: float, used: int, values: ndarray, children: ndarray, moments: ndarray) -> int:
     """Add a number to a search tree, node 0 the root; how many nodes it then has.
 
@@ -1806,7 +1836,7 @@ def insert(x: float, y: float, weight: float, used: int, values: ndarray, childr
     return used + 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def best_value_below(
     whole: Moments, least: float, used: int, values: ndarray, children: ndarray, moments: ndarray, stack: ndarray
 ) -> tuple[float, float, Moments, Moments]:
@@ -1848,7 +1878,7 @@ def best_value_below(
     return best, where, best_left, best_right
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def prune(
     whole: Moments, best: float, floor: float, least: float, used: int,
     values: ndarray, children: ndarray, moments: ndarray, stack: ndarray, kept: ndarray,
@@ -1900,12 +1930,12 @@ def prune(
     return compact(used, values, children, moments, stack, kept)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def compact(used: int, values: ndarray, children: ndarray, moments: ndarray, stack: ndarray, kept: ndarray) -> int:
     """Move the nodes of a search tree that hang together to the front; how many they are. Arguments as in `prune`."""
     for node in range(used):
         kept[node, 0] = values[node]
-        kept[node, 1:4] = moments[node]
+        copy_into(kept[node, 1:4], moments[node])
         kept[node, 4] = children[node, 0]
         kept[node, 5] = children[node, 1]
     many = 1
@@ -1915,7 +1945,7 @@ def compact(used: int, values: ndarray, children: ndarray, moments: ndarray, sta
         depth -= 1
         was, to = stack[depth, 0], stack[depth, 1]
         values[to] = kept[was, 0]
-        moments[to] = kept[was, 1:4]
+        copy_into(moments[to], kept[was, 1:4])
         for side in range(2):
             child = int(kept[was, 4 + side])
             children[to, side] = many if child != 0 else 0
@@ -1926,7 +1956,7 @@ def compact(used: int, values: ndarray, children: ndarray, moments: ndarray, sta
     return many
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined
 def model_of(node: int, numeric: ndarray, tree: RegressionTree) -> float:
     """What the linear model of a leaf says of a row; a missing number adds nothing."""
     slot = int(tree.links[node, SLOT])
@@ -1938,7 +1968,7 @@ def model_of(node: int, numeric: ndarray, tree: RegressionTree) -> float:
     return min(max(raw + tree.intercepts[slot], -LARGEST_VALUE), LARGEST_VALUE)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined
 def value_at(node: int, numeric: ndarray, tree: RegressionTree, settings: RegressionSettings) -> float:
     """What a leaf predicts for a row."""
     errors = tree.weights[node]
@@ -1949,7 +1979,7 @@ def value_at(node: int, numeric: ndarray, tree: RegressionTree, settings: Regres
     return model_of(node, numeric, tree)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined
 def value_of(
     numeric: ndarray, categories: ndarray, tree: RegressionTree, size: ndarray, root: int,
     settings: RegressionSettings, columns: Columns,
@@ -1964,7 +1994,7 @@ def value_of(
     return value_at(node, numeric, tree, settings)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def clear_regression_slot(slot: int, columns_too: bool, tree: RegressionTree) -> None:
     """Forget what a leaf has observed, and which columns it has seen too, or not; its model stays."""
     if columns_too:
@@ -1980,7 +2010,7 @@ def clear_regression_slot(slot: int, columns_too: bool, tree: RegressionTree) ->
         tree.category_moments[k, slot] = 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def clear_model(slot: int, tree: RegressionTree) -> None:
     """Make a slot as if it had never been used."""
     clear_regression_slot(slot, True, tree)
@@ -1989,7 +2019,7 @@ def clear_model(slot: int, tree: RegressionTree) -> None:
         tree.coefficients[j, slot] = 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def split_regression(
     node: int, place: int, where: float, v: int, left: Moments, right: Moments, first: int, new: int,
     tree: RegressionTree, columns: Columns,
@@ -2031,7 +2061,7 @@ def split_regression(
         node = int(tree.links[node, PARENT])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def best_category(whole: Moments, least: float, values: ndarray, moments: ndarray) -> tuple[float, int]:
     """Merit and place of the best value to split a category by, values (V,), moments (V, 3); -inf: there is none.
 
@@ -2047,7 +2077,7 @@ def best_category(whole: Moments, least: float, values: ndarray, moments: ndarra
     return best, where
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def find_value_split(
     node: int, tree: RegressionTree, settings: RegressionSettings, stack: ndarray, kept: ndarray
 ) -> tuple[int, int, float, int, Moments, Moments]:
@@ -2102,7 +2132,7 @@ def find_value_split(
     return STAY, 0, 0.0, 0, whole, whole
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def try_to_split_regression(
     node: int, member: int, tree: RegressionTree, size: ndarray, settings: RegressionSettings, columns: Columns,
     stack: ndarray, kept: ndarray,
@@ -2130,7 +2160,7 @@ def try_to_split_regression(
     tree.weights[node, ATTEMPT] = total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def observe_target(y: float, value: np.uint64, weight: float, start: float, values: ndarray, moments: ndarray) -> None:
     """Fold the target of a value of a category into values (V,), moments (V, 3); room is made as in `observe_value`."""
     place = find_value(value, values)
@@ -2151,7 +2181,7 @@ def observe_target(y: float, value: np.uint64, weight: float, start: float, valu
     fold_in(y, weight, moments[place])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined
 def learn_value_at_leaf(
     node: int, numeric: ndarray, categories: ndarray, y: float, weight: float, tree: RegressionTree,
     settings: RegressionSettings, places: ndarray, key: np.uint64, drawn: ndarray, member: int,
@@ -2202,7 +2232,7 @@ def learn_value_at_leaf(
             observe_target(y, categories[k], weight, targets[0], *kept_here)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined
 def learn_value(
     numeric: ndarray, categories: ndarray, y: float, weight: float, tree: RegressionTree, size: ndarray, at: int,
     settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray, places: ndarray, key: np.uint64,
@@ -2237,7 +2267,7 @@ def learn_value(
         try_to_split_regression(node, at, tree, size, settings, columns, stack, kept)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def predict_values(
     numeric: ndarray, categories: ndarray, tree: RegressionTree, settings: RegressionSettings, columns: Columns,
     out: ndarray,
@@ -2247,7 +2277,7 @@ def predict_values(
         out[i, 0] = value_of(numeric[i], categories[i], tree, tree.size, 0, settings, columns)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def learn_values(
     before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: RegressionTree,
     settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray, out: ndarray,
@@ -2266,7 +2296,7 @@ def learn_values(
     Result does not depend on where the stream is cut.
     Source: Ikonomovska, Gama and Dzeroski (2011), Learning model trees from evolving data streams.
     """
-    nothing, none_drawn = np.empty(0, np.int32), np.empty(0, np.uint64)  # a single tree draws nothing
+    nothing, none_drawn = columns.places[:0], columns.keys[:0]  # a single tree draws nothing
     for i in range(numeric.shape[0]):
         if out.shape[0] > 0:
             out[i, 0] = value_of(before[i], categories[i], tree, tree.size, 0, settings, columns)
@@ -2282,7 +2312,7 @@ def learn_values(
 # --- an adaptive tree of values: as that of classes, but for what an error is and how errors are compared
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def compare_values(at: int, adaptive: Adaptive, choices: AdaptiveSettings) -> int:
     """1: the alternate of a branch is better than it, -1: it is worse, 0: nobody can tell yet. By a z-test."""
     mine, other = moments_at(adaptive.errors[at]), moments_at(adaptive.errors[int(adaptive.alternate[at])])
@@ -2294,7 +2324,7 @@ def compare_values(at: int, adaptive: Adaptive, choices: AdaptiveSettings) -> in
     return 1 if other[1] < mine[1] else -1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def learn_adaptive_value_leaf(
     node: int, numeric: ndarray, categories: ndarray, y: float, weight: float, tree: RegressionTree,
     adaptive: Adaptive, settings: RegressionSettings, choices: AdaptiveSettings, columns: Columns, stack: ndarray,
@@ -2328,7 +2358,7 @@ def learn_adaptive_value_leaf(
     return weight
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def learn_adaptive_value(
     numeric: ndarray, categories: ndarray, y: float, weight: float, tree: RegressionTree, adaptive: Adaptive,
     settings: RegressionSettings, choices: AdaptiveSettings, columns: Columns, stack: ndarray, kept: ndarray,
@@ -2390,11 +2420,11 @@ def learn_adaptive_value(
     for d in range(many - 1, -1, -1):
         if path[1, d] != 0:
             at = int(path[0, d])
-            targets[at] = targets[int(adaptive.alternate[at])]
+            copy_into(targets[at], targets[int(adaptive.alternate[at])])
             take_alternate(at, tree, adaptive, path[2])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def adaptive_value_of(
     numeric: ndarray, categories: ndarray, tree: RegressionTree, adaptive: Adaptive, settings: RegressionSettings,
     columns: Columns,
@@ -2417,7 +2447,7 @@ def adaptive_value_of(
     return (total + value_at(node, numeric, tree, settings)) / (many + 1.0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def predict_adaptive_values(
     numeric: ndarray, categories: ndarray, tree: RegressionTree, adaptive: Adaptive, settings: RegressionSettings,
     columns: Columns, out: ndarray,
@@ -2427,7 +2457,7 @@ def predict_adaptive_values(
         out[i, 0] = adaptive_value_of(numeric[i], categories[i], tree, adaptive, settings, columns)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def learn_adaptive_values(
     before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: RegressionTree,
     adaptive: Adaptive, settings: RegressionSettings, choices: AdaptiveSettings, columns: Columns, stack: ndarray,
@@ -2477,7 +2507,7 @@ class RegressionForestSettings(NamedTuple):
     drift_delta: float  # 0: no drifts
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def clear_regression_tree(at: int, tree: RegressionTree) -> None:
     """Make one of the trees of a forest as if it had never been used."""
     size = tree.size[at]
@@ -2495,7 +2525,7 @@ def clear_regression_tree(at: int, tree: RegressionTree) -> None:
     size[:] = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined
 def watch_value_member(
     t: int, deviation: float, tree: RegressionTree, forest: RegressionForest, choices: RegressionForestSettings
 ) -> None:
@@ -2523,7 +2553,7 @@ def watch_value_member(
         forest.changes[t, DRIFTS] += 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def middle_of(values: ndarray, median: bool) -> float:
     """The median or the mean of a few numbers, (T,), which are sorted in place."""
     T = values.shape[0]
@@ -2542,15 +2572,14 @@ def middle_of(values: ndarray, median: bool) -> float:
     return 0.5 * (values[(T - 1) // 2] + values[T // 2])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def predict_forest_values(
     numeric: ndarray, categories: ndarray, tree: RegressionTree, forest: RegressionForest,
-    settings: RegressionSettings, choices: RegressionForestSettings, columns: Columns, out: ndarray,
+    settings: RegressionSettings, choices: RegressionForestSettings, columns: Columns, values: ndarray, out: ndarray,
 ) -> None:  # fmt: skip
-    """Write the predictions of B rows to out (B, 1); the state is only read."""
+    """Write the predictions of B rows to out (B, 1); the state is only read. Arguments as in `learn_forest_values`."""
     B, T = numeric.shape[0], forest.members.shape[0]
     nodes = tree.links.shape[0] // (2 * T)
-    values = np.empty((B, T))
     for t in range(T):
         at = 2 * t + int(forest.members[t, SERVES])
         for i in range(B):
@@ -2561,17 +2590,18 @@ def predict_forest_values(
         out[i, 0] = middle_of(values[i], choices.median)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def learn_forest_values(
     before: ndarray, numeric: ndarray, same: bool, categories: ndarray, y: ndarray, weight: ndarray,
     tree: RegressionTree, forest: RegressionForest, settings: RegressionSettings, choices: RegressionForestSettings,
-    columns: Columns, stack: ndarray, kept: ndarray, places: ndarray, out: ndarray,
+    columns: Columns, stack: ndarray, kept: ndarray, places: ndarray, values: ndarray, out: ndarray,
 ) -> None:  # fmt: skip
     """Member by member, and row by row: predict before[i], then learn numeric[i]. Arguments as in `learn_values`, and
 
     same             whether before and numeric are one array: rows are then predicted once
     forest           the rest of the state, changed in place
     places           int32 (N + K,)  scratch
+    values           float64 (B, T)  scratch; (0, T) where no predictions are wanted
 
     Result does not depend on where the stream is cut.
     Source: Gomes and others (2018), Adaptive random forests for data stream regression.
@@ -2579,7 +2609,6 @@ def learn_forest_values(
     B, T = numeric.shape[0], forest.members.shape[0]
     nodes = tree.links.shape[0] // (2 * T)
     wanted = out.shape[0] > 0
-    values = np.empty((B if wanted else 0, T))
     for t in range(T):
         key = key_of_member(choices.seed, t)
         for i in range(B):

@@ -15,6 +15,7 @@ from headrace.models import (
     Truth,
     allocate,
     allocate_touched,
+    tree_kernels,
 )
 from headrace.models.tree_kernels import (
     ATTEMPT,
@@ -563,3 +564,10 @@ def test_a_regression_tree_declared_wrongly_says_what_to_write(settings, match):
 def test_task_without_a_value_is_refused():
     with pytest.raises(DeclarationError, match=r"a binary task.*HoeffdingTreeClassifier"):
         HoeffdingTreeRegressor().layout(Spec(("a",), (), "binary", 1))
+
+
+def test_no_kernel_of_trees_counts_who_refers_to_an_array():
+    """One that does costs a multiple of its work and nothing else would show it."""
+    compiled = [function for function in vars(tree_kernels).values() if hasattr(function, "targetoptions")]
+    assert len(compiled) > 100
+    assert [kernel.__name__ for kernel in compiled if kernel.targetoptions.get("_nrt", True)] == []
