@@ -11,8 +11,8 @@ takes is left out of CapyMOA's figure, and is part of Vowpal Wabbit's (benchmark
 bytes). deep-river's module has the layers of ours; ours sees besides which numbers are missing, and learns in
 micro-batches.
 
-    .venv/bin/python -m benchmarks.learners                          # all
-    .venv/bin/python -m benchmarks.learners gaussian_nb --rows 20000
+    .venv/bin/python -m benchmarks.learners                            # all, and writes the tables
+    .venv/bin/python -m benchmarks.learners gaussian_nb --rows 20000   # printed only
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from benchmarks.run import machine, today
-from benchmarks.throughput import HERE, PEERS, make_environment, pinned
+from benchmarks.run import machine, today, write_section
+from benchmarks.throughput import HERE, PEERS, make_environment, pinned, say
 from river import datasets, forest, linear_model, naive_bayes, optim, preprocessing, tree
 
 from headrace.models import (
@@ -270,6 +270,16 @@ def score(predicted: np.ndarray, data: Data, rows: int) -> str:
     return f"{100 * (predicted[:rows] == y).mean():.2f} %"
 
 
+RIVER_HEAD = (
+    "| learner | data | examples/s | ns a row | River's | ns a row | as fast | ours | River's |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+PEERS_HEAD = (
+    "| learner | data | examples/s | peer | examples/s | as fast | ours | the peer's |",
+    "|---|---|---|---|---|---|---|---|",
+)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="learners beside River's")
     parser.add_argument("names", nargs="*", default=[], help=f"of {', '.join(CONTESTS)}; none: all")
@@ -279,12 +289,9 @@ def main() -> int:
     for name in set(options.names) - CONTESTS.keys():
         parser.error(f"no learner is named {name!r}; known are {', '.join(CONTESTS)}")
 
-    beside: list[str] = []
+    lines, beside = [], []  # of River, of other peers
     ran: dict[str, tuple[float, str]] = {}  # a peer of several contests runs once
     names = options.names or list(CONTESTS)
-    if any(CONTESTS[name].rivers for name in names):
-        print("| learner | data | examples/s | ns a row | River's | ns a row | as fast | ours | River's |")
-        print("|---|---|---|---|---|---|---|---|---|")
     for name in names:
         dataset, ours, rivers, peers = CONTESTS[name]
         data = read(dataset(), options.rows)
@@ -297,7 +304,8 @@ def main() -> int:
             both = (seconds, their_seconds)
             rates = " | ".join(f"{options.rows / s:,.0f} | {s / options.rows * 1e9:,.0f}" for s in both)
             scores = f"{score(predicted, data, first)} | {score(theirs, data, first)}"
-            print(f"| {name} | {where} | {rates} | {their_seconds / seconds:,.0f} times | {scores} |", flush=True)
+            lines.append(f"| {name} | {where} | {rates} | {their_seconds / seconds:,.0f} times | {scores} |")
+            say(lines[-1])
         for peer in peers:
             of = repr((dataset, peer))
             ran[of] = ran[of] if of in ran else run_peer(peer, data, first)
@@ -307,11 +315,15 @@ def main() -> int:
                 f"| {options.rows / peers_seconds:,.0f} | {peers_seconds / seconds:.1f} times "
                 f"| {score(predicted, data, first)} | {peers_score} |"
             )
+            say(beside[-1])
+    if lines:
+        lines = [*RIVER_HEAD, *lines, ""]
     if beside:
-        print("\n| learner | data | examples/s | peer | examples/s | as fast | ours | the peer's |")
-        print("|---|---|---|---|---|---|---|---|")
-        print("\n".join(beside))
-    print(f"\n{today()}, {machine()}; {options.rows:,} rows, {options.rounds} rounds; time on the CPU.")
+        lines += [*PEERS_HEAD, *beside, ""]
+    lines.append(f"{today()}, {machine()}; {options.rows:,} rows, {options.rounds} rounds; time on the CPU.")
+    print("\n" + "\n".join(lines))
+    if not options.names:
+        write_section("learners", "\n".join(lines))
     return 0
 
 
