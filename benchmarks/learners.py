@@ -257,7 +257,9 @@ def run_peer(peer: Peer, data: Data, first: int) -> tuple[float, str]:
         np.savez(path, x=data.x.numeric.astype(np.float64), y=data.truth.y[:, 0].astype(np.int64))
         python, script = PEERS / peer.script / "bin" / "python", HERE / "peers" / f"{peer.script}.py"
         told = [str(path), peer.learner, json.dumps(dict(peer.settings)), str(first)]
-        done = subprocess.run([str(python), str(script), *told], check=True, capture_output=True, text=True)
+        done = subprocess.run([str(python), str(script), *told], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{peer.script} ended with status {done.returncode}\n{done.stderr[-3_000:]}")
     result = json.loads(done.stdout.splitlines()[-1])
     return result["seconds"], result["score"]
 
