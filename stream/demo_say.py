@@ -12,13 +12,15 @@ WIDTH = 120  # of tables, where the output is no terminal
 
 
 class Say:
-    """Writes to `out`. The live line is overwritten in a terminal; elsewhere it is a line of its own now and then."""
+    """Writes to `out`. The live line is overwritten in a terminal; elsewhere it is a line of its own, now and then and
+    where it has changed.
+    """
 
     def __init__(self, out: TextIO, every_seconds: float = 3.0) -> None:
         self.out, self.every_seconds = out, every_seconds
         self._is_terminal = out.isatty()
         self._console = Console(file=out, width=None if self._is_terminal else WIDTH, highlight=False)
-        self._said = time.monotonic()
+        self._said, self._shown = time.monotonic(), ""
 
     def __call__(self, what: RenderableType) -> None:
         """A line, or a table, that stays."""
@@ -35,7 +37,8 @@ class Say:
         if self._is_terminal:
             self._clear()
             print(f"  {text}"[: self._console.width - 1], end="", file=self.out, flush=True)
-        elif time.monotonic() - self._said >= self.every_seconds:
+        elif text != self._shown and time.monotonic() - self._said >= self.every_seconds:
+            self._shown = text
             self(f"  {text}")
 
     def _clear(self) -> None:
