@@ -128,7 +128,7 @@ class Predictions:
 
     headers      carry the headers of an event's record on to its prediction: trace ids such as `traceparent`
     compression  of all that the worker writes, the journal too; a batch that it makes no smaller is left as it is.
-                 Predictions shrink to a fourth (lz4) or a tenth (zstd), beside the computing of the next ones
+                 Predictions shrink to a fifth (lz4) or a ninth (zstd), beside the computing of the next ones
     explain      with each prediction go so many features, those that weighed most in it; None: no explanations
     """
 

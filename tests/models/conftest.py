@@ -24,6 +24,22 @@ class Bound(NamedTuple):
         objects = {name: state_of(part._work) for name, part in self.chain.opaque().items()}
         return {name: array.tobytes() for name, array in self.state.items()} | objects
 
+    def declared_anew(self, numeric: tuple[str, ...], categories: tuple[str, ...]) -> "Bound":
+        """What it has learned, where features came, went or changed places."""
+        chain, spec = self.chain.unbound(), self.spec._replace(numeric=numeric, categories=categories)
+        layout = chain.layout(spec)
+        state, touched = allocate(layout), allocate_touched(layout)
+        for name, array in layout.items():
+            if not array.axis:
+                state[name][...] = self.state[name]
+                continue
+            was = getattr(self.spec, array.axis)
+            for i, feature in enumerate(getattr(spec, array.axis)):
+                if feature in was:
+                    state[name][i] = self.state[name][was.index(feature)]
+        chain.bind(spec, state, touched)
+        return Bound(chain, spec, state, touched)
+
 
 class Stream(NamedTuple):
     x: Rows

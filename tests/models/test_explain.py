@@ -158,7 +158,12 @@ def below(state, node, values):
     return values[node] if left == 0 else below(state, left, values) + below(state, left + 1, values)
 
 
-def walk(bound, x, row, node=0):
+def is_another(state, node, category):
+    """Whether a branch of a tree does not ask for this category."""
+    return category != state["0/value"][node]
+
+
+def walk(bound, x, row, node=0, category_goes_right=is_another):
     """The nodes below one that a row without missing values passes, with the places of what they ask; -1 at the leaf."""
     state, spec = bound.state, bound.spec
     places = {int(key_of("numeric", name)): j for j, name in enumerate(spec.numeric)}
@@ -168,10 +173,10 @@ def walk(bound, x, row, node=0):
         place = places[int(state["0/column"][node])]
         path.append((node, place))
         if place < len(spec.numeric):
-            goes_left = x.numeric[row, place] <= state["0/threshold"][node]
+            right = x.numeric[row, place] > state["0/threshold"][node]
         else:
-            goes_left = x.categories[row, place - len(spec.numeric)] == state["0/value"][node]
-        node = left if goes_left else left + 1
+            right = category_goes_right(state, node, x.categories[row, place - len(spec.numeric)])
+        node = left + right
     return [*path, (node, -1)]
 
 
@@ -401,21 +406,9 @@ def test_trees_that_have_learned_nothing_say_that_nothing_is_known(bind, stream)
 # --- Mondrian forests
 
 
-def way_through(bound, x, row, node):
-    """The nodes below one that a row without missing values passes, with the places of what they ask; -1 at the leaf."""
-    state, spec = bound.state, bound.spec
-    places = {int(key_of("numeric", name)): j for j, name in enumerate(spec.numeric)}
-    places |= {int(key_of("category", name)): len(spec.numeric) + k for k, name in enumerate(spec.categories)}
-    path = []
-    while left := int(state["0/links"][node, LEFT]):
-        place = places[int(state["0/column"][node])]
-        path.append((node, place))
-        if place < len(spec.numeric):
-            right = x.numeric[row, place] > state["0/threshold"][node]
-        else:
-            right = int(x.categories[row, place - len(spec.numeric)]) >> 58 == state["0/threshold"][node]
-        node = left + right
-    return [*path, (node, -1)]
+def is_in_the_bucket(state, node, category):
+    """Whether a category is in the bucket that a branch of a Mondrian tree asks for."""
+    return int(category) >> 58 == state["0/threshold"][node]
 
 
 @pytest.mark.parametrize("aggregates", [True, False])
@@ -437,7 +430,7 @@ def test_mondrian_forest_explains_by_the_mean_over_prunings_of_what_each_changes
     for row in range(50):
         wanted = np.zeros((bound.spec.outputs, 6))
         for tree in range(3):
-            path = way_through(bound, x, row, tree * 255)
+            path = walk(bound, x, row, tree * 255, is_in_the_bucket)
             pruned, rest = np.zeros_like(wanted), 1.0  # one that is cut at the node
             pruned[:, -1] = said(path[0][0])
             for at, (node, place) in enumerate(path):

@@ -430,18 +430,7 @@ def test_forest_goes_on_when_features_come_and_go(bind, stream):
     x, truth = stream(1500, 7)
     bound = bind(ARFClassifier(n_models=3), 3, 2)
     bound.chain.learn(x, truth)
-    model, now = bound.chain.unbound(), Spec(("new", "n2", "n0", "n1"), ("c1", "c0"), "binary", 1)
-    layout = model.layout(now)
-    state = allocate(layout)
-    for name, array in layout.items():
-        if not array.axis:
-            state[name][...] = bound.state[name]
-            continue
-        was = getattr(bound.spec, array.axis)
-        for i, feature in enumerate(getattr(now, array.axis)):
-            if feature in was:
-                state[name][i] = bound.state[name][was.index(feature)]
-    model.bind(now, state, allocate_touched(layout))
+    model = bound.declared_anew(("new", "n2", "n0", "n1"), ("c1", "c0")).chain
     expected, out = np.empty((2, 1500, 1))
     bound.chain.predict(x, expected)
     moved = np.column_stack([np.full(1500, np.nan, np.float32), x.numeric[:, [2, 0, 1]]])

@@ -233,18 +233,7 @@ def test_forest_goes_on_when_features_come_and_go(bind, stream):
     x, truth = stream(1500, 7)
     bound = bind(AMFClassifier(n_estimators=3), 3, 2)
     bound.chain.learn(x, truth)
-    model, now = bound.chain.unbound(), Spec(("new", "n2", "n0", "n1"), ("c1", "c0"), "binary", 1)
-    layout = model.layout(now)
-    state = allocate(layout)
-    for name, array in layout.items():
-        if not array.axis:
-            state[name][...] = bound.state[name]
-            continue
-        was = getattr(bound.spec, array.axis)
-        for i, feature in enumerate(getattr(now, array.axis)):
-            if feature in was:
-                state[name][i] = bound.state[name][was.index(feature)]
-    model.bind(now, state, allocate_touched(layout))
+    model = bound.declared_anew(("new", "n2", "n0", "n1"), ("c1", "c0")).chain
     expected, out = np.empty((2, 1500, 1))
     bound.chain.predict(x, expected)
     moved = np.column_stack([np.full(1500, np.nan, np.float32), x.numeric[:, [2, 0, 1]]])
@@ -256,12 +245,7 @@ def test_forest_goes_on_when_features_come_and_go(bind, stream):
     model.predict(moved, out)
     assert ((out > 0.5) == truth.y).mean() > ((expected > 0.5) == truth.y).mean() + 0.05
 
-    fewer = Spec(("n1",), (), "binary", 1)  # every branch on another column sends all rows to its heavier child
-    layout = model.layout(fewer)
-    state = {n: bound.state[n] if not a.axis else bound.state[n][:0].copy() for n, a in layout.items()}
-    state |= {n: bound.state[n][1:2].copy() for n, a in layout.items() if a.axis == "numeric"}
-    model = bound.chain.unbound()
-    model.bind(fewer, state, allocate_touched(layout))
+    model, _, state, _ = bound.declared_anew(("n1",), ())  # branches on other columns send all to the heavier child
     before, node, steps = state["0/numbers"][:, TOTAL].copy(), 0, 0
     model.learn(Rows(np.full((1, 1), np.nan, np.float32), np.empty((1, 0), np.uint64)), Truth(*(a[:1] for a in truth)))
     while left := state["0/links"][node, LEFT]:
@@ -306,11 +290,7 @@ def test_column_adds_what_the_steps_that_ask_it_change_and_what_is_gone_adds_to_
     root = (y.sum() + 0.5) / 601 if make is AMFClassifier else y.mean()
     np.testing.assert_allclose(added[:, 0, 2], root, rtol=1e-5)
     assert np.abs(added[:, 0, 0]).mean() > 5 * np.abs(added[:, 0, 1]).mean() > 0
-    fewer = Spec(("n0",), (), bound.spec.task, 1)
-    model = bound.chain.unbound()
-    layout = model.layout(fewer)
-    state = {n: bound.state[n][:1].copy() if a.axis == "numeric" else bound.state[n] for n, a in layout.items()}
-    model.bind(fewer, state, allocate_touched(layout))
+    model = bound.declared_anew(("n0",), ()).chain
     rows = Rows(np.ascontiguousarray(x[:, :1]), rows.categories)
     added = np.empty((600, 1, 2), np.float32)
     model.explain(rows, added)

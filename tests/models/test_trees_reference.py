@@ -14,7 +14,6 @@ from headrace.models import (
     StandardScaler,
     Truth,
     allocate,
-    allocate_touched,
     tree_kernels,
 )
 from headrace.models.tree_kernels import (
@@ -287,20 +286,7 @@ def test_common_value_is_split_on_though_rare_ones_are_many(bind):
 
 def test_branches_find_their_columns_when_features_come_and_go(bind, stream):
     bound, part, _ = grown(bind, stream)
-    model = bound.chain.unbound()
-    before, now = bound.spec, Spec(("new", "n2", "n0", "n1"), ("c1", "c0"), "binary", 1)
-    layout = model.layout(now)
-    state = allocate(layout)
-    for name, array in layout.items():
-        given, axis = bound.state[name], array.axis
-        if not axis:
-            state[name][...] = given
-            continue
-        was = getattr(before, axis)
-        for i, feature in enumerate(getattr(now, axis)):
-            if feature in was:
-                state[name][i] = given[was.index(feature)]
-    model.bind(now, state, allocate_touched(layout))
+    model = bound.declared_anew(("new", "n2", "n0", "n1"), ("c1", "c0")).chain
     expected, out = np.empty((2, 200, 1))
     x = part.piece(0, 200).x
     bound.chain.predict(x, expected)
@@ -308,12 +294,7 @@ def test_branches_find_their_columns_when_features_come_and_go(bind, stream):
     model.predict(Rows(np.ascontiguousarray(moved), np.ascontiguousarray(x.categories[:, ::-1])), out)
     np.testing.assert_allclose(out, expected, rtol=1e-9)
 
-    fewer = Spec(("n1",), (), "binary", 1)  # every branch on another column sends all rows to its heavier child
-    layout = model.layout(fewer)
-    state = {n: bound.state[n] if not a.axis else bound.state[n][:0].copy() for n, a in layout.items()}
-    state |= {n: bound.state[n][1:2].copy() for n, a in layout.items() if a.axis == "numeric"}
-    model = bound.chain.unbound()
-    model.bind(fewer, state, allocate_touched(layout))
+    model, _, state, _ = bound.declared_anew(("n1",), ())  # branches on other columns send all to the heavier child
     size = state["0/size"][NODES]
     model.learn(Rows(x.numeric[:, 1:2].copy(), np.empty((200, 0), np.uint64)), Truth(*(a[:200] for a in part.truth)))
     assert state["0/size"][NODES] >= size
