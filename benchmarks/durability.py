@@ -241,7 +241,7 @@ def exactly_once(chosen: argparse.Namespace) -> str:
     """Throughput with and without transactions, in turns: as fast as it goes, and at a pace that both bear."""
     modes = ("at_least_once", "exactly_once")
     with fresh_ground() as ground:
-        fill(ground.broker, TOPIC, chosen.events // 2, make_batches(200_000, 5_000))
+        fill(ground.broker, TOPIC, chosen.events, make_batches(200_000, 5_000))
         flat_out: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}
         paced: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}
         with working(ground, "warm", DELIVERY=modes[0]) as worker:  # a fresh broker is faster for its first run
@@ -398,7 +398,9 @@ def main() -> int:
     arguments.add_argument("--turns", type=int, default=4, help="of exactly-once, each with and without")
     arguments.add_argument("--rate", type=int, default=20_000, help="events a second of restart and stall")
     arguments.add_argument("--pace", type=int, default=100_000, help="events a second of exactly-once")
-    arguments.add_argument("--events", type=int, default=16_000_000, help="of the backlog; others take half of it")
+    arguments.add_argument(
+        "--events", type=int, default=16_000_000, help="of the backlog and of exactly-once; replay: half"
+    )
     arguments.add_argument("--seconds", type=float, default=10.0, help="of a measurement; stall 3, backlog 2 times")
     arguments.add_argument("--bits", type=int, default=22, help="of the table of stall")
     chosen = arguments.parse_args()
