@@ -181,6 +181,12 @@ class Part(Stateful, Protocol):
 
         return Chain(self, other)
 
+    def __ror__(self, other: Any) -> Any:
+        """Before a part stands what is none, such as a class: refused as behind one."""
+        from .chain import Chain
+
+        return Chain(other, self)
+
 
 class Transform(Part, Protocol):
     """Changes the numeric block before a learner sees it; learns from the features alone."""
@@ -368,6 +374,13 @@ def build(config: Mapping[str, Any]) -> Any:
         return REGISTRY[name](*settings.pop("parts", ()), **settings)
     except TypeError as error:
         raise DeclarationError(f"{name}: {error}; is the configuration of another version?") from error
+
+
+def came(value: Any) -> str:
+    """What came in the place of a model or a part of one, in an error."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}; write {value.__name__}()"
+    return repr(value)
 
 
 def check_number(what: str, value: float, low: float, *, above: bool = False, high: float = math.inf) -> None:

@@ -24,6 +24,7 @@ from .base import (
     allocate,
     allocate_touched,
     build,
+    came,
     register,
 )
 
@@ -53,10 +54,10 @@ class Chain(Configured):
             p for part in parts for p in (part.parts if isinstance(part, Chain) else (part,))
         )
         for part in self.parts:
-            if not (_is_transform(part) or _is_learner(part)):
+            if isinstance(part, type) or not (_is_transform(part) or _is_learner(part)):
                 raise DeclarationError(
                     f"a model is made of transforms and a learner, as in StandardScaler() | LogisticRegression(); "
-                    f"got {part!r}"
+                    f"got {came(part)}"
                 )
         for part in self.parts[:-1]:
             if not _is_transform(part):

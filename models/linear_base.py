@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..errors import DeclarationError
-from .base import Configured, Decay, Explainer, Rows, Spec, Truth, check_number, check_whole, declared_task
+from .base import Configured, Decay, Explainer, Rows, Spec, Truth, came, check_number, check_whole, declared_task
 from .durations import parse_duration
 from .optimizers import Optimizer
 
@@ -90,7 +90,7 @@ class OptimizedLearner(TableLearner):
     def __post_init__(self) -> None:
         name = type(self).__name__
         if not isinstance(self.optimizer, Optimizer):
-            raise DeclarationError(f"{name}: expected an optimizer such as FTRL(alpha=0.1), got {self.optimizer!r}")
+            raise DeclarationError(f"{name}: expected an optimizer such as FTRL(alpha=0.1), got {came(self.optimizer)}")
         super().__post_init__()
         if getattr(self.optimizer, "momentum", 0.0):
             raise DeclarationError(f"{name}: momentum is for torch modules, leave it away; got {self.optimizer!r}")

@@ -141,8 +141,10 @@ def _parts(model: Any) -> Iterator[tuple[str, str]]:
 
 def _writes(p: Pipeline) -> Iterator[tuple[str, str]]:
     what = {None: "the score", "binary": "P(true)", "multiclass": "P of each class", "regression": "the value"}
+    scores = any(as_chain(model).unsupervised for model in p.models_by_name.values())
+    says = "the score" if scores else what[p.spec.task]
     why = f", with the {p.predictions.explain} features that weighed most" if p.predictions.explain else ""
-    yield p.predictions.topic, f"a prediction for each event: {what[p.spec.task]}{why}"
+    yield p.predictions.topic, f"a prediction for each event: {says}{why}"
     yield p.predictions.dead_letters, "records that could not be used, as they came"
     yield p.journal_topic, "which slices each cycle processed"
     tie = "one transaction for each cycle" if p.delivery == "exactly_once" else "a prediction may come twice"

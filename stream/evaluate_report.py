@@ -43,6 +43,18 @@ COUNTED = (
     *("infinite", "unusable", "unanswered", "undeclared", "switches"),
     *("skipped_steps", "evicted_embeddings", "refused_embeddings"),
 )
+MEANS = {  # what is counted only where something is odd
+    "expired": "events that had no label in time",
+    "orphans": "labels whose key no event had: is key= the same on both sides?",
+    "late": "labels that came after the wait of their event",
+    "infinite": "numbers that are infinite as float32, taken as missing",
+    "unusable": "labels that name no class or are not finite: their events are predicted, and not learned",
+    "unanswered": "predictions to which River had no answer",
+    "undeclared": "predictions in which River told of a class that is not declared",
+    "skipped_steps": "steps whose scores, loss or slopes were not finite",
+    "evicted_embeddings": "embeddings that had to leave their row",
+    "refused_embeddings": "times that an embedding found no row",
+}
 OF_MODELS = {"served": "predictions served", "drifts": "drifts of each", "drift_actions": "boosts and resets"}
 WORDS = {
     "log_loss": "log loss",
@@ -95,7 +107,7 @@ def report(results: dict[str, Any]) -> Table:
         table.add_column(name, justify="right" if name else "left")
     for name in COUNTED:
         if results.get(name) or name in ("events", "labels"):
-            table.add_row(name.replace("_", " "), f"{results[name]:,}")
+            table.add_row(name.replace("_", " "), f"{results[name]:,}", *blanks, "", MEANS.get(name, ""))
     for name, words in OF_MODELS.items():
         if any(told.get(name) for told in models.values()):
             table.add_row(words, *[""] * served, *(f"{told[name]:,}" for told in models.values()))
@@ -109,7 +121,7 @@ def report(results: dict[str, Any]) -> Table:
         columns = ([results] if served else []) + list(models.values())
         shown = [f"{told[name]:.4f}" if told[name] is not None else "" for told in columns]
         known = [(at, means) for at, means in BASELINES.get(name, {}).items() if results[at] is not None]
-        first, *others = [(f"{results[at]:.4f}", means) for at, means in known] or [("", "")]
+        first, *others = [(f"{results[at]:z.4f}", means) for at, means in known] or [("", "")]
         table.add_row(words, *shown, *first)
         for row in others:
             table.add_row("", "", *blanks, *row)

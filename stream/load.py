@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import linecache
 import re
 import sys
 import traceback
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
 from ..errors import DeclarationError, HeadraceError, InputError
+from ..models.base import NEEDS_TORCH
 from .declaration import Pipeline
 from .expressions import did_you_mean
 
 PIPELINE_MODULE = "headrace_pipeline_"  # begins the names that pipeline files have as modules
+OURS = ("headrace", "headrace.models")  # what a pipeline file imports
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -126,6 +130,30 @@ def _source(where: str, line: int | None) -> str:
     return linecache.getline(where, line or 0).strip()
 
 
+def _public(module: str) -> list[str]:
+    """The names that a module of ours is imported for."""
+    return [*import_module(module).__all__, *(NEEDS_TORCH if module == "headrace.models" else ())]
+
+
+def _where_it_is(name: str, module: str) -> str:
+    """What to import in the place of a name that a module of ours does not have."""
+    for other in OURS:
+        if name in _public(other):
+            return f"; it is in {other}"
+    plain = {known.lower(): known for known in _public(module)}
+    close = did_you_mean(name.lower(), plain)
+    return close and f"; did you mean `{plain[close.split('`')[1]]}`?"
+
+
+def _settings(name: str) -> list[str]:
+    """What a public class or function of ours takes by name; nothing where there is no such name."""
+    for module in OURS:
+        if name in _public(module):
+            parameters = inspect.signature(getattr(import_module(module), name)).parameters.values()
+            return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return []
+
+
 def _hint(error: BaseException) -> str:
     """What is to be done about the errors that a new user meets first."""
     text = str(error)
@@ -133,10 +161,13 @@ def _hint(error: BaseException) -> str:
     if isinstance(error, TypeError) and builtin:  # ours are Python functions: their errors are worded otherwise
         name = builtin[1] or builtin[2]
         return f"; this is Python's own {name}: add `from headrace import {name}`"
-    if isinstance(error, ImportError) and error.name in ("headrace", "headrace.models"):
-        module = sys.modules.get(error.name)
+    unknown = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", text)
+    if isinstance(error, TypeError) and unknown:
+        settings = _settings(unknown[1])
+        return (did_you_mean(unknown[2], settings) or "; it takes " + ", ".join(settings)) if settings else ""
+    if isinstance(error, ImportError) and error.name in OURS:
         wanted = re.search(r"cannot import name '(\w+)'", text)
-        return did_you_mean(wanted[1], getattr(module, "__all__", ())) if wanted else ""
+        return _where_it_is(wanted[1], error.name) if wanted else ""
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("headrace"):
         return f"; it must lie beside the file, or be installed where headrace is ({sys.executable} -m pip install ...)"
     return ""

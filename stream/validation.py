@@ -64,7 +64,8 @@ def check_pipeline(p: Pipeline) -> Checked:
     numeric = tuple(f.name for f in features if isinstance(f, Numeric | Aggregate))
     categories = tuple(f.name for f in features if isinstance(f, Category | Cross))
     spec = Spec(numeric, categories, task, len(classes) or 1)
-    task_known = sides is not None and sides.labels_known and (task is not None or sides.labels is None)
+    told = task is not None and (task != "multiclass" or len(classes) > 1)
+    task_known = sides is not None and sides.labels_known and (told or sides.labels is None)
     problems = len(found.texts)
     spec = _check_models(p, spec, task_known, found)
     model_known = task_known and len(found.texts) == problems
@@ -332,7 +333,11 @@ def _task_of(labels: Labels, dtype: pl.DataType, found: Problems) -> Task | None
     declared, gives = labels.task, f"{show(labels.value_expr)} gives {type_name(dtype)}"
     if dtype in NUMBERS and dtype != pl.Boolean and not dtype.is_float():
         if declared is None:
-            found.add("labels.value", f'{gives}: yes or no, or an amount? say task="binary" or task="regression"')
+            found.add(
+                "labels.value",
+                f'{gives}: yes or no, or an amount? say task="binary" or task="regression"; for one of several classes '
+                "cast it to pl.String, and name them as text: classes=[...]",
+            )
         if declared == "multiclass":
             remedy = "cast it to pl.String, and name the classes as text"
             found.add("labels.task", f"{gives}, and classes are text; {remedy}")

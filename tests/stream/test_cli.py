@@ -59,6 +59,16 @@ TYPOS = {  # name: (what is written, in the place of what, words of the message)
     "syntax": ("features=[[", "features=[", "flights.py"),
     "negative rate": ("FTRL(alpha=-1)", "FTRL(alpha=0.1)", "alpha"),
     "no model": ('model="ftrl"', "model=StandardScaler() | LogisticRegression(FTRL(alpha=0.1))", "model"),
+    "setting of a learner": ("FTRL(alfa=0.1)", "FTRL(alpha=0.1)", "'alfa'; did you mean `alpha`?"),
+    "setting of another": ("FTRL(lr=0.1)", "FTRL(alpha=0.1)", "'lr'; it takes alpha, beta, l1, l2, half_life"),
+    "name of another module": ("import FTRL, Best,", "import FTRL,", "; it is in headrace\n"),
+    "name in small letters": ("import ftrl,", "import FTRL,", "did you mean `FTRL`?"),
+    "class of a transform": (
+        "StandardScaler | Log",
+        "StandardScaler() | Log",
+        "class StandardScaler; write StandardScaler()",
+    ),
+    "class of an optimizer": ("(FTRL)", "(FTRL(alpha=0.1))", "got the class FTRL; write FTRL()"),
     "expression over many rows": (
         'numeric(pl.col("delay") - pl.col("delay").mean(), name="d")',
         'numeric("delay")',

@@ -29,7 +29,7 @@ from headrace import (
 from headrace import max as max_of
 from headrace import min as min_of
 from headrace import sum as sum_of
-from headrace.models import FTRL, LinearRegression, LogisticRegression, Spec, StandardScaler
+from headrace.models import FTRL, LinearRegression, LogisticRegression, SoftmaxRegression, Spec, StandardScaler
 from headrace.models.base import Rows, Truth
 from headrace.stream.check import report
 
@@ -413,7 +413,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "value date": (lambda: clicks(labels=Labels(value="at")), ['labels.value: "at" gives datetime; expected bool']),
     "value integer": (
         lambda: clicks(labels=Labels(value="n")),
-        ["labels.value", "gives int", 'task="binary" or task="regr'],
+        ["labels.value", "gives int", 'task="binary" or task="regr', "several classes cast it to pl.String"],
     ),
     "value text": (lambda: pipeline(labels=arrivals(value="dest")), ["labels.classes: is missing", "classes=["]),
     "task unknown": (
@@ -620,6 +620,13 @@ def test_mistake_is_named_with_its_place_and_the_remedy(mistake: str) -> None:
     text = str(caught.value)
     assert text.startswith("pipeline ")
     assert [word for word in words if word not in text] == [], text
+
+
+@pytest.mark.parametrize("classes", [None, 3, "ab", ["a", "a"], ["a"]])
+def test_model_is_not_blamed_for_classes_that_are_declared_wrongly(classes: Any) -> None:
+    with pytest.raises(DeclarationError) as raised:
+        pipeline(labels=arrivals(value="dest", classes=classes), model=SoftmaxRegression())
+    assert "labels.classes" in str(raised.value) and "SoftmaxRegression" not in str(raised.value)
 
 
 def test_field_types_that_cannot_be_read_are_named() -> None:

@@ -1,5 +1,6 @@
 """Progressive validation over files: the same figures whatever the format, and errors that say what a file lacks."""
 
+import dataclasses
 import gzip
 import json
 
@@ -7,6 +8,7 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
 from headrace import Events, InputError, Labels, Pipeline, Predictions, category, mean, numeric
 from headrace.models import FTRL, SGD, LinearRegression, LogisticRegression, StandardScaler
@@ -207,6 +209,26 @@ def test_labels_that_are_missing_or_not_wanted_are_told(frames):
         later().evaluate(visits)
     with pytest.raises(InputError, match="has no labels topic: leave --labels away"):
         now().evaluate(visits, sales)
+
+
+def test_report_says_what_is_odd_about_labels(frames, tmp_path, capsys):
+    visits, sales = frames
+    strangers = sales.with_columns(pl.lit("x") + pl.col("id").alias("id"))
+    waits = dataclasses.replace(later().labels, otherwise=False)
+    Console(width=200).print(evaluate_report.report(later(labels=waits).evaluate(visits, strangers)))
+    printed = capsys.readouterr().out
+    assert f"orphans {len(sales):,} labels whose key no event had" in " ".join(printed.split())
+    assert "-0.0000" not in printed  # of labels that are all the same the best constant has a loss of 0
+    file = tmp_path / "p.py"
+    file.write_text(
+        "from headrace import *\nfrom headrace.models import *\nimport msgspec\n"
+        "class Visit(msgspec.Struct):\n    id: str\n    site: str\n    time: float\n"
+        "pipeline = Pipeline(name='p', events=Events('v', Visit, key='id', time='time', unit='s'),\n"
+        "    labels=Labels(value='site', classes=['A', 'B']), features=[numeric('time')],\n"
+        "    model=Prior(), predictions=Predictions('o'))\n"
+    )
+    assert evaluate_report.run(str(file), write(visits, tmp_path / "v.ndjson"), None, json=False) == 0
+    assert f"unusable {len(visits):,} labels that name no class" in " ".join(capsys.readouterr().out.split())
 
 
 def test_report_shows_figures_baselines_and_dead_letters(frames, tmp_path, capsys):

@@ -422,6 +422,8 @@ def test_check_says_that_a_key_is_needed_and_what_an_anomaly_detector_does():
     sections = report(declare(anomaly.OneClassSVM(), "none"))
     assert dict(sections["label"])["none"] == "the pipeline predicts and the model learns from the features alone"
     assert dict(sections["writes"])["scores"] == "a prediction for each event: the score"
+    sections = report(declare(anomaly.OneClassSVM()))  # labels only tell how good scores are
+    assert dict(sections["writes"])["scores"] == "a prediction for each event: the score"
 
 
 def test_bare_river_model_in_a_pipeline_is_told_to_be_wrapped():
