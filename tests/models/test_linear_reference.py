@@ -1,7 +1,15 @@
-"""Linear models equal their references step by step: River where it has the rule, a plain Python twin where not."""
+"""Linear models equal their references step by step: River where it has the rule, a plain Python twin where not.
+
+FTRL has Vowpal Wabbit as well: what it predicted of each row before it learned it stands in ftrl_of_vowpal_wabbit.txt.
+`python tests/models/test_linear_reference.py PYTHON` writes that file anew with the vowpalwabbit of another Python.
+"""
 
 import math
+import subprocess
+import sys
+import tempfile
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -279,3 +287,52 @@ def test_l1_keeps_what_tells_something_and_nothing_else(bind, stream):
         kept.append(int(np.count_nonzero(np.abs(z) > 100)))
     assert kept[0] >= 2
     assert kept[1] == 0
+
+
+# --- Vowpal Wabbit
+
+WABBIT = Path(__file__).parent / "ftrl_of_vowpal_wabbit.txt"
+FTRLS = ((0.1, 1.0, 0.0, 0.0), (0.5, 0.3, 0.5, 0.2), (0.05, 1.0, 2.0, 0.0), (2.0, 0.0, 0.1, 0.01))  # alpha, beta, l1, l2
+
+
+def rows_for_wabbit():
+    """Numbers, categories and labels of 300 rows, from whole numbers alone."""
+    i, j = np.arange(300)[:, None], np.arange(3)
+    x = ((i * (37 + 2 * j) + j * 17 + i * i) % 101 - 50) / 16
+    kinds = (i[:, 0] * 13 + i[:, 0] ** 2 // 7) % 5
+    return x, kinds, (x @ [1.0, -0.5, 0.25] + kinds - 2 + np.sin(i[:, 0]) > 0).astype(int)
+
+
+def predictions_of_wabbit(python, alpha, beta, l1, l2):
+    """P(true) of each row, before it was learned; no bias, which l1 and l2 concern there and not here."""
+    settings = dict(ftrl_alpha=alpha, ftrl_beta=beta, l1=l1, l2=l2, loss_function="logistic", link="logistic")
+    lines = [
+        f"{2 * y - 1} | {' '.join(f'n{j}:{v!r}' for j, v in enumerate(row))} c{kind}\n"
+        for row, kind, y in zip(*(array.tolist() for array in rows_for_wabbit()), strict=True)
+    ]
+    options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    with tempfile.TemporaryDirectory() as folder:
+        rows, told = Path(folder, "rows"), Path(folder, "told")
+        rows.write_text("".join(lines))
+        command = [python, "-m", "vowpalwabbit", "--ftrl", *options, "--noconstant", "-d", str(rows), "-p", str(told)]
+        subprocess.run([*command, "--quiet"], check=True)
+        return told.read_text().split()
+
+
+@pytest.mark.parametrize("at", range(len(FTRLS)))
+def test_ftrl_equals_vowpal_wabbit_step_by_step(at, bind):
+    expected = np.loadtxt(WABBIT)[:, at]
+    numbers, kinds, y = rows_for_wabbit()
+    alpha, beta, l1, l2 = FTRLS[at]
+    ours = LogisticRegression(FTRL(alpha, beta, l1, l2, half_life=None), base_rate=False, intercept_lr=0.0, bits=12)
+    bound, out = bind(ours, 3, 1), np.empty((len(y), 1))
+    x = Rows(numbers.astype(np.float32), (kinds[:, None] + 1).astype(np.uint64) << np.uint64(52))
+    bound.chain.test_then_learn(x, Truth(y[:, None].astype(np.float32), np.ones(len(y), np.float32)), out)
+    np.testing.assert_allclose(out[:, 0], expected, rtol=0, atol=2e-6)  # it prints six decimals
+    assert np.ptp(out) > 0.5 and (out[5:, 0] != 0.5).any()
+
+
+if __name__ == "__main__":
+    columns = [predictions_of_wabbit(sys.argv[1], *settings) for settings in FTRLS]
+    of = "# P(true) by vowpalwabbit 9.11.9, float32; a column for each of FTRLS in test_linear_reference.py"
+    WABBIT.write_text("\n".join([of, *map(" ".join, zip(*columns, strict=True))]) + "\n")
