@@ -29,8 +29,11 @@ class Bound(NamedTuple):
         chain, spec = self.chain.unbound(), self.spec._replace(numeric=numeric, categories=categories)
         layout = chain.layout(spec)
         state, touched = allocate(layout), allocate_touched(layout)
+        others = any(sorted(now) != sorted(was) for now, was in zip(spec[:2], self.spec[:2], strict=True))
         for name, array in layout.items():
-            if not array.axis:
+            if array.axis == "features" and others:  # was made for just those, and begins anew
+                continue
+            if array.axis not in ("numeric", "categories"):
                 state[name][...] = self.state[name]
                 continue
             was = getattr(self.spec, array.axis)

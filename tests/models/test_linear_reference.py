@@ -292,7 +292,12 @@ def test_l1_keeps_what_tells_something_and_nothing_else(bind, stream):
 # --- Vowpal Wabbit
 
 WABBIT = Path(__file__).parent / "ftrl_of_vowpal_wabbit.txt"
-FTRLS = ((0.1, 1.0, 0.0, 0.0), (0.5, 0.3, 0.5, 0.2), (0.05, 1.0, 2.0, 0.0), (2.0, 0.0, 0.1, 0.01))  # alpha, beta, l1, l2
+FTRLS = (
+    (0.1, 1.0, 0.0, 0.0),
+    (0.5, 0.3, 0.5, 0.2),
+    (0.05, 1.0, 2.0, 0.0),
+    (2.0, 0.0, 0.1, 0.01),
+)  # alpha, beta, l1, l2
 
 
 def rows_for_wabbit():

@@ -206,6 +206,8 @@ NEVER_TAKES_BACK = {  # a row of negative weight, or of none, is not learned
     "mondrian", "scaled_mondrian", "regression_mondrian",
     "passive_aggressive", "passive_aggressive_value", "river", "river_tree", "river_pipeline", "river_classes",
 }  # fmt: skip
+CHANGES_ITS_MIND = {"river_classes"}  # a leaf of River turns from naive Bayes to shares and back
+WEIGHS_NOTHING = {"no_change", "no_change_of_classes", "no_change_of_values"}
 NASTY_LABELS = {"binary": [0, 1], "classes": [0, 1, 2, 3, -1, 3e38, np.nan, np.inf]}
 BASELINES = {  # they do not look at the features, so their loss does not fall below that of a constant
     "prior": lambda: StandardScaler() | Prior(),
@@ -267,6 +269,11 @@ def run(bound, method, part):
     else:
         getattr(bound.chain, method)(part.x, out)
     return out
+
+
+def held_bytes():
+    """What the process holds in memory at the moment."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @every_model
@@ -532,6 +539,89 @@ def test_weight_that_is_no_number_or_may_not_be_negative_teaches_nothing(fresh, 
     part.truth.weight[:] = np.resize(np.float32([np.nan, 0.0, -1.0] if name in NEVER_TAKES_BACK else [np.nan]), 100)
     run(bound, "learn", part)
     assert bound.bits() == before
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in CHANGES_ITS_MIND])
+def test_learning_moves_the_prediction_toward_the_label(fresh, stream, name):
+    bound, rows = fresh(name), stream(40, 7, LABELS.get(name, "binary"))
+    run(bound, "learn", stream(100, 0, LABELS.get(name, "binary")))
+    rows.truth.weight[:] = 1.0
+    before, after = [], []
+    for one in (rows.piece(i, i + 1) for i in range(40)):
+        for gaps in (before, after):
+            out = run(bound, "predict", one)
+            label = np.eye(3)[one.truth.y[:, 0].astype(int)] if LABELS.get(name) == "classes" else one.truth.y
+            gaps.append(np.abs(out - label).mean())
+            run(bound, "learn", one)
+    assert np.mean(after) < np.mean(before)
+
+
+@every_model
+def test_weight_of_two_counts_for_more(fresh, stream, name):
+    """By how much is each learner's: a step twice as long, or evidence twice as heavy; a single label has no weight."""
+    part, moved = stream(60, 5, LABELS.get(name, "binary")), []
+    for weight in (1.0, 2.0):
+        bound = fresh(name)
+        run(bound, "learn", stream(200, 0, LABELS.get(name, "binary")))
+        before = run(bound, "predict", part).astype(float)
+        part.truth.weight[:] = weight
+        run(bound, "learn", part)
+        moved.append(np.abs(run(bound, "predict", part) - before).mean())
+    if name in WEIGHS_NOTHING:
+        assert moved[0] == moved[1]
+    else:
+        assert moved[0] != moved[1] > 0
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("river")])
+def test_features_may_be_moved_added_and_removed(fresh, stream, name):
+    bound, part = fresh(name), stream(60, 3, LABELS.get(name, "binary"))
+    run(bound, "learn", stream(300, 0, LABELS.get(name, "binary")))
+    x, before = part.x, run(bound, "predict", part)
+    again, out = bound.declared_anew(("n2", "n0", "n1"), ("c1", "c0")), np.empty_like(before)
+    again.chain.predict(Rows(x.numeric[:, [2, 0, 1]].copy(), x.categories[:, [1, 0]].copy()), out)
+    np.testing.assert_allclose(out, before, rtol=1e-4, atol=1e-5)
+    more = bound.declared_anew(("n0", "new", "n1", "n2"), ("c0", "c1", "unknown"))
+    more.chain.predict(Rows(np.insert(x.numeric, 1, np.nan, 1), np.insert(x.categories, 2, 0, 1)), out)
+    if name not in NETS:  # whose dense weights begin anew
+        np.testing.assert_allclose(out, before, rtol=1e-4, atol=1e-5)
+    fewer = bound.declared_anew(("n1",), ())
+    for now, rows in (
+        (more, Rows(np.insert(x.numeric, 1, 7.0, 1), np.insert(x.categories, 2, 9, 1))),
+        (fewer, Rows(x.numeric[:, [1]].copy(), x.categories[:, :0])),
+    ):
+        now.chain.test_then_learn(rows, part.truth, out)
+        assert np.isfinite(out).all() and all(np.isfinite(array).all() for array in now.state.values())
+
+
+@pytest.mark.parametrize("name", MODELS | BARE)
+def test_columns_that_never_change_and_categories_never_seen_are_predicted_and_learned(fresh, stream, name):
+    bound, part = fresh(name), stream(120, 2, LABELS.get(name, "binary"))
+    part.x.numeric[:] = 3.0, 0.0, -1e6
+    part.x.categories[:] = np.arange(1, 241, dtype=np.uint64).reshape(120, 2) << np.uint64(40)
+    out = run(bound, "test_then_learn", part)
+    assert np.isfinite(out).all() and all(np.isfinite(array).all() for array in bound.state.values())
+    if LABELS.get(name, "classes") == "classes":
+        assert (out >= 0).all() and (out <= 1).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the size of the process from /proc")
+# without those of torch: test_embeddings.py has a million for their table, and nothing else of them sees a category
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("river") and name not in NETS])
+def test_a_million_categories_take_no_more_memory(bind, stream, name):
+    """A million of the pairs of feature and value: 200 columns of 5,000 values each, of which none comes twice."""
+    task = TASKS.get(LABELS.get(name, ""), "binary")
+    bound, rng, columns = bind(MODELS[name](), 1, 200, task), np.random.default_rng(0), 200
+    size = sum(array.nbytes for array in bound.state.values())
+    for i in range(10):
+        if i == 2:
+            held = held_bytes()
+        hashes = np.arange(1 + i * 100_000, 1 + (i + 1) * 100_000, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        x = Rows(rng.normal(size=(500, 1)).astype(np.float32), hashes.reshape(500, columns))
+        y = rng.integers(0, 2, (500, 1)).astype(np.float32)
+        run(bound, "test_then_learn", type(stream(0))(x, Truth(y, np.ones(500, np.float32))))
+    assert held_bytes() - held < 3_000_000  # of the hashes that came meanwhile alone 6.4 MB
+    assert sum(array.nbytes for array in bound.state.values()) == size
 
 
 def test_missing_category_adds_nothing_and_missing_number_has_a_weight_of_its_own(bind):
