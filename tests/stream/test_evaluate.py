@@ -213,7 +213,7 @@ def test_labels_that_are_missing_or_not_wanted_are_told(frames):
 
 def test_report_says_what_is_odd_about_labels(frames, tmp_path, capsys):
     visits, sales = frames
-    strangers = sales.with_columns(pl.lit("x") + pl.col("id").alias("id"))
+    strangers = sales.with_columns(("x" + pl.col("id")).alias("id"))
     waits = dataclasses.replace(later().labels, otherwise=False)
     Console(width=200).print(evaluate_report.report(later(labels=waits).evaluate(visits, strangers)))
     printed = capsys.readouterr().out
