@@ -185,9 +185,10 @@ class Torch(InMicroBatches):
             arrays |= self.embeddings.layout(plan.inputs.dim)
         of_values = plan.task == truths.REGRESSION
         classes = max(2, spec.outputs)
-        base = Array((2,), "float64") if of_values else Array((classes,), "float64", 1 / classes)
+        shares = Array((classes,), "float64", 1 / classes, merge="moments", by="base_count")
+        moment = Array((1,), "float64", merge="moments", by="base_count")
+        arrays |= {"base_mean": moment, "base_variance": moment} if of_values else {"base": shares}
         return arrays | {
-            "base": base._replace(merge="moments", by="base_count"),
             "base_count": Array((1,), "float64", 0.0 if of_values else 1.0, merge="sum"),
             SKIPPED: Array((2,), "int64"),
             "batches": Array((1,), "int64", merge="max"),
@@ -208,6 +209,8 @@ class Torch(InMicroBatches):
             state["begun"][0] = 1
         self._side = self._on(plan, module, state, touched)
         self._state, self._task = state, plan.task
+        self._base = state["base_mean" if plan.task == truths.REGRESSION else "base"]
+        self._variance = state.get("base_variance", np.zeros(1))
         self._batches, self._skipped = state["batches"], state[SKIPPED]
         self._live = np.zeros(self.batch_size, np.uint8)
         self._offsets = np.zeros(spec.outputs + 1)
@@ -234,7 +237,7 @@ class Torch(InMicroBatches):
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
         """Write P(true), P of each class or values to out; changes no state, and no row looks at another."""
-        truths.write_offsets(self._task, self.base_rate, self._state["base"], self._offsets)
+        self._write_offsets()
         self._side.predict(x, self._offsets, out)
 
     def learn(self, x: Rows, truth: Truth) -> None:
@@ -260,11 +263,13 @@ class Torch(InMicroBatches):
         if not examples:
             return
         self._batches[0] += 1
-        base = self._state["base"]
-        truths.observe(self._task, y, weight, live, base, self._state["base_count"])
-        truths.write_offsets(self._task, self.base_rate, base, self._offsets)
+        truths.observe(self._task, y, weight, live, self._base, self._variance, self._state["base_count"])
+        self._write_offsets()
         now = int(self._batches[0])
         self._note(self._side.learn(numeric, categories, y, weight, live, examples, now, self._offsets))
+
+    def _write_offsets(self) -> None:
+        truths.write_offsets(self._task, self.base_rate, self._base, self._variance, self._offsets)
 
     def _note(self, made: list[bool]) -> None:
         """Count the steps that could not be made."""
@@ -292,7 +297,7 @@ class Torch(InMicroBatches):
         which is taken at 64 points. A missing number's contribution is its indicator's. Changes no state.
         Source: Sundararajan, Taly and Yan (2017), Axiomatic attribution for deep networks.
         """
-        truths.write_offsets(self._task, self.base_rate, self._state["base"], self._offsets)
+        self._write_offsets()
         self._side.explain(x, self._offsets, out)
         np.clip(out, -1e30, 1e30, out=out)
 

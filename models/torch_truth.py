@@ -15,7 +15,7 @@ LARGEST = 3.4028234663852886e38
 LEAST = 1e-6  # share of a class on which scores stand
 
 # Letters: B rows, O outputs, C classes. The base is the share of each class (C,), a binary task has two; of a
-# regression the mean and the variance of the labels (2,). It stands on `count` (1,), a sum of weights.
+# regression the mean of the labels (1,), beside their variance (1,). It stands on `count` (1,), a sum of weights.
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -37,8 +37,10 @@ def take_truth(task: int, y: ndarray, weight: ndarray, outputs: int, live: ndarr
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def observe(task: int, y: ndarray, weight: ndarray, live: ndarray, base: ndarray, count: ndarray) -> None:
-    """Fold the labels of a micro-batch into the base, float64 (C,) or (2,), and its count (1,).
+def observe(
+    task: int, y: ndarray, weight: ndarray, live: ndarray, base: ndarray, variance: ndarray, count: ndarray
+) -> None:  # fmt: skip
+    """Fold the labels of a micro-batch into the base, float64 (C,) or (1,), the variance and the count, (1,) each.
 
     What a negative weight takes back leaves no share below 0; labels of a regression are taken in alone.
     Source: Welford (1962), Note on a method for calculating corrected sums of squares and products.
@@ -52,7 +54,7 @@ def observe(task: int, y: ndarray, weight: ndarray, live: ndarray, base: ndarray
         if task == REGRESSION:
             d = t - base[0]
             base[0] += v / n * d
-            base[1] += v / n * (d * (t - base[0]) - base[1])
+            variance[0] += v / n * (d * (t - base[0]) - variance[0])
         else:
             named = np.intp(t >= 0.5) if task == BINARY else np.intp(t)
             for c in range(base.shape[0]):
@@ -61,7 +63,7 @@ def observe(task: int, y: ndarray, weight: ndarray, live: ndarray, base: ndarray
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def write_offsets(task: int, on: bool, base: ndarray, offsets: ndarray) -> None:
+def write_offsets(task: int, on: bool, base: ndarray, variance: ndarray, offsets: ndarray) -> None:
     """Write to offsets float64 (O + 1,) what is added to each raw score, and the unit the scores are in."""
     offsets[:] = 0.0
     offsets[-1] = 1.0
@@ -74,8 +76,8 @@ def write_offsets(task: int, on: bool, base: ndarray, offsets: ndarray) -> None:
             offsets[c] = math.log(max(base[c], LEAST))
     else:
         offsets[0] = base[0]
-        if base[1] > 0.0:
-            offsets[1] = max(math.sqrt(base[1]), 1e-30)
+        if variance[0] > 0.0:
+            offsets[1] = max(math.sqrt(variance[0]), 1e-30)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -224,6 +224,17 @@ FADES = {
     "multinomial_nb",
     "average_of_kinds",
 }  # counts decay and their smoothing does not: categories come to say nothing
+BY_WHEN = (
+    "embeddings/evidence",
+    "embeddings/stamp",
+    "embeddings/counts",
+    "steps",
+    "batches",
+)  # not what, but after what
+MOMENTS = {"count", "mean", "variance", "base_count", "base_mean", "base_variance", "class_count", "column_count"}
+UNLIKE_THE_WHOLE = {  # the scaler knows less of a half: other numbers are above its mean
+    "multinomial_nb": ("table", "length"),
+}
 every_model = pytest.mark.parametrize("name", MODELS)
 EXPLAIN_NOTHING = {"river", "river_tree", "river_pipeline", "river_classes"}  # beside the baselines
 EXPLAINERS = [name for name in MODELS | BARE if name not in BASELINES | dict.fromkeys(EXPLAIN_NOTHING)]
@@ -571,6 +582,50 @@ def test_weight_of_two_counts_for_more(fresh, stream, name):
         assert moved[0] == moved[1]
     else:
         assert moved[0] != moved[1] > 0
+
+
+def merged(declared, first, second, begun, name):
+    """What two models that began alike know together, of arrays that are counts, their moments, or flags; else None."""
+    array = declared[name]
+    a, b, before = (state[name].astype(np.float64) for state in (first, second, begun))
+    if array.merge == "sum":
+        return a + b - before
+    if array.merge == "max":
+        return np.maximum(a, b)
+    counts = [state[array.by] for state in (first, second, begun)]
+    n, m, k = counts
+    seen = np.maximum(n + m - k, 1e-300)
+    if not name.endswith("variance"):
+        return (n * a + m * b - k * before) / seen
+    mean = name.removesuffix("variance") + "mean"
+    middle = merged(declared, first, second, begun, mean)
+    squares = [
+        count * (array + (state[mean] - middle) ** 2)
+        for count, array, state in zip(counts, (a, b, before), (first, second, begun), strict=True)
+    ]
+    return (squares[0] + squares[1] - squares[2]) / seen
+
+
+@every_model
+def test_merge_follows_the_declared_rule(fresh, stream, name):
+    """Counts, moments and flags of two halves give those of the whole; all else says by what it would be merged."""
+    part = stream(120, 9, LABELS.get(name, "binary"))
+    whole, first, second, begun = (fresh(name) for _ in range(4))
+    whole.chain.learn(*part)
+    first.chain.learn(*part.piece(0, 50))
+    second.chain.learn(*part.piece(50, 120))
+    declared = whole.chain.layout(whole.spec)
+    for array, rule in declared.items():
+        if array.rpartition("/")[2] in MOMENTS and not name.startswith("river"):
+            assert rule.merge in ("sum", "moments"), array
+        if rule.merge in ("moments", "steps"):
+            evidence = declared[rule.by] if rule.by else rule
+            assert evidence.shape[0] in (1, rule.shape[0]), array
+            assert rule.by or (rule.merge == "steps" and rule.shape[-1] == 2), array
+        if rule.merge in ("owner", "mean", "steps") or array.endswith(UNLIKE_THE_WHOLE.get(name, BY_WHEN)):
+            continue
+        expected = merged(declared, first.state, second.state, begun.state, array)
+        np.testing.assert_allclose(expected, whole.state[array], rtol=1e-9, atol=1e-9, err_msg=array)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("river")])
