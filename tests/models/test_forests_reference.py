@@ -410,20 +410,31 @@ def test_full_forest_goes_on_learning(bind, stream):
     assert wrong[1] < wrong[0] + 0.1
 
 
-def test_trees_that_are_replaced_leave_nothing_behind(bind, stream):
+@pytest.mark.parametrize(
+    ("make", "labels", "of_nodes", "of_slots"),
+    [
+        (ARFClassifier, "binary", ["counts", "classes"], ["gaussians", "category_totals", "values", "value_counts"]),
+        (
+            ARFRegressor,
+            "value",
+            ["targets"],
+            ["intercepts", "coefficients", "used", "categories", "category_moments"],  # used: of values and moments
+        ),
+    ],
+)
+def test_trees_that_are_replaced_leave_nothing_behind(bind, stream, make, labels, of_nodes, of_slots):
     """Every tree is all that it has learned since it began: what its nodes and slots hold beyond its size is zero."""
-    x, truth = changing(stream, 4000, 6)
-    bound = bind(ARFClassifier(n_models=3, max_nodes=101, **SHAKY), 3, 2)
+    x, truth = changing(stream, 4000, 6, labels)
+    bound = bind(make(n_models=3, max_nodes=101, **SHAKY), 3, 2)
     bound.chain.learn(x, truth)
     state = {name.removeprefix("0/"): array for name, array in bound.state.items()}
     assert (state["changes"] > 1).all()
     for at, (nodes, slots, _) in enumerate(state["size"]):
-        for name in ("links", "column", "threshold", "value", "weights", "counts", "classes"):
+        for name in ("links", "column", "threshold", "value", "weights", *of_nodes):
             assert not state[name][101 * at + nodes : 101 * (at + 1)].any(), name
         rest = slice(51 * at + slots, 51 * (at + 1))
-        assert not state["seen"][rest].any()
-        for name in ("first", "gaussians", "category_first", "category_totals", "values", "value_counts"):
-            assert not state[name][:, rest].any(), name
+        for name in ("seen", "first", "category_first", *of_slots):
+            assert not (state[name][rest] if state[name].ndim == 1 else state[name][:, rest]).any(), name
 
 
 def test_forest_goes_on_when_features_come_and_go(bind, stream):
