@@ -257,6 +257,17 @@ def test_forest_of_one_tree_is_that_tree(bind, stream):
     assert bound.state["0/gaussians"][:, :51].tobytes() == single.state["0/gaussians"].tobytes()
 
 
+def test_member_is_scored_by_the_weight_of_the_rows_that_it_got_right(bind, stream):
+    x, truth = stream(500, 1)
+    bound = bind(ARFClassifier(n_models=1, warning_delta=None, drift_delta=None), 3, 2)
+    out = np.empty((500, 1))
+    bound.chain.test_then_learn(x, truth, out)
+    right = ((out > 0.5) == truth.y)[:, 0]
+    right[0] = False  # nothing was known yet
+    assert len(set(truth.weight)) > 2
+    np.testing.assert_allclose(bound.state["0/scores"][0], [truth.weight[right].sum(), truth.weight.sum()])
+
+
 @pytest.mark.parametrize(("name", "middle", "spread"), [("Bananas", 0.883, 0.006), ("Phishing", 0.910, 0.008)])
 def test_accuracy_lies_within_the_spread_of_rivers_seeds(name, middle, spread):
     """River 0.26.1, ten seeds: Bananas .883, Phishing .910 on average."""
