@@ -68,6 +68,8 @@ def test_cycle_is_told_of_as_committed_once_the_group_stands_behind_it(kafka, re
                 commits.owned = [0, 1]
             commits.hand_over(standing, Cycle(pieces=[Piece("events", 0, at, at + 1)]), None)
             if at % 3 == 2:
+                await commits.sent_out()
+                assert commits.all_settled == (commits.under_way == 0)
                 await commits.all_committed()
                 assert commits.all_settled and commits.under_way == 0
                 assert len(told) == at + 1
