@@ -268,6 +268,16 @@ def test_otherwise_is_learned_as_the_label_when_the_wait_is_over():
         assert run.counts("expired", "joined") == (1, 0)
 
 
+def test_otherwise_counts_in_windows_from_the_end_of_the_wait_on():
+    run = Run(delayed(features=[mean("label", by="site", over="6h")], otherwise=False))
+    run.feed("events", [click(1, 0), click(2, 70, site="b")])
+    run.feed("labels", [sale("x", 70)])
+    assert run.counts("expired", "examples") == (1, 1)
+    batch = run.decoders["events"].decode(run.slice("events", [click(m, m) for m in (385, 430)]))
+    run.engine.process(batch, batch.start, batch.next)
+    np.testing.assert_array_equal(batch.numeric[:, 0], np.float32([0, np.nan]))
+
+
 def weights(run):
     return next(
         name[8:] for name, array in run.engine.arrays.items() if name.startswith("model/1/") and array.size > 4000
