@@ -121,9 +121,7 @@ class Aligner:
         """Hand out the rows of a partition's first batch whose clock is at most limit."""
         batch, start = queue.batches[0], queue.start
         last = int(batch.clock.searchsorted(limit, side="right"))
-        if last < len(batch):
-            last = max(last, queue.row + 1)
-        if last >= len(batch):
+        if last == len(batch):
             if len(batch):
                 queue.clock = max(queue.clock, int(batch.clock[-1]))
             queue.batches.popleft()
@@ -133,6 +131,5 @@ class Aligner:
             queue.look()
             return Next(batch, start, batch.next)
         queue.row, queue.start = last, int(batch.offset[last])
-        queue.clock = max(queue.clock, int(batch.clock[last - 1]))
         queue.look()
         return Next(batch, start, queue.start)

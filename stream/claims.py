@@ -80,20 +80,20 @@ def source(
     if all(here.get(role) == offset for role, offset in at.items()):
         return None  # nobody has gone on with it since
     role = max(at, key=lambda role: here.get(role, 0) - at[role])
-    place = say_place(pipeline, (role, number))
     if here.get(role, 0) > at[role]:
         raise StreamStopped(
-            f"{place}: the model has learned up to offset {here[role]:,}, group {pipeline.group} stands at "
-            f"{at[role]:,}: were its offsets set back? Set them to those of a snapshot (headrace snapshots show "
-            f"{pipeline.name}), or give the pipeline another name to begin anew"
+            f"{say_place(pipeline, (role, number))}: the model has learned up to offset {here[role]:,}, group "
+            f"{pipeline.group} stands at {at[role]:,}: were its offsets set back? Set them to those of a snapshot "
+            f"(headrace snapshots show {pipeline.name}), or give the pipeline another name to begin anew"
         )
     if slot is not None and slot != here_slot:
         return slot, at
-    if here:
-        log.warning(
-            "%s: the model has learned up to offset %s and goes on at %s: what lies between was not learned",
-            place, f"{here.get(role, 0):,}", f"{at[role]:,}",
-        )  # fmt: skip
+    for role, offset in at.items():
+        if here and here.get(role, 0) < offset:
+            log.warning(
+                "%s: the model has learned up to offset %s and goes on at %s: what lies between was not learned",
+                say_place(pipeline, (role, number)), f"{here.get(role, 0):,}", f"{offset:,}",
+            )  # fmt: skip
     return None
 
 

@@ -152,10 +152,7 @@ class PartitionState:
         _, labels = self.early.claim(key)
         if not len(labels):
             return None  # its wait ended at a tick just now, or an event before this one has it
-        _, rows = self.pending.claim(key)
-        if not len(rows):
-            self._count("duplicates", 1)
-            return None
+        _, rows = self.pending.claim(key)  # one: a label that finds its event does not wait here
         self._count("joined", 1)
         label = self.early.named(labels)
         names = ("time", "y", "values", "weight") if self.terms.weighted else ("time", "y", "values")

@@ -38,7 +38,7 @@ from headrace.models import (
 )
 from headrace.models.average_kernels import IDENTITY, LOG, LOGIT, SOFTMAX, add_changes, predict_of
 from headrace.models.mondrian_kernels import SHARE, TOTAL
-from headrace.models.tree_kernels import DEPTH, LEFT, NODES, SERVES, SLOT, WRONG
+from headrace.models.tree_kernels import DEPTH, KNOWN, LEFT, NODES, SERVES, SLOT, WRONG
 from headrace.models.trees import key_of
 
 TREE = {"grace_period": 30, "delta": 0.1, "tau": 0.2}
@@ -220,6 +220,20 @@ def test_naive_bayes_of_a_leaf_over_two_columns_is_shared_as_shapley_has_it(bind
     assert np.abs(wanted).max() > 0.05
 
 
+def test_class_that_a_leaf_knows_and_has_no_weight_of_explains_as_it_votes(bind):
+    """One row of class 0 lies so far from the others that none of its weight is left where it fell."""
+    rng, y = np.random.default_rng(0), np.float32(np.arange(700) % 2)
+    numeric = (rng.normal(size=700) + np.where(y, 0, 100)).astype(np.float32).reshape(-1, 1)
+    numeric[2] = -1
+    x, none = Rows(numeric, np.empty((700, 0), np.uint64)), np.empty((20, 0), np.uint64)
+    bound = bind(HoeffdingTreeClassifier(grace_period=600, leaf_prediction="nb"), numeric=1, categories=0)
+    bound.chain.learn(x, Truth(y.reshape(-1, 1), np.ones(700, np.float32)))
+    assert bound.state["0/counts"][1, 0] == 0 < bound.state["0/counts"][1, 1]
+    assert bound.state["0/links"][1, KNOWN] == 2
+    x = Rows(rng.normal(size=(20, 1)).astype(np.float32), none)
+    np.testing.assert_allclose(explained(bound, x).sum(2), predicted(bound, x), atol=1e-6)
+
+
 @pytest.mark.parametrize("leaf_prediction", ["mean", "model"])
 def test_regression_tree_explains_by_what_the_means_change_and_by_its_linear_models(bind, stream, leaf_prediction):
     model = HoeffdingTreeRegressor(leaf_prediction=leaf_prediction, lr=1e-4, **TREE)
@@ -255,6 +269,29 @@ def test_branch_on_a_feature_that_is_gone_adds_to_the_base(bind, stream, model):
     chain.explain(x, contributions)
     assert np.abs(contributions[:, :, [0, 3]]).max() == 0
     np.testing.assert_allclose(contributions.sum(2), out, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        HoeffdingTreeClassifier(**TREE),
+        HoeffdingTreeRegressor(**TREE),
+        AMFClassifier(n_estimators=2, max_nodes=255),
+    ],
+)
+def test_columns_whose_keys_share_a_place_in_the_table_are_told_apart(bind, stream, model):
+    sharing = [name for name in map(str, range(300)) if key_of("numeric", name) % 16 == 15][:3]
+    told = []
+    for names in (("n0", "n1", "n2"), tuple(sharing)):
+        bound = bind(build(model.config()), numeric=3, categories=0)
+        bound.chain.bind(bound.spec._replace(numeric=names), bound.state, bound.touched)
+        x, truth = stream(1500, 0, "value" if bound.spec.task == "regression" else "binary", categories=0)
+        out, contributions = np.empty((1500, 1), np.float32), np.empty((1500, 1, 4), np.float32)
+        bound.chain.test_then_learn(x, truth, out, contributions=contributions)
+        told.append((out, contributions))
+    assert (np.abs(contributions).max((0, 1)) > 0).all()
+    for one, other in zip(*told):
+        np.testing.assert_array_equal(one, other)
 
 
 # --- leaves that predict together

@@ -257,6 +257,17 @@ def test_forest_of_one_tree_is_that_tree(bind, stream):
     assert bound.state["0/gaussians"][:, :51].tobytes() == single.state["0/gaussians"].tobytes()
 
 
+def test_member_is_scored_by_the_weight_of_the_rows_that_it_got_right(bind, stream):
+    x, truth = stream(500, 1)
+    bound = bind(ARFClassifier(n_models=1, warning_delta=None, drift_delta=None), 3, 2)
+    out = np.empty((500, 1))
+    bound.chain.test_then_learn(x, truth, out)
+    right = ((out > 0.5) == truth.y)[:, 0]
+    right[0] = False  # nothing was known yet
+    assert len(set(truth.weight)) > 2
+    np.testing.assert_allclose(bound.state["0/scores"][0], [truth.weight[right].sum(), truth.weight.sum()])
+
+
 @pytest.mark.parametrize(("name", "middle", "spread"), [("Bananas", 0.883, 0.006), ("Phishing", 0.910, 0.008)])
 def test_accuracy_lies_within_the_spread_of_rivers_seeds(name, middle, spread):
     """River 0.26.1, ten seeds: Bananas .883, Phishing .910 on average."""
@@ -410,20 +421,31 @@ def test_full_forest_goes_on_learning(bind, stream):
     assert wrong[1] < wrong[0] + 0.1
 
 
-def test_trees_that_are_replaced_leave_nothing_behind(bind, stream):
+@pytest.mark.parametrize(
+    ("make", "labels", "of_nodes", "of_slots"),
+    [
+        (ARFClassifier, "binary", ["counts", "classes"], ["gaussians", "category_totals", "values", "value_counts"]),
+        (
+            ARFRegressor,
+            "value",
+            ["targets"],
+            ["intercepts", "coefficients", "used", "categories", "category_moments"],  # used: of values and moments
+        ),
+    ],
+)
+def test_trees_that_are_replaced_leave_nothing_behind(bind, stream, make, labels, of_nodes, of_slots):
     """Every tree is all that it has learned since it began: what its nodes and slots hold beyond its size is zero."""
-    x, truth = changing(stream, 4000, 6)
-    bound = bind(ARFClassifier(n_models=3, max_nodes=101, **SHAKY), 3, 2)
+    x, truth = changing(stream, 4000, 6, labels)
+    bound = bind(make(n_models=3, max_nodes=101, **SHAKY), 3, 2)
     bound.chain.learn(x, truth)
     state = {name.removeprefix("0/"): array for name, array in bound.state.items()}
     assert (state["changes"] > 1).all()
     for at, (nodes, slots, _) in enumerate(state["size"]):
-        for name in ("links", "column", "threshold", "value", "weights", "counts", "classes"):
+        for name in ("links", "column", "threshold", "value", "weights", *of_nodes):
             assert not state[name][101 * at + nodes : 101 * (at + 1)].any(), name
         rest = slice(51 * at + slots, 51 * (at + 1))
-        assert not state["seen"][rest].any()
-        for name in ("first", "gaussians", "category_first", "category_totals", "values", "value_counts"):
-            assert not state[name][:, rest].any(), name
+        for name in ("seen", "first", "category_first", *of_slots):
+            assert not (state[name][rest] if state[name].ndim == 1 else state[name][:, rest]).any(), name
 
 
 def test_forest_goes_on_when_features_come_and_go(bind, stream):

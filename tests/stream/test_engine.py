@@ -229,6 +229,15 @@ def test_each_label_is_counted_once_for_what_it_is():
     assert counters["labels"] == sum(counters[name] for name in told) == 7
 
 
+def test_label_that_comes_again_before_its_event_is_a_duplicate():
+    run = Run(delayed(early="10m"))
+    run.feed("labels", [sale(1, 5, amount=1.0), sale(1, 5, amount=2.0)])
+    run.feed("labels", [sale(1, 6, amount=3.0)])
+    assert run.counts("early", "duplicates") == (1, 2)
+    run.feed("events", [click(1, 6)])
+    assert run.counts("joined", "early", "duplicates", "labels") == (1, 0, 2, 3)
+
+
 def test_expiry_waits_for_the_clock_of_the_labels():
     run = Run(delayed(otherwise=False))
     run.feed("events", [click(1, 0), click(2, 600)])
@@ -237,6 +246,15 @@ def test_expiry_waits_for_the_clock_of_the_labels():
     assert run.counts("expired") == (0,)
     run.feed("labels", [sale("y", 65)])
     assert run.counts("expired", "examples", "pending") == (1, 1, 1)
+
+
+@pytest.mark.parametrize(("seconds", "counted"), [(-1, "joined"), (0, "late")])
+def test_a_wait_ends_at_the_tick_it_was_declared_for_and_not_at_the_one_before(seconds, counted):
+    run, minute = Run(delayed(within="96m", early="96m")), 40 / 60  # ticks are at whole minutes, T0 is at second 20
+    run.feed("events", [click(1, minute), click(2, minute + 200)])
+    run.feed("labels", [sale("nobody", minute), sale(1, minute + 96 + seconds / 60)])
+    counts = dict.fromkeys(("joined", "late", "early"), 0) | {counted: 1, "early": int(seconds < 0)}
+    assert run.counts(*counts) == tuple(counts.values())
 
 
 def test_otherwise_is_learned_as_the_label_when_the_wait_is_over():
@@ -248,6 +266,16 @@ def test_otherwise_is_learned_as_the_label_when_the_wait_is_over():
         run.engine.end_cycle()
         assert (before != run.engine.arrays["model/1/" + weights(run)]).any() == moved
         assert run.counts("expired", "joined") == (1, 0)
+
+
+def test_otherwise_counts_in_windows_from_the_end_of_the_wait_on():
+    run = Run(delayed(features=[mean("label", by="site", over="6h")], otherwise=False))
+    run.feed("events", [click(1, 0), click(2, 70, site="b")])
+    run.feed("labels", [sale("x", 70)])
+    assert run.counts("expired", "examples") == (1, 1)
+    batch = run.decoders["events"].decode(run.slice("events", [click(m, m) for m in (385, 430)]))
+    run.engine.process(batch, batch.start, batch.next)
+    np.testing.assert_array_equal(batch.numeric[:, 0], np.float32([0, np.nan]))
 
 
 def weights(run):
@@ -446,6 +474,20 @@ def test_in_a_backlog_of_a_week_topics_advance_together_and_no_label_comes_befor
     assert pieces > 1000
 
 
+def test_event_goes_before_a_label_of_the_same_time():
+    run, aligner = Run(delayed(within="96m")), Aligner(60 * 1_000_000)
+    rows = {"events": [click(0, 0), click(1, 3)], "labels": [sale(0, 1), sale(1, 3)]}
+    for role, of in rows.items():
+        aligner.own((role, 0))
+        aligner.add(run.decoders[role].decode(run.slice(role, of)))
+    taken = []
+    while (following := aligner.next(at_end={("events", 0), ("labels", 0)})) is not None:
+        taken.append((following.batch.role, following.start, following.next))
+        run.engine.process(*following)
+    assert taken == [("events", 0, 1), ("labels", 0, 1), ("events", 1, 2), ("labels", 1, 2)]
+    assert run.counts("joined", "early", "orphans") == (2, 0, 0)
+
+
 def test_pieces_of_many_partitions_are_as_long_as_the_alignment():
     minutes, partitions = 600, 4
     run, aligner = Run(delayed(), partitions), Aligner(20 * 60 * 1_000_000)
@@ -475,6 +517,64 @@ def test_a_partition_that_is_behind_and_not_read_to_its_end_holds_the_others_bac
     aligner.add(run.decoders["labels"].decode(run.slice("labels", [sale(1, 30)])))
     assert aligner.next(at_end=set()) is None  # labels do not run ahead of events
     assert aligner.next(at_end={("events", 0)}).next == 1
+
+
+def test_a_partition_that_gave_all_it_had_holds_the_others_back_where_its_clock_stands():
+    run, aligner = Run(delayed(), partitions=2), Aligner(60 * 1_000_000)
+    for of in (("events", 0), ("events", 1), ("labels", 0)):
+        aligner.own(of)
+    silent = {("labels", 0)}
+    aligner.add(run.decoders["events"].decode(run.slice("events", [click(m, m) for m in (0, 9, 3)])))
+    assert aligner.next(at_end={*silent, ("events", 1)}).next == 3
+    aligner.add(run.decoders["events"].decode(run.slice("events", [click(m, m) for m in range(20)], 1)))
+    assert aligner.next(at_end=silent).next == 11  # minute 10
+    assert aligner.next(at_end=silent) is None
+    aligner.add(run.decoders["events"].decode(run.slice("events", [click("late", 4), click("on", 13)])))
+    assert aligner.next(at_end=silent)[1:] == (3, 4)  # its clock does not go back
+    assert aligner.next(at_end=silent)[1:] == (11, 15)  # minute 14
+
+
+def test_a_partition_that_goes_takes_what_was_fetched_of_it_along_and_holds_nobody_back():
+    run, aligner = Run(delayed()), Aligner(60 * 1_000_000)
+    for role, minutes in (("events", range(9)), ("labels", range(3))):
+        aligner.own((role, 0))
+        aligner.add(
+            run.decoders[role].decode(run.slice(role, [(click, sale)[role == "labels"](m, m) for m in minutes]))
+        )
+    assert aligner.next(at_end=set()).next == 2
+    aligner.disown(("labels", 0))
+    assert aligner.next(at_end=set()).next == 9
+    assert aligner.next(at_end=set()) is None
+    aligner.own(("labels", 0))
+    assert aligner.is_empty(("labels", 0))
+
+
+def test_of_equal_times_events_go_before_labels_and_partitions_in_their_order():
+    run, aligner = Run(delayed(), partitions=2), Aligner(None)
+    for role, row in (("labels", sale(1, 5)), ("events", click(1, 5))):
+        for number in (1, 0):
+            aligner.own((role, number))
+            aligner.add(run.decoders[role].decode(run.slice(role, [row], number)))
+    taken = [aligner.next(at_end=set()).batch for _ in range(4)]
+    assert [(batch.role, batch.partition) for batch in taken] == [
+        ("events", 0), ("events", 1), ("labels", 0), ("labels", 1),
+    ]  # fmt: skip
+
+
+def test_rows_of_the_next_fetch_are_looked_at_from_the_first_on():
+    run, aligner = Run(delayed()), Aligner(60 * 1_000_000)
+    for role in ("events", "labels"):
+        aligner.own((role, 0))
+    for minutes in ((0, 1, 2), (3, 4, 40)):
+        aligner.add(run.decoders["events"].decode(run.slice("events", [click(m, m) for m in minutes])))
+    aligner.add(run.decoders["labels"].decode(run.slice("labels", [sale(m, m) for m in (0, 2, 5)])))
+    taken = []
+    while (following := aligner.next(at_end={("events", 0)})) is not None:
+        taken.append((following.batch.role, following.start, following.next))
+    assert taken == [
+        ("events", 0, 2), ("labels", 0, 1), ("events", 2, 3), ("events", 3, 4), ("labels", 1, 2), ("events", 4, 5),
+        ("labels", 2, 3),
+    ]  # fmt: skip
 
 
 # --- what is wrong with records

@@ -16,6 +16,11 @@ from headrace.models import MLP, Embeddings, Torch
 
 parts["model"] = StandardScaler(half_life="1h") | Torch(MLP([16]), batch_size=16, embeddings=Embeddings(4, 8))
 """
+BLEND = """
+from headrace.models import AMFClassifier, Blend
+
+parts["model"] = Blend(parts["model"], AMFClassifier(n_estimators=3, max_nodes=255))
+"""
 EXPLAINING = """
 changes = dict(snapshots=Snapshots("300ms"), predictions=Predictions(parts["predictions"].topic, explain=3))
 pipeline = Pipeline(**(parts | changes))
@@ -42,8 +47,10 @@ def explained_by_hand(shop):
     return engine, told
 
 
-@pytest.mark.parametrize("model", ["", TORCH], ids=["linear", "torch"])
-def test_records_of_a_worker_and_its_reader_explain_as_the_model_does(open_shop, visits_and_sales, model):
+@pytest.mark.parametrize(
+    ("model", "link"), [("", "logit"), (TORCH, "logit"), (BLEND, "identity")], ids=["linear", "torch", "blend"]
+)
+def test_records_of_a_worker_and_its_reader_explain_as_the_model_does(open_shop, visits_and_sales, model, link):
     shop = open_shop("explains")
     shop.file.write_text(shop.file.read_text() + model + EXPLAINING)
     shop.pipeline = load_pipeline(str(shop.file))
@@ -76,6 +83,7 @@ def test_records_of_a_worker_and_its_reader_explain_as_the_model_does(open_shop,
     _, contributions = engine.look_closely(batch)
     for answer, parts, p in zip(answers, contributions[:, 0], predicted, strict=True):
         assert answer.contributions == dict(zip(names, parts[:-1].tolist(), strict=True))
-        assert (answer.base, answer.link, answer.prediction) == (parts[-1], "logit", p)
+        assert (answer.base, answer.link, answer.prediction) == (parts[-1], link, p)
         raw = answer.base + sum(answer.contributions.values())
-        assert 1 / (1 + np.exp(-raw)) == pytest.approx(p, abs=0.01 if model else 1e-6)
+        said = raw if link == "identity" else 1 / (1 + np.exp(-raw))
+        assert said == pytest.approx(p, abs=0.01 if model == TORCH else 1e-6)

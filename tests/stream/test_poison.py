@@ -1,7 +1,7 @@
 """Records on which a model raises become dead letters, and all else is as if they had been bad from the start."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -10,15 +10,24 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from headrace import Events, Labels, Pipeline, Predictions, category, count, mean, numeric
+from headrace.connectors.records import Fetched
+from headrace.connectors.store import SnapshotStore
 from headrace.errors import StreamStopped
 from headrace.models import Array, Learner
 from headrace.models.base import Configured, NotFinite, register
 from headrace.stream.align import Aligner
+from headrace.stream.computing import Computing
 from headrace.stream.cycle import Cycle, end_cycle, run_cycle
 from headrace.stream.decode import Decoder
 from headrace.stream.engine import Engine
+from headrace.stream.in_hand import InHand
+from headrace.stream.pace import Pace
 from headrace.stream.poison import Poisoned, as_they_came, process_carefully, without
+from headrace.stream.publisher import SnapshotPublisher
 from headrace.stream.slices import Piece, Record, Slice
+from headrace.stream.snapshot_schedule import SnapshotSchedule
+from headrace.stream.stages import Stages
+from headrace.stream.standing import Standing
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # an example runs engines; shrinking one takes minutes
 
@@ -280,6 +289,25 @@ def test_stream_of_nothing_but_poison_stops_at_the_share_of_bad_records():
     assert poison == list(range(30, 51)) and processed[-1].piece.next == 51
 
 
+def test_headers_stay_with_their_records_where_one_between_them_goes():
+    run = Run(replace(pipeline(), predictions=Predictions("scores", headers=True)))
+    now, prices = (T0 + 10**6) * 1000, [1.0, POISON, 2.0, 3.0]
+    records = [
+        Record(i, now, None, json.dumps(click(i, i, price)).encode(), (("trace", b"of %d" % i),))
+        for i, price in enumerate(prices)
+    ]
+    processed, poison = process_carefully(
+        run.engine, run.decoders["events"].decode(Slice("events", 0, 0, 4, records)), 0, 4
+    )
+    assert poison == [1]
+    carried = {}
+    for p in (done.predicted for done in processed if done.predicted is not None):
+        rows = slice(p.lo, p.hi)
+        carried |= dict(zip(p.batch.offset[rows].tolist(), list(p.batch.headers)[rows], strict=True))
+    assert carried.keys() == {0, 2, 3}
+    assert all(headers.endswith(b"of %d" % offset) for offset, headers in carried.items())
+
+
 def test_long_reason_is_cut():
     run = Run(pipeline("predict"))
     run.engine.model.parts[0].check = lambda *_: _raise("x" * 100_000)
@@ -396,6 +424,31 @@ def test_worker_that_begins_again_carefully_gets_past_a_label_that_was_learned_l
         plain.engine.process(without(of, {3: "bad"}) if of.role == "labels" else of, of.start, of.next)
         plain.engine.end_cycle()
     assert_same(run, plain)
+
+
+def test_worker_that_begins_at_the_record_to_blame_is_careful_until_what_comes_of_it_is_committed(redis_url, unique):
+    run, aligner, hand, stages = Run(pipeline("predict")), Aligner(None), InHand(), Stages()
+    aligner.own(("events", 0))
+    hand.begin({("events", 0): 1})
+    rows = [json.dumps(click(i, price=POISON if i == 1 else 1.0)).encode() for i in range(4)]
+    records = [Record(i, (T0 + 10**6) * 1000, None, row) for i, row in enumerate(rows)]
+    hand.runs["events", 0].append(Fetched("clicks", 0, 1, 3, records[1:3], 4, -1, 200))
+    computing = Computing(
+        Standing(run.engine), run.decoders, aligner, hand, Pace(60), stages,
+        SnapshotPublisher(SnapshotStore(redis_url, unique)), SnapshotSchedule(60, stages.enter, set), None,
+        careful={("events", 0): 2, ("labels", 0): 7},
+    )  # fmt: skip
+    cycle = computing.compute()
+    assert (cycle.offsets(), cycle.poison) == ({("events", 0): 3}, [("events", 0, 1)])
+    computing.committed({("events", 0): 1, ("labels", 0): 0})
+    assert computing.careful == {("events", 0): 2, ("labels", 0): 7}
+    computing.committed(cycle.offsets() | {("labels", 0): 0})
+    assert computing.careful == {("labels", 0): 7}
+    hand.runs["events", 0].append(
+        Fetched("clicks", 0, 3, 4, [Record(3, records[3].timestamp, None, rows[1])], 4, -1, 100)
+    )
+    with pytest.raises(Poisoned):
+        computing.compute()
 
 
 @pytest.mark.parametrize("batch", [0, 4, 100])

@@ -307,8 +307,10 @@ def test_a_stop_that_the_journal_does_not_tell_of_stops_nothing(open_world):
     world.produce([("events", {"id": f"bad {i}", "time": "never"}) for i in range(200)])
     end = len(world.records["events", 0])
     world.write(cycle(0, (0, 0, end)))  # by a worker that was told of another share
-    counters = world.replayed().engine.counters()
+    engine = world.replayed().engine
+    counters = engine.counters()
     assert (counters["events"], counters["bad_events"]) == (first, end - first)
+    assert engine.stop_reason is None
 
 
 def test_cycle_that_was_never_committed_is_left_out_and_the_one_that_was_done_in_its_place_counts(open_world):
@@ -507,6 +509,17 @@ def test_offsets_that_were_set_back_are_told_from_a_state_that_is_gone(world):
     assert world.adopted(0, {1: {"events": 70, "labels": 0}}, lost="earliest")[1].offsets == {"events": 70, "labels": 0}
 
 
+def test_offsets_that_were_set_back_behind_a_snapshot_are_told_without_transactions_too(open_world):
+    world = open_world(delivery="at_least_once")
+    zero = Live(world)
+    zero.cycle(Piece("events", 1, 0, 50))
+    zero.publish()
+    with pytest.raises(
+        StreamStopped, match=r"visits\[1\]: slot 0 has learned up to offset 50, group .* stands at 30: "
+    ):
+        world.adopted(0, {1: {"events": 30, "labels": 0}})
+
+
 def test_adoption_that_shall_not_go_on_gives_nothing(world, monkeypatch):
     monkeypatch.setattr(recovery, "SAY_SECONDS", 0.0)
     zero = Live(world)
@@ -690,6 +703,17 @@ def test_cycles_that_the_journal_tells_no_more_are_counted_in_records(world):
     assert standing.position.cycle == live.standing.position.cycle
 
 
+def test_cycle_that_the_journal_tells_and_the_group_not_yet_is_not_taken_back_where_others_are_lost(world):
+    live = Live(world)
+    live.cycle(Piece("events", 0, 0, 50))
+    world.delete(world.pipeline.journal_topic, 0, live.standing.position.journal)
+    live.cycle(Piece("events", 0, 50, 60))
+    world.commit(0, {("events", 0): 50, ("labels", 0): 0})
+    standing = world.replayed(lost="earliest")
+    assert standing.stands_at(0) == {"events": 60, "labels": 0}
+    assert standing.engine.counters()["events"] == 10
+
+
 def test_journal_that_tells_nothing_any_more_leaves_what_the_group_holds(world):
     live = Live(world)
     live.cycle(Piece("events", 0, 0, 50), Piece("labels", 0, 0, 20))
@@ -810,6 +834,19 @@ def test_rollback_learns_nothing_from_the_snapshot_on_up_to_where_the_model_brok
     assert_same(world.replayed(), standing)
     assert_same(world.replayed(Standing(Engine(world.pipeline))), standing)
     assert any((pack(standing)[0][name] != snapshot[name]).any() for name in learned if "model" in name)
+
+
+def test_rollback_is_over_though_a_partition_gave_nothing_meanwhile(world):
+    live, pieces = Live(world), world.pieces(0)
+    live.cycle(Piece("events", 1, 0, 20))
+    live.work(pieces[:4], each=2)
+    live.publish()
+    muted = live.standing.position.offsets | {(piece.role, 0): piece.next for piece in pieces[4:6]}
+    live.roll_back(muted, since=live.standing.position.journal)
+    live.standing = world.replayed()
+    assert live.standing.engine.muted
+    live.work(pieces[4:6])
+    assert not live.standing.engine.muted
 
 
 def test_rollback_is_part_of_a_snapshot_that_is_taken_before_its_end(world):

@@ -6,6 +6,7 @@ import time
 from collections import deque
 
 import msgspec
+import numpy as np
 import pytest
 
 from headrace.connectors.records import Fetched, Record
@@ -18,6 +19,8 @@ from headrace.stream.publisher import SnapshotPublisher, Table
 from headrace.stream.runner import Runner
 from headrace.stream.settings import Settings
 from headrace.stream.slices import Piece
+from headrace.stream.snapshot import place
+from headrace.stream.snapshot_schedule import SnapshotSchedule
 from headrace.stream.standing import Position, Standing
 
 
@@ -54,6 +57,50 @@ def test_last_snapshot_is_taken_at_once(runner):
     assert runner.snapshots.stall_seconds > 0
     assert runner.publisher.flush(10)
     assert runner.publisher.version == 1
+    assert runner.publisher.token == 5  # where in the journal its last cycle stands, of which nothing is to be replayed
+
+
+def wait_for(publisher):
+    until = time.monotonic() + 10
+    while publisher.busy:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_cycle_does_not_wait_for_the_copy_of_much_that_was_written_since_it_was_copied(runner):
+    large = Table(np.zeros(1 << 18), np.zeros(256, np.uint8))  # 2 MiB
+    publisher, snapshots = SnapshotPublisher(runner.publisher.store, tables={"large": large}), runner.snapshots
+    snapshots.wanted = publisher.prepare()
+    wait_for(publisher)
+    large.touched[:] = 1
+    assert not snapshots.end_cycle(publisher, runner.standing)
+    assert (snapshots.wanted, snapshots.taken, snapshots.stall_seconds) == (True, False, 0)
+    wait_for(publisher)
+    assert publisher.ready  # it was copied again, beside the stream
+
+
+def test_snapshot_that_waits_for_its_commit_is_not_given_up_for_the_next(runner):
+    publisher, snapshots, standing = runner.publisher, runner.snapshots, runner.standing
+    snapshots.wanted = publisher.prepare()
+    wait_for(publisher)
+    assert snapshots.end_cycle(publisher, standing)
+    assert not snapshots.waits_for_cycle(publisher)
+    snapshots.due_at = 0.0
+    snapshots.prepare_if_due(publisher)
+    assert not snapshots.wanted
+    publisher.publish(standing.position.journal - 1, **place(standing.position))
+    assert publisher.flush(10)
+    assert publisher.version == 1
+
+
+def test_snapshot_comes_sooner_while_partitions_wait_for_it_to_go_live():
+    waiting = [3]
+    snapshots = SnapshotSchedule(1_000, print, lambda: waiting)
+    snapshots.next()
+    sooner = snapshots.due_at
+    waiting.clear()
+    snapshots.next()
+    assert snapshots.due_at - sooner > 900
 
 
 def test_cycles_grow_while_the_worker_is_behind_and_are_short_again_when_it_is_not(runner):
