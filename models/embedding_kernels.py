@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit, uint64
 from numpy import ndarray
 
+from .prefetch import AHEAD, prefetch
+
 WAYS = 8
 ABSENT = -1
 LARGEST = np.float32(3.4028234663852886e38)  # float32 knows no larger number
@@ -37,13 +39,26 @@ def write_start(h: int, seed: int, start: float, out: ndarray) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def find(h: int, tags: ndarray, shift: int) -> int:
-    """The row of a hash, or ABSENT."""
-    first = np.intp(mix(h) >> uint64(shift)) * WAYS
+def slot_of(h: Any, shift: int) -> Any:
+    """The first row of a hash's slot."""
+    return np.intp(mix(h) >> uint64(shift)) * WAYS
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def find(h: int, tags: ndarray, first: int) -> int:
+    """The row of a hash in its slot, or ABSENT."""
     for row in range(first, first + WAYS):
         if tags[row] == h:
             return row
     return ABSENT
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def look_ahead(categories: ndarray, i: int, shift: int, tags: ndarray) -> None:
+    """Have the tags of row i of features fetched, if there is one."""
+    if i < categories.shape[0]:
+        for k in range(categories.shape[1]):
+            prefetch(tags.ctypes.data + 8 * slot_of(categories[i, k], shift))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -60,9 +75,10 @@ def look_up(
     out         float32 (B, K, D)  of a hash without a row, what a new row would begin with
     """
     for i in range(out.shape[0]):
+        look_ahead(categories, i + AHEAD, shift, tags)
         for k in range(order.shape[0]):
             h = categories[i, order[k]]
-            row = find(h, tags, shift) if h != 0 else ABSENT
+            row = find(h, tags, slot_of(h, shift)) if h != 0 else ABSENT
             if row != ABSENT:
                 for d in range(out.shape[2]):
                     out[i, k, d] = weight[row, d]
@@ -74,9 +90,8 @@ def look_up(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def oldest(h: int, now: int, tags: ndarray, stamps: ndarray, shift: int) -> int:
-    """The row of h's slot to put it in: a free one, else the least recently used; ABSENT when `now` uses all eight."""
-    first = np.intp(mix(h) >> uint64(shift)) * WAYS
+def oldest(first: int, now: int, tags: ndarray, stamps: ndarray) -> int:
+    """The row of a slot to put a hash in: a free one, else the least recently used; ABSENT: `now` uses all eight."""
     found, least = ABSENT, now
     for row in range(first, first + WAYS):
         if tags[row] == 0:
@@ -88,56 +103,55 @@ def oldest(h: int, now: int, tags: ndarray, stamps: ndarray, shift: int) -> int:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def take_rows(
-    categories: ndarray, order: ndarray, live: ndarray, now: int, shift: int, seed: int, start: float,
-    tags: ndarray, stamps: ndarray, weight: ndarray, evidence: ndarray, marks: ndarray, counts: ndarray,
-    place: ndarray, rows: ndarray, fresh: ndarray, of: ndarray,
+    categories: ndarray, order: ndarray, live: ndarray, now: int, shift: int, tags: ndarray, stamps: ndarray,
+    marks: ndarray, dirty: ndarray, counts: ndarray, none: int, rows: ndarray, new: ndarray,
 ) -> int:  # fmt: skip
-    """Give every category of a micro-batch its row, and each such row a number from 0 to U - 1; returns U.
+    """Give every category of a micro-batch its row; how many rows are new.
 
     categories, order  as in look_up
     live        uint8   (B,)    rows of features that are learned; the others take no rows
     now         int64           number of this micro-batch, greater than any before
     tags, stamps  uint64, int64 (R,)  hash of each row, 0: free; micro-batch that used it last   changed in place
-    weight, evidence  float32 (R, D), (R,)  what a new row begins with is written there
-    marks       uint8   (R/64,) set to 1 for every 64 rows of which one was taken
+    marks, dirty  uint8 (R/64,) set to 1 for every 64 rows of which one was taken
     counts      int64   (2,)    rows evicted; categories that found no row, for all of their slot were in use
-    place       int32   (R,)    scratch: the number of each row that is taken
-    rows        int32   (B K,)  the row of each number   first U changed
-    fresh       uint8   (B K,)  1: the row of this number is new   first U changed
-    of          int32   (B, K)  the number of each category's row, or ABSENT
+    rows        int32   (B, K)  the row of each category; `none`: it has none
+    new         int32   (B K,)  the rows that are new, `begin_rows` is for them   first ones changed
 
     No row that this micro-batch uses is evicted by it: those that are there are taken first.
     """
     B, K, U = live.shape[0], order.shape[0], 0
     absent = 0
     for i in range(B):
+        if i + AHEAD < B:
+            for k in range(K):
+                first = slot_of(categories[i + AHEAD, k], shift)
+                prefetch(tags.ctypes.data + 8 * first)
+                prefetch(stamps.ctypes.data + 8 * first)
         for k in range(K):
             h = categories[i, order[k]]
-            of[i, k] = ABSENT
+            rows[i, k] = none
             if h == 0 or live[i] == 0:
                 continue
-            row = find(h, tags, shift)
+            row = find(h, tags, slot_of(h, shift))
             if row == ABSENT:
                 absent += 1
                 continue
             if stamps[row] != now:
                 stamps[row] = now
                 marks[row >> 6] = 1
-                place[row] = U
-                rows[U] = row
-                fresh[U] = 0
-                U += 1
-            of[i, k] = place[row]
+                dirty[row >> 6] = 1
+            rows[i, k] = row
     if absent == 0:
         return U
     for i in range(B):
         for k in range(K):
             h = categories[i, order[k]]
-            if h == 0 or live[i] == 0 or of[i, k] != ABSENT:
+            if h == 0 or live[i] == 0 or rows[i, k] != none:
                 continue
-            row = find(h, tags, shift)
+            first = slot_of(h, shift)
+            row = find(h, tags, first)
             if row == ABSENT:
-                row = oldest(h, now, tags, stamps, shift)
+                row = oldest(first, now, tags, stamps)
                 if row == ABSENT:
                     counts[1] += 1
                     continue
@@ -146,27 +160,73 @@ def take_rows(
                 tags[row] = h
                 stamps[row] = now
                 marks[row >> 6] = 1
-                evidence[row] = ZERO
-                write_start(h, seed, start, weight[row])
-                place[row] = U
-                rows[U] = row
-                fresh[U] = 1
+                dirty[row >> 6] = 1
+                new[U] = row
                 U += 1
-            of[i, k] = place[row]
+            rows[i, k] = row
     return U
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def gather(rows: ndarray, of: ndarray, weight: ndarray, out: ndarray) -> None:
-    """Write the rows that were taken to out float32 (B, K, D); 0 for categories without one."""
+def begin_rows(
+    new: ndarray, U: int, tags: ndarray, seed: int, start: float, weight: ndarray, evidence: ndarray
+) -> None:  # fmt: skip
+    """Write what new rows begin with to weight float32 (R, D) and evidence (R,)."""
+    for u in range(U):
+        row = new[u]
+        evidence[row] = ZERO
+        write_start(tags[row], seed, start, weight[row])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def write_starts(new: ndarray, U: int, tags: ndarray, seed: int, start: float, begun: ndarray) -> None:
+    """Write what new rows begin with to begun float32 (>= U, D), in their order, for a device that holds the table."""
+    for u in range(U):
+        write_start(tags[new[u]], seed, start, begun[u])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def number_rows(rows: ndarray, place: ndarray, taken: ndarray, of: ndarray) -> int:
+    """Give each row that was taken a number from 0 to U - 1; returns U.
+
+    rows   int32 (B, K)  as take_rows wrote them, or ABSENT
+    place  int32 (R,)    scratch: the number of each row; what it holds of before does no harm
+    taken  int32 (B K,)  the row of each number   first U changed
+    of     int32 (B, K)  the number of each category's row, or ABSENT
+    """
+    U = 0
+    for i in range(rows.shape[0]):
+        if i + AHEAD < rows.shape[0]:
+            for k in range(rows.shape[1]):
+                prefetch(place.ctypes.data + 4 * np.intp(rows[i + AHEAD, k]))
+        for k in range(rows.shape[1]):
+            row = rows[i, k]
+            of[i, k] = ABSENT
+            if row == ABSENT:
+                continue
+            u = place[row]
+            if u >= U or taken[u] != row:
+                u = U
+                place[row] = u
+                taken[u] = row
+                U += 1
+            of[i, k] = u
+    return U
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def gather(rows: ndarray, weight: ndarray, out: ndarray) -> None:
+    """Write the embeddings in rows int32 (B, K) to out float32 (B, K, D); 0 where ABSENT."""
     for i in range(out.shape[0]):
+        if i + AHEAD < out.shape[0]:
+            for k in range(out.shape[1]):
+                prefetch(weight.ctypes.data + np.intp(rows[i + AHEAD, k]) * weight.strides[0])
         for k in range(out.shape[1]):
-            u = of[i, k]
-            if u == ABSENT:
+            row = rows[i, k]
+            if row == ABSENT:
                 for d in range(out.shape[2]):
                     out[i, k, d] = ZERO
             else:
-                row = rows[u]
                 for d in range(out.shape[2]):
                     out[i, k, d] = weight[row, d]
 
@@ -178,7 +238,7 @@ def learn_rows(
 ) -> None:  # fmt: skip
     """One step of row-wise AdaGrad: g = sum of the row's slopes, n += mean(g^2), w -= lr g / (sqrt(n) + eps).
 
-    rows, of    int32   (U,), (B, K)  as take_rows wrote them
+    rows, of    int32   (U,), (B, K)  as number_rows wrote them: `taken`, `of`
     slope       float32 (B, K, D)     of the summed loss; finite
     weight, evidence  float32 (R, D), (R,)   w and n   changed in place
     sums        float32 (>= U, D)     scratch
@@ -197,6 +257,9 @@ def learn_rows(
                 for d in range(D):
                     sums[u, d] += slope[i, k, d]
     for u in range(U):
+        if u + AHEAD < U:
+            prefetch(weight.ctypes.data + np.intp(rows[u + AHEAD]) * weight.strides[0])
+            prefetch(evidence.ctypes.data + 4 * np.intp(rows[u + AHEAD]))
         row, squares = rows[u], 0.0
         for d in range(D):
             g = np.float64(sums[u, d])
@@ -231,12 +294,13 @@ def find_rows(
     """
     U = 0
     for i in range(rows.shape[0]):
+        look_ahead(categories, i + AHEAD, shift, tags)
         for k in range(order.shape[0]):
             h = categories[i, order[k]]
             rows[i, k] = zero
             if h == 0:
                 continue
-            row = find(h, tags, shift)
+            row = find(h, tags, slot_of(h, shift))
             if row == ABSENT:
                 write_start(h, seed, start, begun[U])
                 row = zero + 1 + U
