@@ -54,11 +54,21 @@ def find(h: int, tags: ndarray, first: int) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def look_ahead(categories: ndarray, i: int, shift: int, tags: ndarray) -> None:
-    """Have the tags of row i of features fetched, if there is one."""
+def look_ahead(categories: ndarray, order: ndarray, i: int, shift: int, tags: ndarray, slots: ndarray) -> None:
+    """Have the tags of row i of features fetched, if there is one, and keep its slots in slots intp (AHEAD, K)."""
     if i < categories.shape[0]:
-        for k in range(categories.shape[1]):
-            prefetch(tags.ctypes.data + 8 * slot_of(categories[i, k], shift))
+        for k in range(order.shape[0]):
+            first = slot_of(categories[i, order[k]], shift)
+            slots[i % AHEAD, k] = first
+            prefetch(tags.ctypes.data + 8 * first)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def fetch_row(weight: ndarray, row: int) -> None:
+    """Have a row's numbers fetched, of which no more than two cache lines are waited for."""
+    first = weight.ctypes.data + np.intp(row) * weight.strides[0]
+    prefetch(first)
+    prefetch(first + weight.strides[0] - 1)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -74,19 +84,26 @@ def look_up(
     weight      float32 (R, D)
     out         float32 (B, K, D)  of a hash without a row, what a new row would begin with
     """
-    for i in range(out.shape[0]):
-        look_ahead(categories, i + AHEAD, shift, tags)
-        for k in range(order.shape[0]):
-            h = categories[i, order[k]]
-            row = find(h, tags, slot_of(h, shift)) if h != 0 else ABSENT
+    B, K, D = out.shape
+    slots, rows = np.empty((2, AHEAD, K), np.intp)
+    for i in range(-2 * AHEAD, B):
+        for k in range(K if i >= 0 else 0):
+            h, row = categories[i, order[k]], rows[i % AHEAD, k]
             if row != ABSENT:
-                for d in range(out.shape[2]):
+                for d in range(D):
                     out[i, k, d] = weight[row, d]
             elif h != 0:
                 write_start(h, seed, start, out[i, k])
             else:
-                for d in range(out.shape[2]):
+                for d in range(D):
                     out[i, k, d] = ZERO
+        j = i + AHEAD
+        for k in range(K if 0 <= j < B else 0):
+            h = categories[j, order[k]]
+            row = find(h, tags, slots[j % AHEAD, k]) if h != 0 else ABSENT
+            rows[j % AHEAD, k] = row
+            fetch_row(weight, row)
+        look_ahead(categories, order, i + 2 * AHEAD, shift, tags, slots)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -121,26 +138,24 @@ def take_rows(
     """
     B, K, U = live.shape[0], order.shape[0], 0
     absent = 0
-    for i in range(B):
-        if i + AHEAD < B:
-            for k in range(K):
-                first = slot_of(categories[i + AHEAD, k], shift)
-                prefetch(tags.ctypes.data + 8 * first)
-                prefetch(stamps.ctypes.data + 8 * first)
-        for k in range(K):
+    slots = np.empty((AHEAD, K), np.intp)
+    for i in range(-AHEAD, B):
+        for k in range(K if i >= 0 else 0):
             h = categories[i, order[k]]
             rows[i, k] = none
             if h == 0 or live[i] == 0:
                 continue
-            row = find(h, tags, slot_of(h, shift))
+            row = find(h, tags, slots[i % AHEAD, k])
             if row == ABSENT:
                 absent += 1
                 continue
-            if stamps[row] != now:
-                stamps[row] = now
-                marks[row >> 6] = 1
-                dirty[row >> 6] = 1
+            stamps[row] = now
+            marks[row >> 6] = 1
+            dirty[row >> 6] = 1
             rows[i, k] = row
+        look_ahead(categories, order, i + AHEAD, shift, tags, slots)
+        for k in range(K if i + AHEAD < B else 0):
+            prefetch(stamps.ctypes.data + 8 * slots[i % AHEAD, k])
     if absent == 0:
         return U
     for i in range(B):
@@ -220,7 +235,7 @@ def gather(rows: ndarray, weight: ndarray, out: ndarray) -> None:
     for i in range(out.shape[0]):
         if i + AHEAD < out.shape[0]:
             for k in range(out.shape[1]):
-                prefetch(weight.ctypes.data + np.intp(rows[i + AHEAD, k]) * weight.strides[0])
+                fetch_row(weight, rows[i + AHEAD, k])
         for k in range(out.shape[1]):
             row = rows[i, k]
             if row == ABSENT:
@@ -258,7 +273,7 @@ def learn_rows(
                     sums[u, d] += slope[i, k, d]
     for u in range(U):
         if u + AHEAD < U:
-            prefetch(weight.ctypes.data + np.intp(rows[u + AHEAD]) * weight.strides[0])
+            fetch_row(weight, rows[u + AHEAD])
             prefetch(evidence.ctypes.data + 4 * np.intp(rows[u + AHEAD]))
         row, squares = rows[u], 0.0
         for d in range(D):
@@ -292,18 +307,19 @@ def find_rows(
     rows   int32 (B, K)   the row; of a hash without one zero + 1 + u, where u counts them
     begun  float32 (U, D) what the u-th of these would begin with   first rows changed
     """
-    U = 0
-    for i in range(rows.shape[0]):
-        look_ahead(categories, i + AHEAD, shift, tags)
-        for k in range(order.shape[0]):
+    (B, K), U = rows.shape, 0
+    slots = np.empty((AHEAD, K), np.intp)
+    for i in range(-AHEAD, B):
+        for k in range(K if i >= 0 else 0):
             h = categories[i, order[k]]
             rows[i, k] = zero
             if h == 0:
                 continue
-            row = find(h, tags, slot_of(h, shift))
+            row = find(h, tags, slots[i % AHEAD, k])
             if row == ABSENT:
                 write_start(h, seed, start, begun[U])
                 row = zero + 1 + U
                 U += 1
             rows[i, k] = row
+        look_ahead(categories, order, i + AHEAD, shift, tags, slots)
     return U
