@@ -269,8 +269,9 @@ class OnDevice:
 
     def _answer(self) -> None:
         """Gather and forward, of the rows that were asked for."""
-        self._embed(self._asked_rows, self._asked_embedded)
-        self._answered.copy_(self.module(self._asked_numeric, self._asked_embedded))
+        with torch.inference_mode():
+            self._embed(self._asked_rows, self._asked_embedded)
+            self._answered.copy_(self.module(self._asked_numeric, self._asked_embedded))
 
     def _embed(self, rows: Tensor, out: Tensor) -> None:
         """Write the embeddings of rows int32 (B, K) to out (B, K, D)."""
@@ -287,6 +288,12 @@ class OnDevice:
         self._slots.rotate(-1)
         used = self._stage(slot, numeric, categories, y, weight, live, examples, now, offsets)
         rows = len(y) if not self._steady else next(size for size in self._sizes if size >= len(y))
+        self._ask_for_step(slot, rows, used)
+        self._under_way.append(slot)
+        return done
+
+    def _ask_for_step(self, slot: _Slot, rows: int, used: int) -> None:
+        """Copy in, step, copy out whether it was fine; nobody waits. used: numbers of the slot's tail."""
         with self._on_stream():
             self._room[: slot.fixed + used].copy_(slot.host[: slot.fixed + used], non_blocking=True)
             if used:
@@ -298,8 +305,6 @@ class OnDevice:
             slot.fine.copy_(self._fine, non_blocking=True)
             if slot.read is not None:
                 slot.read.record()
-        self._under_way.append(slot)
-        return done
 
     def drain(self) -> list[bool]:
         """Wait for all steps; whether each was made."""
@@ -391,12 +396,13 @@ class OnDevice:
             try:
                 with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                     work()
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
+                cause = error.__context__ or error  # what ends a capture that has failed raises too
+                if isinstance(cause, torch.OutOfMemoryError):
+                    raise cause from None
                 raise SetupError(
-                    f"{self._what} cannot be captured as a CUDA graph: {error.__context__ or error}; if its forward "
-                    "waits for the device (.item(), .cpu(), boolean masks), leave `steady` away in its class"
+                    f"{self._what} cannot be captured as a CUDA graph: {cause}; if its forward waits for the device "
+                    "(.item(), .cpu(), boolean masks), leave `steady` away in its class"
                 ) from error
         return graph.replay
 
