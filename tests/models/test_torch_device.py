@@ -145,6 +145,19 @@ def test_state_moves_between_devices_bit_for_bit(bind, values, device, monkeypat
 
 
 @devices
+def test_every_row_that_was_stepped_is_pulled(bind, values, device):
+    bound = bind(deviced(device, MLP([4]), batch_size=10, embeddings=Embeddings(4, 12)), task="binary")
+    x, truth = values(30)
+    for a, b in ((0, 5), (0, 5), (10, 30)):  # new rows, the same once more, others
+        before = bound.state["0/embeddings/weight"].copy()
+        bound.chain.learn(rows_of(x, a, b), Truth(truth.y[a:b], truth.weight[a:b]))
+        bound.chain.pull()
+        after = bound.state["0/embeddings/weight"]
+        assert (after != before).any()
+        np.testing.assert_array_equal(after, bound.chain.learner._side._rows[: len(after)].cpu())
+
+
+@devices
 def test_same_stream_gives_the_same_bits_and_rows_the_same_prediction_wherever_they_stand(bind, values, device):
     bounds = [bind(deviced(device, DCN(2, [16]), batch_size=64, embeddings=TABLE), task="binary") for _ in range(2)]
     x, truth = values(700)
