@@ -30,7 +30,7 @@ if triton is not None:
     ):  # fmt: skip
         """One program for SPAN occurrences: each run of a row that begins among them is summed up and moves its row.
 
-        rows    int32   (n,)    sorted; negative ones and those from R on are not learned
+        rows    int32   (n,)    sorted; -1 and those from R on are not learned
         places  int64   (n,)    where each stood before it was sorted
         slope   float32 (n, D)  in the order of before
         weight, evidence  float32 (>= R, D), (>= R,)  changed in place
@@ -40,7 +40,7 @@ if triton is not None:
         first = tl.program_id(0) * SPAN
         i = first + tl.arange(0, SPAN)
         row_of = tl.load(rows + i, mask=i < n, other=R)
-        begins = (row_of != tl.load(rows + i - 1, mask=(i > 0) & (i < n), other=-1)) & (row_of >= 0)
+        begins = row_of != tl.load(rows + i - 1, mask=(i > 0) & (i < n), other=-1)  # and -1 itself never does
         at = tl.min(tl.where(begins, i, first + SPAN), 0)
         end = tl.where(tl.load(fine) != 0, tl.minimum(first + SPAN, n), 0)
         row = tl.load(rows + at, mask=at < end, other=R)
