@@ -6,12 +6,18 @@ FBGEMM's tables where `fbgemm-gpu` is installed; and the floor, the greatest of:
 bytes moved by the bandwidth measured, copy of the inputs. Then the latency of predictions while steps are made at full
 rate.
 
-Without a GPU it prints "not measured". It was written on a machine without one: no figure of it stands anywhere yet.
+First, on any machine, the host's share of a step: all that is done before the device is asked for anything, which is to
+check labels, find rows in the tags and write the micro-batch where the copy begins. The device works meanwhile, so
+that a step takes no less than the greater of both.
+
+The rest needs a GPU; without one it prints "not measured". It was written on a machine without one: no figure of it
+stands anywhere yet, but `--rehearse` runs all of it on a CPU, to see that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,12 +42,15 @@ from headrace.models import (
     as_chain,
 )
 from headrace.models.base import register
+from headrace.models.torch_cpu import OnCpu
+from headrace.models.torch_device import OnDevice
 
 NUMBERS, CATEGORIES, DIM, BITS = 13, 26, 16, 20
+HOST_BITS = (18, 20, 24)
 SIZES = (256, 1024, 4096, 8192)
 STEPS = 200
 LAUNCH_SECONDS = 2.5e-6  # of one kernel, issued back to back
-LAUNCHES = 12  # of a step of ours outside of the graph, which is one
+LAUNCHES = 5  # of a step of ours: copy in, two for new rows, the graph, copy out
 
 
 @register
@@ -91,11 +100,34 @@ def rows(count: int, seed: int = 0) -> tuple[Rows, Truth]:
     return x, Truth(y, np.ones(count, np.float32))
 
 
-def bound(module: TorchModule, size: int, device: str = "cuda") -> Any:
+def parts_of(size: int, count: int) -> list[tuple[Rows, Truth]]:
+    """So many micro-batches of one stream."""
+    x, truth = rows(size * count)
+    cut = [slice(a, a + size) for a in range(0, size * count, size)]
+    return [(Rows(x.numeric[s], x.categories[s]), Truth(truth.y[s], truth.weight[s])) for s in cut]
+
+
+class Placed(Torch):
+    """A learner that works as one on a device does, even if that is the CPU."""
+
+    at: str = "cuda"
+    kind: Callable[..., OnDevice] = OnDevice
+
+    def _on(self, *parts: Any) -> OnCpu | OnDevice:
+        return self.kind(self, *parts, self.at)
+
+
+class Staging(OnDevice):
+    """The host's share of a step: nothing is asked of the device."""
+
+    def _ask_for_step(self, *_: Any) -> None:
+        return
+
+
+def bound(module: TorchModule, size: int, device: str, bits: int = BITS, kind: type[OnDevice] = OnDevice) -> Any:
     """A learner at work on fresh arrays."""
-    learner = Torch(
-        module, optimizer=AdaGrad(0.01), batch_size=size, embeddings=Embeddings(DIM, BITS), device=device
-    )  # fmt: skip
+    learner = Placed(module, optimizer=AdaGrad(0.01), batch_size=size, embeddings=Embeddings(DIM, bits))
+    learner.at, learner.kind = device, kind
     chain = as_chain(learner)
     spec = Spec(tuple(f"n{i:02}" for i in range(NUMBERS)), tuple(f"c{i:02}" for i in range(CATEGORIES)), "binary")
     layout = chain.layout(spec)
@@ -103,41 +135,54 @@ def bound(module: TorchModule, size: int, device: str = "cuda") -> Any:
     return chain
 
 
-def seconds_of(step: Callable[[int], None]) -> float:
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_of(step: Callable[[int], object], device: str) -> float:
     """Of one step, the median of five rounds of STEPS of them, the device waited for at the end of each."""
-    for i in range(20):
+    steps = STEPS if device == "cuda" else 2
+    for i in range(min(20, steps)):
         step(i)
     rounds = []
     for _ in range(5):
-        torch.cuda.synchronize()
+        wait(device)
         began = time.perf_counter()
-        for i in range(STEPS):
+        for i in range(steps):
             step(i)
-        torch.cuda.synchronize()
-        rounds.append((time.perf_counter() - began) / STEPS)
-    return float(np.median(rounds))
+        wait(device)
+        rounds.append((time.perf_counter() - began) / steps)
+    return statistics.median(rounds)
 
 
-def ours(module: TorchModule, size: int) -> float:
-    chain, (x, truth) = bound(module, size), rows(size * 8)
-    parts = [slice(a, a + size) for a in range(0, size * 8, size)]
+def host_share(size: int, bits: int) -> float:
+    """Seconds of the process's own time that a step takes on the host, the median of steps over a stream of 131,072
+    rows that comes three times; what it was the first time is left out, when the table fills."""
+    chain, parts = bound(MODULES["DCN v2"], size, "cpu", bits, Staging), parts_of(size, (1 << 17) // size)
+    took = []
+    for _ in range(3):
+        for x, truth in parts:
+            began = time.process_time_ns()
+            chain.learn(x, truth)
+            took.append(time.process_time_ns() - began)
+    return statistics.median(took[len(parts) :]) / 1e9
 
-    def step(i: int) -> None:
-        part = parts[i % 8]
-        chain.learn(Rows(x.numeric[part], x.categories[part]), Truth(truth.y[part], truth.weight[part]))
 
-    return seconds_of(step)
+def ours(module: TorchModule, size: int, device: str) -> float:
+    chain, parts = bound(module, size, device), parts_of(size, 8)
+    return seconds_of(lambda i: chain.learn(*parts[i % 8]), device)
 
 
-def plain(module: TorchModule, size: int, compiled: bool, optimizer: str) -> float:
+def plain(module: TorchModule, size: int, device: str, compiled: bool, optimizer: str) -> float:
     """nn.EmbeddingBag(sparse=True), one table with the same rows, and torch.optim; the inputs lie on the device."""
     inputs = Inputs(2 * NUMBERS, CATEGORIES, DIM, 1)
-    net = module.build(inputs).cuda()
-    table = nn.EmbeddingBag(1 << BITS, DIM, mode="sum", sparse=True).cuda()
+    net = module.build(inputs).to(device)
+    table = nn.EmbeddingBag(1 << BITS, DIM, mode="sum", sparse=True).to(device)
     x, truth = rows(size)
-    indices = torch.from_numpy((x.categories % np.uint64(1 << BITS)).astype(np.int64)).cuda()
-    numeric = torch.from_numpy(np.concatenate([x.numeric, np.zeros_like(x.numeric)], 1)).cuda()
-    y = torch.from_numpy(truth.y).cuda()
+    indices = torch.from_numpy((x.categories % np.uint64(1 << BITS)).astype(np.int64)).to(device)
+    numeric = torch.from_numpy(np.concatenate([x.numeric, np.zeros_like(x.numeric)], 1)).to(device)
+    y = torch.from_numpy(truth.y).to(device)
     dense = torch.optim.Adagrad(net.parameters(), lr=0.01)
     sparse: Any = (torch.optim.Adagrad if optimizer == "adagrad" else torch.optim.SparseAdam)(
         table.parameters(), lr=0.01
@@ -153,10 +198,10 @@ def plain(module: TorchModule, size: int, compiled: bool, optimizer: str) -> flo
         dense.step()
         sparse.step()
 
-    return seconds_of(step)
+    return seconds_of(step, device)
 
 
-def fbgemm(module: TorchModule, size: int) -> float | None:
+def fbgemm(module: TorchModule, size: int, device: str) -> float | None:
     """FBGEMM's table-batched embeddings with row-wise AdaGrad; None where they are not installed."""
     try:
         from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -167,18 +212,25 @@ def fbgemm(module: TorchModule, size: int) -> float | None:
         )
     except ImportError:
         return None
+    on_gpu = device == "cuda"
+    placed = (
+        EmbeddingLocation.DEVICE if on_gpu else EmbeddingLocation.HOST,
+        ComputeDevice.CUDA if on_gpu else ComputeDevice.CPU,
+    )
     table = SplitTableBatchedEmbeddingBagsCodegen(
-        [((1 << BITS) // CATEGORIES, DIM, EmbeddingLocation.DEVICE, ComputeDevice.CUDA)] * CATEGORIES,
+        [((1 << BITS) // CATEGORIES, DIM, *placed)] * CATEGORIES,
         optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
         learning_rate=0.05,
     )
-    net = module.build(Inputs(2 * NUMBERS, CATEGORIES, DIM, 1)).cuda()
+    net = module.build(Inputs(2 * NUMBERS, CATEGORIES, DIM, 1)).to(device)
     dense = torch.optim.Adagrad(net.parameters(), lr=0.01)
     x, truth = rows(size)
-    indices = torch.from_numpy((x.categories % np.uint64((1 << BITS) // CATEGORIES)).astype(np.int64).T.copy()).cuda()
-    starts = torch.arange(size * CATEGORIES + 1).cuda()
-    numeric = torch.from_numpy(np.concatenate([x.numeric, np.zeros_like(x.numeric)], 1)).cuda()
-    y = torch.from_numpy(truth.y).cuda()
+    indices = torch.from_numpy((x.categories % np.uint64((1 << BITS) // CATEGORIES)).astype(np.int64).T.copy()).to(
+        device
+    )
+    starts = torch.arange(size * CATEGORIES + 1).to(device)
+    numeric = torch.from_numpy(np.concatenate([x.numeric, np.zeros_like(x.numeric)], 1)).to(device)
+    y = torch.from_numpy(truth.y).to(device)
 
     def step(_: int) -> None:
         embedded = table(indices.reshape(-1), starts).view(size, CATEGORIES, DIM)
@@ -187,45 +239,60 @@ def fbgemm(module: TorchModule, size: int) -> float | None:
         loss.backward()
         dense.step()
 
-    return seconds_of(step)
+    return seconds_of(step, device)
 
 
-def floor(module: TorchModule, size: int) -> float:
+def floor(module: TorchModule, size: int, device: str) -> float:
     """The greatest of launches, bytes by bandwidth, and the copy of the inputs."""
     net = module.build(Inputs(2 * NUMBERS, CATEGORIES, DIM, 1))
     dense = sum(p.numel() for p in net.parameters())
     embedded = size * CATEGORIES * DIM
     moved = 4 * (4 * dense + 5 * embedded)  # dense: w, g, n, w again; rows: read, slope written and read, read, written
-    room = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
+    room = torch.empty(1 << 28, dtype=torch.uint8, device=device)
     other = torch.empty_like(room)
-    bandwidth = 2 * room.numel() / seconds_of(lambda _: other.copy_(room) and None)
-    given = torch.empty(4 * size * (CATEGORIES + 2 * NUMBERS + 2), dtype=torch.uint8, pin_memory=True)
-    held = torch.empty_like(given, device="cuda")
-    copy_in = seconds_of(lambda _: held.copy_(given, non_blocking=True) and None)
+    bandwidth = 2 * room.numel() / seconds_of(lambda _: other.copy_(room), device)
+    given = torch.empty(4 * size * (CATEGORIES + 2 * NUMBERS + 2), dtype=torch.uint8, pin_memory=device == "cuda")
+    held = torch.empty_like(given, device=device)
+    copy_in = seconds_of(lambda _: held.copy_(given, non_blocking=True), device)
     return max(LAUNCHES * LAUNCH_SECONDS, moved / bandwidth, copy_in)
 
 
-def predictions(module: TorchModule, size: int) -> tuple[float, float]:
+def predictions(module: TorchModule, size: int, device: str) -> tuple[float, float]:
     """Median and p99 in seconds of a prediction of 64 rows, while a step follows each."""
-    chain, (x, truth) = bound(module, size), rows(size)
-    out, took = np.empty((64, 1), np.float32), []
-    for i in range(STEPS + 20):
+    chain, (x, truth) = bound(module, size, device), rows(size)
+    few, out, took = Rows(x.numeric[:64], x.categories[:64]), np.empty((64, 1), np.float32), []
+    steps = STEPS if device == "cuda" else 2
+    for i in range(2 * steps):
         began = time.perf_counter()
-        chain.predict(Rows(x.numeric[:64], x.categories[:64]), out)
-        if i >= 20:
+        chain.predict(few, out)
+        if i >= steps:
             took.append(time.perf_counter() - began)
         chain.learn(x, truth)
     return float(np.median(took)), float(np.quantile(took, 0.99))
 
 
+def print_host_shares(sizes: list[int]) -> None:
+    print("host's share of a step, one thread: us (ns for each category of a row)")
+    print("| rows | " + " | ".join(f"2^{bits} rows of the table" for bits in HOST_BITS) + " |")
+    print("|---" * (len(HOST_BITS) + 1) + "|")
+    for size in sizes:
+        shares = [host_share(size, bits) for bits in HOST_BITS]
+        cells = (f"{share * 1e6:,.0f} ({share * 1e9 / size / CATEGORIES:.1f})" for share in shares)
+        print(f"| {size:,} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
+    parser.add_argument("--rehearse", action="store_true", help="run all of it on a CPU; the figures mean nothing")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("not measured: torch sees no GPU on this machine")
+    print_host_shares(options.sizes)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and not options.rehearse:
+        print("\nnot measured: torch sees no GPU on this machine")
         return 0
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; us a step")
+    name_of = torch.cuda.get_device_name() if device == "cuda" else "rehearsal on a CPU"
+    print(f"\n{name_of}, torch {torch.__version__}; us a step")
     heads = (
         "rows",
         "ours",
@@ -241,15 +308,15 @@ def main() -> int:
     for name, module in MODULES.items():
         for size in options.sizes:
             theirs = [
-                plain(module, size, compiled, optimizer)
+                plain(module, size, device, compiled, optimizer)
                 for compiled, optimizer in ((False, "adagrad"), (False, "sparse_adam"), (True, "adagrad"))
             ]
             figures = [
-                ours(module, size),
-                floor(module, size),
+                ours(module, size, device),
+                floor(module, size, device),
                 *theirs,
-                fbgemm(module, size),
-                *predictions(module, size),
+                fbgemm(module, size, device),
+                *predictions(module, size, device),
             ]
             cells = " | ".join("" if figure is None else f"{figure * 1e6:,.0f}" for figure in figures)
             print(f"| {name} | {size:,} | {cells} |", flush=True)

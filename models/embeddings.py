@@ -81,34 +81,60 @@ class Table:
         self.marks, self._order = touched[GROUP], order
         rows, width = self.weight.shape
         most = max(1, batch_size * len(order))
-        self._way = 64 - (settings.bits - 3), seed, float(settings.start)
+        self._shift, self._begin = 64 - (settings.bits - 3), (seed, float(settings.start))
         self._steps = float(settings.lr), float(settings.eps)
         self._place = np.zeros(rows, np.int32)
-        self.rows, self.fresh = np.zeros(most, np.int32), np.zeros(most, np.uint8)
-        self.of = np.full((batch_size, len(order)), kernels.ABSENT, np.int32)
+        self.at, self.of = np.full((2, batch_size, len(order)), kernels.ABSENT, np.int32)
+        self.rows, self.new = np.zeros((2, most), np.int32)
         self._sums = np.empty((most, width), np.float32)
-        self.used = 0  # of `rows` and `fresh`, by the micro-batch in hand
+        self.used = 0  # of `rows`, by the micro-batch in hand
 
     def look_up(self, categories: np.ndarray, out: np.ndarray) -> None:
         """Write the embeddings of uint64 (B, K) to float32 (B, K, D); changes no state."""
-        kernels.look_up(categories, self._order, *self._way, self.tag, self.weight, out)
+        kernels.look_up(categories, self._order, self._shift, *self._begin, self.tag, self.weight, out)
 
     def find(self, categories: np.ndarray, rows: np.ndarray, begun: np.ndarray) -> int:
         """Write the rows of uint64 (B, K) to int32 (B, K); R: missing, R + 1 + u: the u-th without a row, which begins
         with begun[u], float32 (U, D). How many have no row. Changes no state."""
         zero = len(self.weight)
-        return int(kernels.find_rows(categories, self._order, *self._way, self.tag, zero, rows, begun))
+        return int(kernels.find_rows(categories, self._order, self._shift, *self._begin, self.tag, zero, rows, begun))
 
     def take(self, categories: np.ndarray, live: np.ndarray, now: int) -> None:
-        """Give the categories of a micro-batch their rows: `rows[:used]`, of which `fresh` are new, and `of` (B, K)."""
-        self.used = kernels.take_rows(
-            categories, self._order, live, now, *self._way, self.tag, self.stamp, self.weight, self.evidence,
-            self.marks, self.counts, self._place, self.rows, self.fresh, self.of,
+        """Give the categories of a micro-batch their rows: `at` (B, K); `rows[:used]` are all of them, `of` (B, K) says
+        which of these."""
+        at = self.at[: len(live)]
+        new = self._take(categories, live, now, self.marks, kernels.ABSENT, at)
+        kernels.begin_rows(self.new, new, self.tag, *self._begin, self.weight, self.evidence)
+        self.used = kernels.number_rows(at, self._place, self.rows, self.of)
+
+    def take_for_device(
+        self, categories: np.ndarray, live: np.ndarray, now: int, dirty: np.ndarray, rows: np.ndarray
+    ) -> int:  # fmt: skip
+        """As `take`, where a device holds embeddings and evidence: rows int32 (B, K), R where there is none.
+
+        dirty  uint8 (R / 64,)  set to 1 for every 64 rows of which one was taken
+
+        Returns how many rows are `new`; the device is to begin them, with what `write_starts` says.
+        """
+        return self._take(categories, live, now, dirty, len(self.weight), rows)
+
+    def write_starts(self, count: int, begun: np.ndarray) -> None:
+        """Write what the first so many of `new` begin with to begun float32 (>= count, D)."""
+        kernels.write_starts(self.new, count, self.tag, *self._begin, begun)
+
+    def _take(
+        self, categories: np.ndarray, live: np.ndarray, now: int, dirty: np.ndarray, none: int, rows: np.ndarray
+    ) -> int:  # fmt: skip
+        return int(
+            kernels.take_rows(
+                categories, self._order, live, now, self._shift, self.tag, self.stamp, self.marks, dirty, self.counts,
+                none, rows, self.new,
+            )
         )  # fmt: skip
 
     def gather(self, out: np.ndarray) -> None:
         """Write the embeddings of what was taken to float32 (B, K, D)."""
-        kernels.gather(self.rows, self.of, self.weight, out)
+        kernels.gather(self.at, self.weight, out)
 
     def learn(self, slope: np.ndarray) -> None:
         """Step the rows that were taken down the slope of the summed loss, float32 (B, K, D)."""

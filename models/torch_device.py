@@ -1,4 +1,4 @@
-"""A torch module at work on a device: one copy in for each micro-batch, one stream, the dense part as a CUDA graph.
+"""A torch module at work on a device: one copy in for each micro-batch, one stream, each step a CUDA graph.
 
 Which row a category has is known on the host, where the tags are; the embeddings themselves, the dense weights and what
 the optimizers keep are on the device, and come back to the engine's arrays with `pull`.
@@ -6,15 +6,18 @@ the optimizers keep are on the device, and come back to the engine's arrays with
 
 from __future__ import annotations
 
+import gc
+import threading
 from collections import deque
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import SetupError
 from . import torch_stepping, torch_truth
 from .base import Rows
 from .dense_optimizers import STEPS, moments_of
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
 SIZES = (256, 1024, 4096, 8192)  # rows that a graph is captured for; a micro-batch is padded to the next
 SLOTS = 4  # of staging: so many steps may be under way
 BLOCKS = (256, 32, 1)  # rows that are predicted at one go
+ALIGNED = 32  # float32: where a matrix begins, as matrix products want it
+PULLED = 1 << 12  # blocks of 64 rows that are brought to the host at one go
+WARM_UPS = 3  # libraries set themselves up in the first calls, which cannot be captured
+_one_capture = threading.Lock()
 
 
 class _Slot:
@@ -66,24 +73,50 @@ class OnDevice:
         touched: Mapping[str, np.ndarray],
         device: str,
     ) -> None:
-        self.plan, self.state, self._optimizer = plan, state, learner.optimizer
+        self.plan, self.state, self._optimizer, self._what = plan, state, learner.optimizer, repr(learner.module)
         self.device = torch.device(device)
         self._cuda = self.device.type == "cuda"
         self._stream = torch.cuda.Stream(self.device) if self._cuda else None
         self._clip, self._steady = float(learner.clip), bool(vars(type(learner.module)).get("steady", False))
         self._lr, self._eps = float(learner.embeddings.lr), float(learner.embeddings.eps)
-        with self._on_stream():
-            self.module = module.to(self.device).eval()
-            self._flatten(learner)
-            self._make_table(learner, touched)
-            self._make_buffers(learner)
-            self.push()
-            self.block = block_of(repr(learner.module), self.module, plan.inputs, device, BLOCKS)
-            self._make_predicting()
-            self._graphs: dict[int, Any] = {}
-            if self._cuda and self._steady:
-                for size in self._sizes:
-                    self._graphs[size] = self._capture(size)
+        try:
+            with self._on_stream():
+                self._prepare(learner, module, touched)
+        except torch.OutOfMemoryError as error:
+            room = 4 * (self._R * (plan.inputs.dim + 1) + self.most * plan.inputs.categories * 3 * plan.inputs.dim)
+            raise SetupError(
+                f"{self._what} does not fit on {self.device}: embeddings of {self._R:,} rows of {plan.inputs.dim} "
+                f"numbers and a micro-batch of {self.most:,} rows take {room / 1e6:,.1f} MB beside the module, "
+                "and twice that while a worker starts; declare fewer Embeddings(bits=, dim=), a smaller batch_size, or "
+                f"device='cpu'. torch says: {error}"
+            ) from error
+
+    def _prepare(self, learner: Torch, module: nn.Module, touched: Mapping[str, np.ndarray]) -> None:
+        """Lay everything out on the device, and capture the graphs."""
+        self._R, self.most = 0, learner.batch_size
+        if self.plan.inputs.categories:
+            self._R = 1 << learner.embeddings.bits
+        self.module = module.to(self.device).eval()
+        self._flatten(learner)
+        self._make_table(learner, touched)
+        self._make_buffers()
+        self.push()
+        self.block = block_of(self._what, self.module, self.plan.inputs, self.device.type, BLOCKS)
+        self._make_predicting()
+        self._inputs["rows"].fill_(self._R)  # what is tried here is learned by no row
+        self._fine.zero_()
+        self._step_rows(1)  # Triton compiles its kernel
+        self._steps_of: dict[int, Callable[[], None]] = {}
+        self._answer_at_once: Callable[[], None] | None = None
+        if self._cuda and self._steady:
+            self._pool = torch.cuda.graph_pool_handle()
+            self._answer_at_once = self._captured(self._answer)
+            dense = [self._weight, self._steps, *self._moments.values()]
+            kept = [t.clone() for t in dense]
+            for size in reversed(self._sizes):
+                self._steps_of[size] = self._captured(lambda size=size: self._step(size))  # type: ignore[misc]
+            for tensor, value in zip(dense, kept, strict=True):
+                tensor.copy_(value)
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
@@ -98,30 +131,31 @@ class OnDevice:
             for name, tensor in [*self.module.named_parameters(), *self.module.named_buffers()]
             if name not in self._learned
         }
-        size = sum(p.numel() for p in self._learned.values())
-        self._weight = torch.zeros(size, device=self.device)
+        self._places, at = {}, 0
+        for name, parameter in self._learned.items():
+            self._places[name] = slice(at, at + parameter.numel())
+            at += -(-parameter.numel() // ALIGNED) * ALIGNED
+        self._weight = torch.zeros(at, device=self.device)
+        zeros = torch.zeros(ALIGNED, device=self.device)
+        self._gaps = [zeros[: -p.numel() % ALIGNED] for p in self._learned.values()]  # behind each parameter
         self._moments = {name: torch.zeros_like(self._weight) for name in moments_of(learner.optimizer)}
         self._steps = torch.zeros(1, dtype=torch.float64, device=self.device)
-        at = 0
-        for parameter in self._learned.values():
-            parameter.data = self._weight[at : at + parameter.numel()].view(parameter.shape)
-            at += parameter.numel()
+        for name, parameter in self._learned.items():
+            parameter.data = self._weight[self._places[name]].view(parameter.shape)
 
     def _make_table(self, learner: Torch, touched: Mapping[str, np.ndarray]) -> None:
         plan, self.table = self.plan, None
-        self._R = 0
         if plan.inputs.categories:
             self.table = Table(
                 learner.embeddings, learner.seed, plan.categories, learner.batch_size, self.state, touched
             )  # fmt: skip
-            self._R = len(self.table.weight)
         self._dirty = np.zeros(-(-self._R // 64), np.uint8)  # blocks of rows that the host does not have
         extra = 1 + max(BLOCKS) * plan.inputs.categories  # row R is 0, and those behind it are of unseen categories
         self._rows = torch.zeros(self._R + extra, plan.inputs.dim, device=self.device)
         self._evidence = torch.zeros(max(1, self._R), device=self.device)
 
-    def _make_buffers(self, learner: Torch) -> None:
-        i, most = self.plan.inputs, learner.batch_size
+    def _make_buffers(self) -> None:
+        i, most = self.plan.inputs, self.most
         self._sizes = sorted({size for size in SIZES if size < most} | {next((s for s in SIZES if s >= most), most)})
         size = self._sizes[-1]
         self._shapes = {
@@ -157,6 +191,8 @@ class OnDevice:
         self._asked_numeric = (
             self._asked_room[split : self._asked.fixed].view(torch.float32).view(self.block, i.numeric)
         )
+        self._asked_embedded = torch.zeros(self.block, i.categories, i.dim, device=self.device)
+        self._answered = torch.zeros(self.block, i.outputs, device=self.device)
         self._said = torch.zeros(self.block, i.outputs, pin_memory=self._cuda)
 
     # -- between the device and the arrays
@@ -164,14 +200,11 @@ class OnDevice:
     def push(self) -> None:
         """Bring the device up to date with the arrays."""
         with self._on_stream(), torch.no_grad():
-            self._under_way.clear()
-            at = 0
-            for name, parameter in self._learned.items():
-                part = slice(at, at + parameter.numel())
+            self._under_way.clear()  # the copies wait for all that was asked of the stream
+            for name, part in self._places.items():
                 self._weight[part] = self._given(f"module/{name}").reshape(-1)
                 for moment, vector in self._moments.items():
                     vector[part] = self._given(f"{moment}/{name}").reshape(-1)
-                at += parameter.numel()
             for name, tensor in self._fixed.items():
                 tensor.copy_(self._given(f"module/{name}").view(tensor.shape))
             self._steps.copy_(self._given(STEPS))
@@ -181,57 +214,69 @@ class OnDevice:
             self._dirty[:] = 0
 
     def _given(self, name: str) -> Tensor:
-        return torch.from_numpy(self.state[name]).to(self.device)
+        return torch.from_numpy(self.state[name])
 
     def pull(self) -> None:
         """Bring the arrays up to date with the device: all dense ones, and the rows that were touched."""
         with self._on_stream(), torch.no_grad():
-            at = 0
-            for name, parameter in self._learned.items():
-                part = slice(at, at + parameter.numel())
+            for name, part in self._places.items():
                 for prefix, vector in (("module", self._weight), *self._moments.items()):
                     array = self.state[f"{prefix}/{name}"]
                     array[...] = vector[part].cpu().numpy().reshape(array.shape)
-                at += parameter.numel()
             for name, tensor in self._fixed.items():
                 array = self.state[f"module/{name}"]
                 array[...] = tensor.detach().cpu().numpy().reshape(array.shape)
             self.state[STEPS][...] = self._steps.cpu().numpy()
-            if self.table is not None and self._dirty.any():
-                rows = (np.flatnonzero(self._dirty)[:, None] * 64 + np.arange(64)).reshape(-1)
+            blocks = np.flatnonzero(self._dirty)
+            for a in range(0, len(blocks), PULLED):
+                rows = (blocks[a : a + PULLED, None] * 64 + np.arange(64)).reshape(-1)
                 at_rows = torch.from_numpy(rows).to(self.device)
                 self.state[f"{GROUP}/weight"][rows] = self._rows[at_rows].cpu().numpy()
                 self.state[f"{GROUP}/evidence"][rows] = self._evidence[at_rows].cpu().numpy()
-                self._dirty[:] = 0
+            self._dirty[:] = 0
 
     # -- at work
 
     def predict(self, x: Rows, offsets: np.ndarray, out: np.ndarray) -> None:
         """Write predictions of x to out (B, O): copy in, predict, copy out, wait for that copy alone."""
-        fields, split = self._asked.fields, self._asked.fixed
-        begun = self._asked.tail.view(np.float32).reshape(-1, self.plan.inputs.dim)
         for a in range(0, len(out), self.block):
             n = min(self.block, len(out) - a)
-            fields["numeric"][n:] = 0.0
-            write_numeric(x.numeric[a : a + n], self.plan.numeric, self._clip, fields["numeric"][:n])
-            unseen = 0
-            if self.table is not None:
-                fields["rows"][n:] = self._R
-                unseen = self.table.find(x.categories[a : a + n], fields["rows"][:n], begun)
-            used = split + unseen * self.plan.inputs.dim
             with self._on_stream(), torch.inference_mode():
-                self._asked_room[:used].copy_(self._asked.host[:used], non_blocking=True)
-                if unseen:
-                    new = self._asked_room[split:used].view(torch.float32).view(unseen, -1)
-                    self._rows[self._R + 1 : self._R + 1 + unseen] = new
-                embedded = self._rows[self._asked_rows.reshape(-1)].view(*self._asked_rows.shape, -1)
-                raw = self.module(self._asked_numeric, embedded)
-                self._said.copy_(raw, non_blocking=True)
+                self._ask(x, a, n)
+                (self._answer_at_once or self._answer)()
+                self._said.copy_(self._answered, non_blocking=True)
                 if self._asked.read is not None:
                     self._asked.read.record()
             if self._asked.read is not None:
                 self._asked.read.synchronize()
             torch_truth.write_predictions(self.plan.task, self._said.numpy(), offsets, out[a : a + n])
+
+    def _ask(self, x: Rows, a: int, n: int) -> None:
+        """Bring n rows of x, from a on, to the device. The caller waits for the copy before it asks again."""
+        fields, split, dim = self._asked.fields, self._asked.fixed, self.plan.inputs.dim
+        fields["numeric"][n:] = 0.0
+        write_numeric(x.numeric[a : a + n], self.plan.numeric, self._clip, fields["numeric"][:n])
+        unseen = 0
+        if self.table is not None:
+            fields["rows"][n:] = self._R
+            begun = self._asked.tail.view(np.float32).reshape(-1, dim)
+            unseen = self.table.find(x.categories[a : a + n], fields["rows"][:n], begun)
+        used = split + unseen * dim
+        self._asked_room[:used].copy_(self._asked.host[:used], non_blocking=True)
+        if unseen:
+            new = self._asked_room[split:used].view(torch.float32).view(unseen, dim)
+            self._rows[self._R + 1 : self._R + 1 + unseen] = new
+
+    def _answer(self) -> None:
+        """Gather and forward, of the rows that were asked for."""
+        with torch.inference_mode():
+            self._embed(self._asked_rows, self._asked_embedded)
+            self._answered.copy_(self.module(self._asked_numeric, self._asked_embedded))
+
+    def _embed(self, rows: Tensor, out: Tensor) -> None:
+        """Write the embeddings of rows int32 (B, K) to out (B, K, D)."""
+        if self.table is not None:
+            torch.index_select(self._rows, 0, rows.reshape(-1), out=out.flatten(0, 1))
 
     def learn(
         self, numeric: np.ndarray, categories: np.ndarray, y: np.ndarray, weight: np.ndarray, live: np.ndarray,
@@ -243,24 +288,23 @@ class OnDevice:
         self._slots.rotate(-1)
         used = self._stage(slot, numeric, categories, y, weight, live, examples, now, offsets)
         rows = len(y) if not self._steady else next(size for size in self._sizes if size >= len(y))
+        self._ask_for_step(slot, rows, used)
+        self._under_way.append(slot)
+        return done
+
+    def _ask_for_step(self, slot: _Slot, rows: int, used: int) -> None:
+        """Copy in, step, copy out whether it was fine; nobody waits. used: numbers of the slot's tail."""
         with self._on_stream():
             self._room[: slot.fixed + used].copy_(slot.host[: slot.fixed + used], non_blocking=True)
             if used:
                 self._begin_rows(used // (1 + self.plan.inputs.dim), slot.fixed)
-            if rows in self._graphs:
-                self._graphs[rows].replay()
+            if rows in self._steps_of:
+                self._steps_of[rows]()
             else:
-                self._step_dense(rows)
-            if self.table is not None:
-                step_rows(
-                    self._inputs["rows"][:rows].reshape(-1), self._embedded_slope[:rows].flatten(0, 1), self._rows,
-                    self._evidence, self._fine, self._R, self._lr, self._eps,
-                )  # fmt: skip
+                self._step(rows)
             slot.fine.copy_(self._fine, non_blocking=True)
             if slot.read is not None:
                 slot.read.record()
-        self._under_way.append(slot)
-        return done
 
     def drain(self) -> list[bool]:
         """Wait for all steps; whether each was made."""
@@ -285,20 +329,11 @@ class OnDevice:
         fields["share"][0] = 1.0 / examples
         if self.table is None:
             return 0
-        table = self.table
-        table.take(categories, live, now)
-        taken = table.rows[: table.used]
-        of = table.of[:n]
         fields["rows"][n:] = self._R
-        if table.used:
-            fields["rows"][:n] = np.where(of >= 0, taken[of], self._R)
-        else:
-            fields["rows"][:n] = self._R
-        self._dirty[taken >> 6] = 1
-        new = taken[table.fresh[: table.used] != 0]
-        slot.tail[: len(new)] = new
-        used = len(new) * (1 + self.plan.inputs.dim)
-        slot.tail[len(new) : used] = table.weight[new].reshape(-1).view(np.int32)
+        new = self.table.take_for_device(categories, live, now, self._dirty, fields["rows"][:n])
+        used = new * (1 + self.plan.inputs.dim)
+        slot.tail[:new] = self.table.new[:new]
+        self.table.write_starts(new, slot.tail[new:used].view(np.float32).reshape(new, self.plan.inputs.dim))
         return used
 
     def _begin_rows(self, count: int, at: int) -> None:
@@ -310,10 +345,8 @@ class OnDevice:
 
     def _step_dense(self, rows: int) -> None:
         """Gather, forward, slopes, backward, step of the dense weights; slopes of the embeddings and `fine` stay."""
-        leaf = self._embedded[:rows]
-        if self.table is not None:
-            torch.index_select(self._rows, 0, self._inputs["rows"][:rows].reshape(-1), out=leaf.flatten(0, 1))
-        leaf = leaf.detach().requires_grad_()
+        self._embed(self._inputs["rows"][:rows], self._embedded[:rows])
+        leaf = self._embedded[:rows].detach().requires_grad_()
         scale = self._inputs["scale"][:rows]
         if not self._steady:
             self.module.train()
@@ -328,7 +361,8 @@ class OnDevice:
             parameters = list(self._learned.values())
         slopes = torch.autograd.grad(raw, [leaf, *parameters], slope, materialize_grads=True)
         with torch.no_grad():
-            dense = torch.cat([s.reshape(-1) for s in slopes[1:]]) if parameters else self._weight
+            parts = [t for s, gap in zip(slopes[1:], self._gaps, strict=True) for t in (s.reshape(-1), gap)]
+            dense = torch.cat(parts) if parts else self._weight
             live = torch.where(scale.unsqueeze(1) != 0, read, 0.0)
             fine = torch_stepping.is_fine(live, slope, dense, slopes[0])
             torch_stepping.step(
@@ -338,32 +372,50 @@ class OnDevice:
             self._embedded_slope[:rows] = slopes[0]
             self._fine[:] = fine
 
-    def _capture(self, rows: int) -> Any:
-        """The dense step of so many rows as a CUDA graph; the weights are as before."""
-        kept = [t.clone() for t in (self._weight, self._steps, *self._moments.values())]
-        for _ in range(3):  # libraries set themselves up in the first calls, which cannot be captured
-            self._step_dense(rows)
+    def _step_rows(self, rows: int) -> None:
+        """Step of the embeddings, by the slopes that `_step_dense` left."""
+        if self.table is not None:
+            step_rows(
+                self._inputs["rows"][:rows].reshape(-1), self._embedded_slope[:rows].flatten(0, 1), self._rows,
+                self._evidence, self._fine, self._R, self._lr, self._eps,
+            )  # fmt: skip
+
+    def _step(self, rows: int) -> None:
+        self._step_dense(rows)
+        self._step_rows(rows)
+
+    def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        """The work as a CUDA graph, which shares its memory with the others: they run one after another.
+
+        Raises SetupError where it waits for the device, which a graph cannot.
+        """
         graph = torch.cuda.CUDAGraph()
-        torch.cuda.current_stream().synchronize()
-        with torch.cuda.graph(graph, stream=self._stream):
-            self._step_dense(rows)
-        for tensor, value in zip((self._weight, self._steps, *self._moments.values()), kept, strict=True):
-            tensor.copy_(value)
-        return graph
+        with _capturing():
+            for _ in range(WARM_UPS):
+                work()
+            try:
+                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                    work()
+            except RuntimeError as error:
+                cause = error.__context__ or error  # what ends a capture that has failed raises too
+                if isinstance(cause, torch.OutOfMemoryError):
+                    raise cause from None
+                raise SetupError(
+                    f"{self._what} cannot be captured as a CUDA graph: {cause}; if its forward waits for the device "
+                    "(.item(), .cpu(), boolean masks), leave `steady` away in its class"
+                ) from error
+        return graph.replay
 
     def explain(self, x: Rows, offsets: np.ndarray, out: np.ndarray) -> None:
         """Write contributions to out (B, O, N + K + 1); see Torch.explain."""
-        i = self.plan.inputs
-        numeric = np.zeros((len(out), i.numeric), np.float32)
-        embedded = np.zeros((len(out), i.categories, i.dim), np.float32)
-        write_numeric(x.numeric, self.plan.numeric, self._clip, numeric)
-        self.pull()
-        if self.table is not None:
-            self.table.look_up(x.categories, embedded)
-        with self._on_stream():
-            tensors = torch.from_numpy(numeric).to(self.device), torch.from_numpy(embedded).to(self.device)
-            parts = integrate(self.module, *tensors)
-        write_contributions(parts, self.plan.numeric, self.plan.categories, offsets, out)
+        for a in range(0, len(out), self.block):
+            n = min(self.block, len(out) - a)
+            with self._on_stream():
+                with torch.no_grad():
+                    self._ask(x, a, n)
+                    self._embed(self._asked_rows, self._asked_embedded)
+                parts = integrate(self.module, self._asked_numeric[:n], self._asked_embedded[:n])
+            write_contributions(parts, self.plan.numeric, self.plan.categories, offsets, out[a : a + n])
 
     def forget_rows(self, factor: float) -> None:
         if self.table is None:
@@ -378,3 +430,17 @@ class OnDevice:
         with self._on_stream():
             for squares in self._moments.values():
                 squares *= factor
+
+
+@contextmanager
+def _capturing() -> Iterator[None]:
+    """One thread at a time captures, for that begins with a wait for the whole device; and meanwhile nothing is
+    collected, for graphs that nobody needs any more cannot be freed while another is captured."""
+    with _one_capture:
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if collecting:
+                gc.enable()

@@ -29,6 +29,7 @@ from .base import (
 )
 from .dense_optimizers import DenseOptimizer, check_dense, layout_of
 from .durations import parse_duration
+from .embedding_gpu import HAS_TRITON
 from .embeddings import GROUP, Embeddings
 from .optimizers import AdaGrad
 from .torch_building import build_module, try_module
@@ -124,6 +125,7 @@ class Torch(InMicroBatches):
             parse_duration(self.half_life, "Torch(half_life=)")
         if self.device not in ("auto", "cpu", "cuda"):
             raise DeclarationError(f"Torch(device=): expected 'auto', 'cpu' or 'cuda', got {self.device!r}")
+        self._side: OnCpu | OnDevice  # since bind
         self._built: tuple[Spec, Plan, nn.Module] | None = None
         self._layout: tuple[Spec, Mapping[str, Array]] | None = None
 
@@ -207,6 +209,9 @@ class Torch(InMicroBatches):
             for name, tensor in _tensors(module).items():
                 state[f"module/{name}"][...] = tensor.detach().numpy().reshape(state[f"module/{name}"].shape)
             state["begun"][0] = 1
+        if hasattr(self, "_side"):  # a device may not have room for two
+            self._side.drain()
+            del self._side
         self._side = self._on(plan, module, state, touched)
         self._state, self._task = state, plan.task
         self._base = state["base_mean" if plan.task == truths.REGRESSION else "base"]
@@ -223,6 +228,11 @@ class Torch(InMicroBatches):
             return OnCpu(self, plan, module, state, touched)
         if not torch.cuda.is_available():
             raise SetupError("Torch(device='cuda'): torch sees no GPU; install its driver, or declare device='auto'")
+        if not HAS_TRITON:
+            raise SetupError(
+                "Torch on a GPU needs Triton, which steps embeddings in an order that does not change: "
+                "pip install triton, or declare device='cpu'"
+            )
         return OnDevice(self, plan, module, state, touched, "cuda")
 
     def pull(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from . import torch_truth as truths
 from .dense_optimizers import DenseOptimizer
@@ -24,7 +23,8 @@ def slopes_of(loss: int, raw: Tensor, target: Tensor, scale: Tensor, offsets: Te
     if loss == truths.LOG:
         slope = torch.sigmoid(raw + offsets) - (target >= 0.5).float().unsqueeze(1)
     elif loss == truths.CROSS_ENTROPY:
-        slope = torch.softmax(raw + offsets, 1) - functional.one_hot(target.long(), raw.shape[1])
+        named = target.unsqueeze(1) == torch.arange(raw.shape[1], device=raw.device)
+        slope = torch.softmax(raw + offsets, 1) - named.float()
     else:
         slope = raw - target.unsqueeze(1)
         if loss == truths.ABSOLUTE:

@@ -145,6 +145,9 @@ def test_masked_rows_and_missing_values_take_no_row():
     assert [h for h in at.tag if h] == [HASHES[0]]
     assert not out[0, 1].any()
     assert not out[1].any()
+    assert not taken(at, np.array([[HASHES[0], 0]], np.uint64), 2, np.array([0], np.uint8)).any()
+    assert at.used == 0
+    assert at.stamp.max() == 1
 
 
 def test_looking_up_changes_nothing_and_unseen_values_are_what_they_would_begin_with():

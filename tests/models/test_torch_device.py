@@ -1,16 +1,37 @@
 """The code of a GPU: on a CPU beside the other one, its Triton kernel in the interpreter, and on a GPU where there is one."""
 
 import os
+import re
 import subprocess
 import sys
+import weakref
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from headrace.models import DCN, MLP, SGD, AdaGrad, Adam, DeepFM, Embeddings, Rows, StandardScaler, Torch, Truth
-from headrace.models.base import NotFinite
-from headrace.models.embedding_gpu import step_rows
+from headrace.errors import SetupError
+from headrace.models import (
+    DCN,
+    MLP,
+    SGD,
+    AdaGrad,
+    Adam,
+    DeepFM,
+    Embeddings,
+    Rows,
+    StandardScaler,
+    Torch,
+    TorchModule,
+    Truth,
+    torch_device,
+)  # fmt: skip
+from headrace.models.base import NotFinite, register
+from headrace.models.embedding_gpu import launched_with, step_rows
 from headrace.models.embedding_kernels import learn_rows
 from headrace.models.torch_device import OnDevice
 
@@ -103,8 +124,9 @@ def test_device_predicts_and_learns_as_the_cpu_does(bind, values, device, case):
 
 
 @devices
-def test_state_moves_between_devices_bit_for_bit(bind, values, device):
-    settings = dict(optimizer=Adam(0.01), batch_size=10, embeddings=TABLE)
+def test_state_moves_between_devices_bit_for_bit(bind, values, device, monkeypatch):
+    monkeypatch.setattr(torch_device, "PULLED", 2)  # of eight blocks
+    settings = dict(optimizer=Adam(0.01), batch_size=10, embeddings=Embeddings(4, 9, lr=0.1, start=0.1))
     first, second = (bind(deviced(device, DCN(1, [8]), **settings), task="binary") for _ in range(2))
     x, truth = values(300)
     first.chain.learn(rows_of(x, 0, 200), Truth(truth.y[:200], truth.weight[:200]))
@@ -120,6 +142,19 @@ def test_state_moves_between_devices_bit_for_bit(bind, values, device):
         outs.append(out)
     assert outs[0].tobytes() == outs[1].tobytes()
     assert first.bits() == second.bits()
+
+
+@devices
+def test_every_row_that_was_stepped_is_pulled(bind, values, device):
+    bound = bind(deviced(device, MLP([4]), batch_size=10, embeddings=Embeddings(4, 12)), task="binary")
+    x, truth = values(30)
+    for a, b in ((0, 5), (0, 5), (10, 30)):  # new rows, the same once more, others
+        before = bound.state["0/embeddings/weight"].copy()
+        bound.chain.learn(rows_of(x, a, b), Truth(truth.y[a:b], truth.weight[a:b]))
+        bound.chain.pull()
+        after = bound.state["0/embeddings/weight"]
+        assert (after != before).any()
+        np.testing.assert_array_equal(after, bound.chain.learner._side._rows[: len(after)].cpu())
 
 
 @devices
@@ -155,6 +190,94 @@ def test_step_of_a_device_that_is_not_finite_is_skipped_and_told_of_when_it_is_w
     bound.chain.learn(rows_of(x, 4, 8), wild)
     with pytest.raises(NotFinite, match="6 micro-batches"):
         bound.chain.pull()
+
+
+@devices
+def test_device_explains_what_it_has_learned_without_a_look_at_the_arrays(bind, values, device):
+    bound = bind(deviced(device, MLP([8]), batch_size=10, embeddings=TABLE), task="binary")
+    x, truth = values(300)
+    bound.chain.learn(x, truth)
+    before, out, why = bound.bits(), np.empty((40, 1), np.float32), np.empty((40, 1, 6), np.float32)
+    bound.chain.predict(rows_of(x, 0, 40), out)
+    bound.chain.learner.explain(rows_of(x, 0, 40), why)
+    assert bound.bits() == before
+    np.testing.assert_allclose(why.sum(2), np.log(out / (1 - out)), atol=0.02)
+    assert np.ptp(why.sum(2)) > 0.5
+
+
+class There(TorchDispatchMode):
+    """Within it, all that comes of an operation lies on one device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        came = {t.device.type for t in (out if isinstance(out, tuple | list) else [out]) if torch.is_tensor(t)}
+        assert came <= {"meta"}, f"{func} leads to {came}"
+        return out
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_captured_stays_on_its_device_and_waits_for_nothing(bind, case):
+    module, task, _, settings = CASES[case]
+    bound = bind(deviced("cpu", module, batch_size=10, embeddings=TABLE, **settings), task=task)
+    side = bound.chain.learner._side
+    with FakeTensorMode():  # tensors with shapes and devices, but without numbers: nobody can ask for one
+
+        def fake(value):
+            if torch.is_tensor(value):
+                return torch.empty(value.shape, dtype=value.dtype, device="meta")
+            if isinstance(value, dict):
+                return {name: fake(v) for name, v in value.items()}
+            if isinstance(value, list):
+                return [fake(v) for v in value]
+            return value
+
+        for name, value in vars(side).items():
+            setattr(side, name, fake(value))
+        for part in side.module.modules():
+            for name, p in [*part.named_parameters(recurse=False)]:
+                setattr(part, name, nn.Parameter(torch.empty(p.shape, device="meta")))
+        side._learned = dict(side.module.named_parameters())
+        with There():
+            side._begin_rows(2, side._slots[0].fixed)
+            side._step_dense(8)
+            side._answer()
+        assert not side._answered.requires_grad
+
+
+def test_what_was_bound_before_has_left_the_device_when_it_is_bound_anew(bind):
+    gone = []
+
+    class Watched(Deviced):
+        def _on(self, *parts):
+            gone.append(was() if gone else None)
+            return super()._on(*parts)
+
+    bound = bind(Watched(MLP([4]), batch_size=4, embeddings=TABLE), task="binary")
+    was = weakref.ref(bound.chain.learner._side)
+    bound.chain.learner.bind(
+        bound.spec, *[{n.removeprefix("0/"): a for n, a in arrays.items()} for arrays in bound[2:]]
+    )
+    assert gone == [None, None]
+
+
+@register
+@dataclass(eq=False)
+class Greedy(TorchModule):
+    def build(self, inputs):
+        return GreedyNet(inputs.numeric, inputs.outputs)
+
+
+class GreedyNet(nn.Linear):
+    def forward(self, numeric, categories):
+        if len(numeric) > 100:
+            raise torch.OutOfMemoryError("tried to allocate 80.00 GiB")
+        return super().forward(numeric)
+
+
+def test_what_does_not_fit_on_a_device_is_an_error_that_says_what_takes_the_room(bind):
+    learner = deviced("cpu", Greedy(), batch_size=10, embeddings=Embeddings(16, 10))
+    with pytest.raises(SetupError, match=r"1,024 rows of 16 numbers .* 0\.1 MB .*Embeddings\(bits=.* 80.00 GiB"):
+        bind(learner, task="binary")
 
 
 @devices
@@ -208,3 +331,28 @@ def test_triton_kernel_does_the_same_in_its_interpreter():
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("stepped")
+
+
+def test_triton_kernel_is_compiled_for_gpus_that_are_not_here(tmp_path, monkeypatch):
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from headrace.models.embedding_gpu import _step_segments
+
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    kinds = dict.fromkeys(("slope", "weight", "evidence"), "*fp32") | {"rows": "*i32", "places": "*i64", "fine": "*i32"}
+    kinds |= {"n": "i32", "R": "i32", "lr": "fp32", "eps": "fp32"}
+    for D, capability in ((1, 80), (16, 80), (16, 90), (64, 90), (1025, 90)):
+        options = launched_with(D)
+        constants = {name: options.pop(name) for name in [*options] if name.isupper()}
+        signature = {name: kinds.get(name, "constexpr") for name in _step_segments.arg_names}
+        source = ASTSource(fn=_step_segments, signature=signature, constexprs=constants)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        (tmp_path / "cubin").write_bytes(compiled.asm["cubin"])
+        told = subprocess.run(
+            [triton.knobs.nvidia.cuobjdump.path, "-res-usage", tmp_path / "cubin"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert "STACK:0 " in told, (D, capability, told)  # nothing is spilled
+        assert int(re.search(r"REG:(\d+)", told)[1]) <= 128
