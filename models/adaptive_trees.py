@@ -16,7 +16,6 @@ from .trees import (
     HoeffdingTreeClassifier,
     HoeffdingTreeRegressor,
     columns_of,
-    room_to_explain,
     scratch_of,
 )
 
@@ -110,7 +109,7 @@ class HoeffdingAdaptiveTreeClassifier(AdaptiveTree, HoeffdingTreeClassifier):
         choices = self.choices()
         scratch, path = scratch_of(spec, tree.counts.shape[1]), np.empty((3, self.max_nodes), np.int32)
         self._adaptive = tree, adaptive, self.settings(0), choices, columns_of(spec), scratch, path
-        self._room = room_to_explain(spec, self.max_nodes, tree.counts)
+        self._room = self.room_to_explain(spec, tree.counts)
         self._none = np.empty((0, spec.outputs), np.float32)
 
     def predict(self, x: Rows, out: np.ndarray) -> None:

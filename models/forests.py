@@ -18,7 +18,6 @@ from .trees import (
     HoeffdingTreeClassifier,
     HoeffdingTreeRegressor,
     columns_of,
-    room_to_explain,
     scratch_of,
 )
 
@@ -79,6 +78,9 @@ class Forest(HoeffdingTree):
             "warning_delta": float(self.warning_delta or 0.0),
             "drift_delta": float(self.drift_delta or 0.0),
         }
+
+    def room_to_explain(self, spec: Spec, sums: np.ndarray, serving: int = 0) -> explaining.Explaining:
+        return super().room_to_explain(spec, sums, serving or self.n_models)
 
     def features_of(self, spec: Spec) -> int:
         """How many of the columns of spec a leaf draws; 0: it observes all."""
@@ -149,7 +151,7 @@ class ARFClassifier(Forest, HoeffdingTreeClassifier):
         choices = kernels.ForestSettings(weighted=not self.disable_weighted_vote, **self.choices())
         settings = self.settings(self.features_of(spec))
         self._forest = tree, forest, settings, choices, columns_of(spec), scratch_of(spec, tree.counts.shape[1])
-        self._room = room_to_explain(spec, self.max_nodes, tree.counts)
+        self._room = self.room_to_explain(spec, tree.counts)
         self._none = np.empty((0, spec.outputs), np.float32)
 
     def predict(self, x: Rows, out: np.ndarray) -> None:

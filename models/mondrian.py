@@ -77,31 +77,42 @@ class MondrianForest(Configured, Explainer):
     def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
         columns = kernels.Columns(*columns_of(spec))
         self._parts = kernels.Nodes(*(state[name] for name in kernels.Nodes._fields)), self.settings(), columns
+        told, features = state["told"].shape[1], len(spec.numeric) + len(spec.categories)
+        self._room = explaining.Explaining(
+            whole=np.empty((spec.outputs, features + 1)), above=np.empty(spec.outputs), sums=np.empty((1, told))
+        )
         self._none = np.empty((0, spec.outputs), np.float32)
+        self._nothing = Truth(np.empty((0, 1), np.float32), np.empty(0, np.float32))
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
-        kernels.predict_mondrian(x.numeric, x.categories, *self._parts, out)
+        rows = x.numeric, x.categories, *self._nothing
+        kernels.predict_mondrian(*rows, *self._parts, self._sums_of(out), out)
 
     def learn(self, x: Rows, truth: Truth) -> None:
         self.test_then_learn(x, truth, self._none)
 
     def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
         after = x.numeric if learned is None else learned.numeric
-        kernels.learn_mondrian(x.numeric, after, x.categories, truth.y, truth.weight, *self._parts, out)
+        rows = x.numeric, after, x.categories, truth.y, truth.weight
+        kernels.learn_mondrian(*rows, *self._parts, self._sums_of(out), out)
+
+    def _sums_of(self, out: np.ndarray) -> np.ndarray:
+        """Room to add up what the trees say of so many rows in."""
+        return np.empty((len(out), self._parts[0].told.shape[1]))
 
     def link(self, spec: Spec) -> Link:
         """It says what adds up to P, or to the value."""
         return "identity"
 
     def explain(self, x: Rows, out: np.ndarray) -> None:
-        explaining.explain_mondrian(x.numeric, x.categories, *self._parts, out)
+        explaining.explain_mondrian(x.numeric, x.categories, *self._parts, self._room, out)
 
     def explain_then_learn(
         self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
     ) -> None:
         after = x.numeric if learned is None else learned.numeric
         rows = x.numeric, after, x.categories, truth.y, truth.weight
-        explaining.explain_then_learn_mondrian(*rows, *self._parts, out, contributions)
+        explaining.explain_then_learn_mondrian(*rows, *self._parts, self._room, out, contributions)
 
 
 @register

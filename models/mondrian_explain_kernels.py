@@ -1,17 +1,20 @@
 """What each feature adds to the prediction of an aggregated Mondrian forest, in Numba: along a row's way through it.
 
 How rows go down and what nodes say is as in `run_tree` of mondrian_kernels.py, from which helpers are imported; where
-they change, delete `__pycache__`, for Numba's cache does not see it. No fastmath.
+they change, delete `__pycache__`, for Numba's cache does not see it. No fastmath. Nothing
+here allocates, as compiling.py says.
 
 Letters: B rows, N numeric columns, K categories, O outputs, C classes (1 for values), T trees, M nodes of each.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-from numba import njit
 from numpy import ndarray
 
+from .compiling import kernel
 from .mondrian_kernels import (
     LARGEST_VALUE,
     LEFT,
@@ -26,10 +29,19 @@ from .mondrian_kernels import (
 )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+class Explaining(NamedTuple):
+    """Room to explain in; nothing in it lasts."""
+
+    whole: ndarray  # float64 (O, N + K + 1): what each column adds
+    above: ndarray  # float64 (O,): what the node above says
+    sums: ndarray  # float64 (1, C): what the trees predict
+
+
+@kernel
 def explain_mondrian(
-    numeric: ndarray, categories: ndarray, nodes: Nodes, settings: Settings, columns: Columns, out: ndarray
-) -> None:
+    numeric: ndarray, categories: ndarray, nodes: Nodes, settings: Settings, columns: Columns, room: Explaining,
+    out: ndarray,
+) -> None:  # fmt: skip
     """Write what each feature adds to the predictions of B rows to out (B, O, N + K + 1); the state is only read.
 
     Last is what the roots predict. A branch adds to its column by what the prediction changes from it to the child, as
@@ -42,7 +54,7 @@ def explain_mondrian(
     keys, places, size = columns.keys, columns.places, nodes.size
     N, C, outputs, F = numeric.shape[1], told.shape[1], out.shape[1], out.shape[2] - 1
     M, mask, first = links.shape[0] // size.shape[0], np.uint64(keys.shape[0] - 1), C - outputs  # of two: the second
-    whole, above = np.empty((outputs, F + 1)), np.empty(outputs)
+    whole, above = room.whole, room.above
     for i in range(out.shape[0]):
         whole[:] = 0.0
         trees = 0
@@ -87,15 +99,16 @@ def explain_mondrian(
                 out[i, o, f] = min(max(whole[o, f] / max(trees, 1), -LARGEST_VALUE), LARGEST_VALUE)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_then_learn_mondrian(
     before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, nodes: Nodes,
-    settings: Settings, columns: Columns, out: ndarray, contributions: ndarray,
+    settings: Settings, columns: Columns, room: Explaining, out: ndarray, contributions: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: explain before[i] to contributions[i], then as `learn_mondrian`."""
     for i in range(numeric.shape[0]):
         row = slice(i, i + 1)
-        explain_mondrian(before[row], categories[row], nodes, settings, columns, contributions[row])
+        explain_mondrian(before[row], categories[row], nodes, settings, columns, room, contributions[row])
         learn_mondrian(
-            before[row], numeric[row], categories[row], y[row], weight[row], nodes, settings, columns, out[row]
+            before[row], numeric[row], categories[row], y[row], weight[row], nodes, settings, columns, room.sums,
+            out[row],
         )  # fmt: skip

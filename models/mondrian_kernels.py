@@ -2,8 +2,7 @@
 
 Helpers and kernels stand in one file because Numba's cache does not see a change in another file. No fastmath: NaN
 means missing, and sums run in the order of the columns, so that every split comes out the same as in River. What runs
-at every node stands in one loop, and its helpers take numbers: a call counts each array that it is handed, and that
-takes longer than all else (50 ns a node in place of 10).
+at every node stands in one loop, and its helpers take numbers. Nothing here allocates, as compiling.py says.
 
 A node holds the box of the rows that came by: a range for each numeric column, and for a category its values, as
 indicators in 64 buckets. A row outside the box extends it, and may split the node: at a time that is drawn, by the more
@@ -19,8 +18,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
+
+from .compiling import copy_into, inlined, kernel
 
 LEFT, PARENT = range(2)  # columns of `links`
 TIME, TOTAL, WEIGHT, TREE, SHARE = range(5)  # columns of `numbers`
@@ -72,7 +72,7 @@ class Columns(NamedTuple):
 # --- random numbers
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def mixed(z: np.uint64) -> np.uint64:
     """SplitMix64's finish: 64 bits that look random for any that are different."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -80,13 +80,13 @@ def mixed(z: np.uint64) -> np.uint64:
     return z ^ (z >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def key_of_tree(seed: np.uint64, t: int) -> np.uint64:
     """What names the sequence of one tree."""
     return mixed(seed + np.uint64(t + 1) * np.uint64(0xD1B54A32D192ED03))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def uniform(key: np.uint64, drawn: ndarray, t: int) -> float:
     """The next number of a sequence, from [0, 1); drawn uint64 (T,) counts on.
 
@@ -100,19 +100,19 @@ def uniform(key: np.uint64, drawn: ndarray, t: int) -> float:
 # --- boxes
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def bucket_of(value: np.uint64) -> np.uint64:
     """The bucket of a value of a category, from its hash: 0 to 63."""
     return value >> np.uint64(58)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def reach(x: float, lowest: float, highest: float) -> float:
     """How far x lies outside a range."""
     return lowest - x if x < lowest else max(x - highest, 0.0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def indicators_of(value: np.uint64, came: np.uint64) -> tuple[float, float]:
     """By how much a value extends indicators of a category: its own, and that of the only bucket which came so far.
 
@@ -123,7 +123,7 @@ def indicators_of(value: np.uint64, came: np.uint64) -> tuple[float, float]:
     return 1.0, 1.0 if came & (came - np.uint64(1)) == 0 else 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def choose(
     node: int, i: int, at: float, u: float, numeric: ndarray, categories: ndarray, ranges: ndarray, known: ndarray,
     buckets: ndarray,
@@ -171,13 +171,13 @@ def choose(
 # --- splits and weights
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def goes_right(value: float, threshold: float, category: bool) -> bool:
     """Which child of a branch a number, or a bucket, goes to."""
     return value == threshold if category else value > threshold
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def aggregated(alone: float, below: float) -> tuple[float, float]:
     """Logarithm of the weight of all prunings from a node on, and the share of that which cuts below it.
 
@@ -189,7 +189,7 @@ def aggregated(alone: float, below: float) -> tuple[float, float]:
     return max(alone, below) + HALF + math.log1p(less), share
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def split(node: int, first: int, time: float, key: np.uint64, threshold: float, right: bool, nodes: Nodes) -> None:
     """Put a branch in the place of a node, with what the node was on one side and an empty leaf on the other.
 
@@ -198,13 +198,13 @@ def split(node: int, first: int, time: float, key: np.uint64, threshold: float, 
     """
     links, numbers, ranges, known, buckets = nodes.links, nodes.numbers, nodes.ranges, nodes.known, nodes.buckets
     old, fresh = (first, first + 1) if right else (first + 1, first)
-    links[old] = links[node]
-    numbers[old] = numbers[node]
+    copy_into(links[old], links[node])
+    copy_into(numbers[old], numbers[node])
     nodes.column[old] = nodes.column[node]
     nodes.threshold[old] = nodes.threshold[node]
-    nodes.told[old] = nodes.told[node]
+    copy_into(nodes.told[old], nodes.told[node])
     for j in range(known.shape[0]):
-        ranges[j, old] = ranges[j, node]
+        copy_into(ranges[j, old], ranges[j, node])
         known[j, old] = known[j, node]
     for k in range(buckets.shape[0]):
         buckets[k, old] = buckets[k, node]
@@ -223,7 +223,7 @@ def split(node: int, first: int, time: float, key: np.uint64, threshold: float, 
 # --- whole rows
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def class_of(y: float, classes: int, binary: bool) -> int:
     """The class of a label; -1: it is none."""
     if y - y != 0.0:
@@ -233,20 +233,22 @@ def class_of(y: float, classes: int, binary: bool) -> int:
     return int(y) if 0.0 <= y < classes and y == math.floor(y) else -1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def write_means(sums: ndarray, trees: int, classes: bool, out: ndarray) -> None:
     """Write what trees predict together, sums float64 (B, C), to out: their mean."""
     for i in range(out.shape[0]):
         if not classes:
             out[i, 0] = min(max(sums[i, 0] / trees, -LARGEST_VALUE), LARGEST_VALUE)
             continue
-        total = sums[i].sum()
+        total = 0.0
+        for c in range(sums.shape[1]):
+            total += sums[i, c]
         for o in range(out.shape[1]):
             place = o + sums.shape[1] - out.shape[1]  # of two classes the second, true
             out[i, o] = sums[i, place] / total if total > 0.0 else 1.0 / sums.shape[1]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def run_tree(
     t: int, before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, binary: bool,
     nodes: Nodes, settings: Settings, columns: Columns, sums: ndarray,
@@ -377,22 +379,25 @@ def run_tree(
                     numbers[node, TREE], numbers[node, SHARE] = aggregated(numbers[node, WEIGHT], below)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def predict_mondrian(
-    numeric: ndarray, categories: ndarray, nodes: Nodes, settings: Settings, columns: Columns, out: ndarray
-) -> None:
-    """Write the predictions of B rows to out (B, O); the state is only read. Arguments as in `learn_mondrian`."""
-    sums = np.zeros((out.shape[0], nodes.told.shape[1]))
-    y, weight = np.empty((0, 1), np.float32), np.empty(0, np.float32)
+    numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, nodes: Nodes, settings: Settings,
+    columns: Columns, sums: ndarray, out: ndarray,
+) -> None:  # fmt: skip
+    """Write the predictions of B rows to out (B, O); the state is only read.
+
+    y, weight  of no rows. Other arguments as in `learn_mondrian`
+    """
+    sums[:] = 0.0
     for t in range(nodes.size.shape[0]):
         run_tree(t, numeric, numeric, categories, y, weight, False, nodes, settings, columns, sums)
     write_means(sums, nodes.size.shape[0], settings.classes, out)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def learn_mondrian(
     before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, nodes: Nodes,
-    settings: Settings, columns: Columns, out: ndarray,
+    settings: Settings, columns: Columns, sums: ndarray, out: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: predict before[i] to out[i], then learn numeric[i], which is the same row after it was observed.
 
@@ -402,13 +407,14 @@ def learn_mondrian(
                                      above 0 and finite, is predicted and not learned
     nodes            the state, changed in place
     settings, columns                as their classes say
+    sums             float64 (B, C)  scratch; (0, C) where no predictions are wanted
     out              float (B, O)    P(true), P of each class, or values; (0, O) where no predictions are wanted
 
     Trees do not know of each other, so that each goes through all rows while it is in the processor's cache.
     Result does not depend on where the stream is cut.
     Source: Mourtada, Gaiffas and Scornet (2021), AMF: Aggregated Mondrian forests for online learning.
     """
-    sums = np.zeros((out.shape[0], nodes.told.shape[1]))
+    sums[:] = 0.0
     for t in range(nodes.size.shape[0]):
         run_tree(t, before, numeric, categories, y, weight, out.shape[1] == 1, nodes, settings, columns, sums)
     write_means(sums, nodes.size.shape[0], settings.classes, out)

@@ -1,9 +1,10 @@
 """What each feature adds to the prediction of a tree, or of several, in Numba: along a row's path, and at its leaf.
 
 How rows go down and how leaves vote is imported from tree_kernels.py; where that changes, delete `__pycache__`, for
-Numba's cache does not see it. No fastmath.
+Numba's cache does not see it. No fastmath. Nothing here allocates, as compiling.py says.
 
-Letters: B rows, N numeric columns, K categories, O outputs, C classes, M nodes of a tree, A nodes of all trees.
+Letters: B rows, N numeric columns, K categories, O outputs, C classes, T trees that predict together, M nodes of
+each, A nodes of all trees.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
 
+from .compiling import copy_into, kernel
 from .tree_kernels import (
     ADAPTIVE,
     BAYES,
@@ -80,9 +81,13 @@ class Explaining(NamedTuple):
     shares: ndarray  # float64 (2, C)
     way: ndarray  # float64 (O, N + K + 1): what each column adds on the way to a node; last: the share at the root
     whole: ndarray  # float64 (O, N + K + 1): of several leaves together, each by its weight
+    served: ndarray  # int64 (T,): of each of T trees that predict together, which one the sums are of
+    counted: ndarray  # int64 (T,): how many nodes it had when they were counted; 0: they are not
+    values: ndarray  # float64 (1, T): what each predicts
+    weights: ndarray  # float64 (T,): by what that counts
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def add_up(links: ndarray, order: ndarray, sums: ndarray) -> None:
     """Make the sums (M, .) of each branch those of its two children, where those of leaves are there.
 
@@ -96,7 +101,7 @@ def add_up(links: ndarray, order: ndarray, sums: ndarray) -> None:
                 sums[node, c] = sums[left, c] + sums[left + 1, c]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def put_in_order(root: int, links: ndarray, order: ndarray) -> int:
     """Write the nodes that hang on a root to order (M,), each behind its parent; how many they are."""
     order[0] = root
@@ -112,7 +117,7 @@ def put_in_order(root: int, links: ndarray, order: ndarray) -> int:
     return many
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def share_of(sums: ndarray, node: int, c: int) -> float:
     """The share of a class below a node; where nothing is below it, every class is as likely as another."""
     total = 0.0
@@ -121,7 +126,7 @@ def share_of(sums: ndarray, node: int, c: int) -> float:
     return sums[node, c] / total if total > 0.0 else 1.0 / sums.shape[1]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def vote_by_column(node: int, numeric: ndarray, categories: ndarray, tree: Tree, terms: ndarray) -> None:
     """Write what each column of a row adds to the votes of a leaf, as `vote` has them, to terms (N + K + 1, C).
 
@@ -149,7 +154,7 @@ def vote_by_column(node: int, numeric: ndarray, categories: ndarray, tree: Tree,
                     terms[N + k, i] = math.log(share)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def write_shares(votes: ndarray, known: int, shares: ndarray) -> None:
     """Write the exponentials of the first `known` votes, by their sum, to shares."""
     most = votes[0]
@@ -163,7 +168,7 @@ def write_shares(votes: ndarray, known: int, shares: ndarray) -> None:
         shares[i] /= total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_votes(node: int, weight: float, tree: Tree, room: Explaining, out: ndarray) -> None:
     """Add to out (O, N + K + 1) by what naive Bayes differs from the shares of a leaf, its terms in room.terms.
 
@@ -197,18 +202,18 @@ def explain_votes(node: int, weight: float, tree: Tree, room: Explaining, out: n
                 before[i] = after[i]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def count_below(root: int, tree: Tree, room: Explaining) -> int:
     """Write the weight of each class below each node of a tree to room.sums; how many nodes room.order then has."""
     many = put_in_order(root, tree.links, room.order)
     order = room.order[:many]
     for at in range(many):
-        room.sums[order[at]] = tree.counts[order[at]]
+        copy_into(room.sums[order[at]], tree.counts[order[at]])
     add_up(tree.links, order, room.sums)
     return many
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def count_learned(
     root: int, numeric: ndarray, categories: ndarray, tree: Tree, columns: Columns, sums: ndarray
 ) -> None:
@@ -217,7 +222,7 @@ def count_learned(
         root, numeric, categories, tree.links, tree.column, tree.threshold, tree.value, tree.weights, columns.keys,
         columns.places,
     )  # fmt: skip
-    sums[node] = tree.counts[node]
+    copy_into(sums[node], tree.counts[node])
     node = int(tree.links[node, PARENT])
     while node >= 0:
         left = int(tree.links[node, LEFT])
@@ -226,7 +231,7 @@ def count_learned(
         node = int(tree.links[node, PARENT])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def start_at(root: int, sums: ndarray, out: ndarray) -> None:
     """Write to out (O, N + K + 1) what nothing has been added to: the shares of the classes at a root."""
     F, first = out.shape[1] - 1, sums.shape[1] - out.shape[0]
@@ -235,7 +240,7 @@ def start_at(root: int, sums: ndarray, out: ndarray) -> None:
         out[o, F] = share_of(sums, root, o + first)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def go_on(
     node: int, numeric: ndarray, categories: ndarray, tree: Tree, columns: Columns, sums: ndarray, out: ndarray
 ) -> tuple[int, bool]:
@@ -252,7 +257,7 @@ def go_on(
     return child, there
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_rows(
     numeric: ndarray, categories: ndarray, tree: Tree, settings: Settings, columns: Columns, room: Explaining,
     out: ndarray,
@@ -274,7 +279,7 @@ def explain_rows(
         explain_row(numeric[i], categories[i], tree, settings, columns, room, out[i])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_row(
     numeric: ndarray, categories: ndarray, tree: Tree, settings: Settings, columns: Columns, room: Explaining,
     out: ndarray,
@@ -294,7 +299,7 @@ def explain_row(
         explain_votes(node, 1.0, tree, room, out)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_then_learn_rows(
     before: ndarray, numeric: ndarray, same: bool, categories: ndarray, y: ndarray, weight: ndarray, tree: Tree,
     settings: Settings, columns: Columns, scratch: Scratch, room: Explaining, out: ndarray, contributions: ndarray,
@@ -319,7 +324,15 @@ def explain_then_learn_rows(
 # --- leaves that vote together: of an adaptive tree, of a forest
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
+def add_weighted(weight: float, way: ndarray, whole: ndarray) -> None:
+    """Add what each column adds on the way to a leaf, (O, N + K + 1), by the weight of the leaf, to that of all."""
+    for o in range(whole.shape[0]):
+        for f in range(whole.shape[1]):
+            whole[o, f] += weight * way[o, f]
+
+
+@kernel
 def add_leaf(
     leaf: int, node: int, what: int, weight: float, numeric: ndarray, categories: ndarray, tree: Tree, room: Explaining
 ) -> None:
@@ -329,7 +342,7 @@ def add_leaf(
     """
     way, whole = room.way, room.whole
     F, first = whole.shape[1] - 1, room.sums.shape[1] - whole.shape[0]
-    whole += weight * way
+    add_weighted(weight, way, whole)
     for o in range(whole.shape[0]):  # no feature has caused by what another leaf in the place of the node differs
         whole[o, F] += weight * (share_of(room.sums, leaf, o + first) - share_of(room.sums, node, o + first))
     if what == VOTES:
@@ -337,17 +350,19 @@ def add_leaf(
         explain_votes(leaf, weight, tree, room, whole)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def write_whole(total: float, C: int, whole: ndarray, out: ndarray) -> None:
     """Write what leaves added, by the total of their weights, to out (O, N + K + 1); 0: all classes are as likely."""
     if total > 0.0:
-        out[:] = whole / total
+        for o in range(out.shape[0]):
+            for f in range(out.shape[1]):
+                out[o, f] = whole[o, f] / total
     else:
         out[:] = 0.0
         out[:, out.shape[1] - 1] = 1.0 / C
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_adaptive(
     numeric: ndarray, categories: ndarray, tree: Tree, adaptive: Adaptive, settings: Settings, columns: Columns,
     scratch: Scratch, room: Explaining, out: ndarray,
@@ -362,7 +377,7 @@ def explain_adaptive(
         for at in range(count_below(0, tree, room)):
             other = adaptive.alternate[room.order[at]]
             if other != 0:
-                room.sums[other] = tree.counts[other]
+                copy_into(room.sums[other], tree.counts[other])
     for i in range(numeric.shape[0]):
         room.whole[:] = 0.0
         total = 0.0
@@ -388,7 +403,7 @@ def explain_adaptive(
         write_whole(total, C, room.whole, out[i])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_then_learn_adaptive(
     before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: Tree,
     adaptive: Adaptive, settings: Settings, choices: AdaptiveSettings, columns: Columns, scratch: Scratch,
@@ -406,7 +421,7 @@ def explain_then_learn_adaptive(
         )  # fmt: skip
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_forest(
     numeric: ndarray, categories: ndarray, tree: Tree, forest: Forest, settings: Settings, choices: ForestSettings,
     columns: Columns, scratch: Scratch, room: Explaining, out: ndarray,
@@ -423,7 +438,7 @@ def explain_forest(
         )  # fmt: skip
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_forest_row(
     numeric: ndarray, categories: ndarray, tree: Tree, forest: Forest, settings: Settings, choices: ForestSettings,
     columns: Columns, scratch: Scratch, room: Explaining, out: ndarray,
@@ -453,7 +468,7 @@ def explain_forest_row(
     write_whole(total, counts.shape[1], room.whole, out)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_then_learn_forest(
     before: ndarray, numeric: ndarray, same: bool, categories: ndarray, y: ndarray, weight: ndarray, tree: Tree,
     forest: Forest, settings: Settings, choices: ForestSettings, columns: Columns, scratch: Scratch, room: Explaining,
@@ -462,9 +477,8 @@ def explain_then_learn_forest(
     """Row by row: explain before[i] to contributions[i], then as `learn_forest`."""
     size, T = tree.size, forest.members.shape[0]
     nodes = tree.links.shape[0] // size.shape[0]
-    served = np.zeros(T, np.int64)  # which tree the sums are of
-    counted = np.zeros(T, np.int64)  # and how many nodes it then had
-    sums = np.empty((1, tree.counts.shape[1]))
+    served, counted = room.served, room.counted
+    counted[:] = 0
     for i in range(numeric.shape[0]):
         row = slice(i, i + 1)
         for t in range(T):
@@ -478,7 +492,7 @@ def explain_then_learn_forest(
         )
         learn_forest(
             before[row], numeric[row], same, categories[row], y[row], weight[row], tree, forest, settings, choices,
-            columns, scratch, sums, out[row],
+            columns, scratch, room.shares[:1], out[row],
         )  # fmt: skip
         for t in range(T):
             if counted[t] > 0 and size[served[t], NODES] == counted[t]:
@@ -488,14 +502,14 @@ def explain_then_learn_forest(
 # --- regression
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def mean_of(sums: ndarray, node: int) -> float:
     """The mean of the targets below a node; 0 where there are none."""
     mean = sums[node, 1] / sums[node, 0] if sums[node, 0] > 0.0 else 0.0
     return min(max(mean, -LARGEST_VALUE), LARGEST_VALUE)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def sum_below(root: int, tree: RegressionTree, room: Explaining) -> int:
     """Write weight and sum of the targets below each node to room.sums; how many nodes room.order then has."""
     many = put_in_order(root, tree.links, room.order)
@@ -506,7 +520,7 @@ def sum_below(root: int, tree: RegressionTree, room: Explaining) -> int:
     return many
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def write_target(leaf: int, tree: RegressionTree, sums: ndarray) -> None:
     """Write weight and sum of the targets of a leaf to its row of sums (A, 2)."""
     count, mean = tree.targets[leaf, 0], tree.targets[leaf, 1]
@@ -514,7 +528,7 @@ def write_target(leaf: int, tree: RegressionTree, sums: ndarray) -> None:
     sums[leaf, 1] = count * mean
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def go_on_with_value(
     node: int, numeric: ndarray, categories: ndarray, tree: RegressionTree, columns: Columns, sums: ndarray,
     out: ndarray,
@@ -529,7 +543,7 @@ def go_on_with_value(
     return child, there
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def add_model(
     leaf: int, weight: float, numeric: ndarray, tree: RegressionTree, settings: RegressionSettings, sums: ndarray,
     out: ndarray,
@@ -549,7 +563,7 @@ def add_model(
             out[j] += weight * min(max(part, -LARGEST_VALUE), LARGEST_VALUE)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_values(
     numeric: ndarray, categories: ndarray, tree: RegressionTree, settings: RegressionSettings, columns: Columns,
     room: Explaining, out: ndarray,
@@ -578,7 +592,7 @@ def explain_values(
             out[i, 0, f] = min(max(np.float64(out[i, 0, f]), -LARGEST_VALUE), LARGEST_VALUE)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_then_learn_values(
     before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: RegressionTree,
     settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray, room: Explaining, out: ndarray,
@@ -597,26 +611,26 @@ def explain_then_learn_values(
 # --- leaves of values together
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def add_value(
     leaf: int, node: int, weight: float, numeric: ndarray, tree: RegressionTree, settings: RegressionSettings,
     room: Explaining,
 ) -> None:  # fmt: skip
     """As `add_leaf`, of what a leaf predicts."""
     whole = room.whole[0]
-    whole += weight * room.way[0]
+    add_weighted(weight, room.way, room.whole)
     whole[whole.shape[0] - 1] += weight * (mean_of(room.sums, leaf) - mean_of(room.sums, node))
     add_model(leaf, weight, numeric, tree, settings, room.sums, whole)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def write_values(total: float, whole: ndarray, out: ndarray) -> None:
     """Write what several leaves added, by the total of their weights, to out (1, N + K + 1)."""
     for f in range(out.shape[1]):
         out[0, f] = min(max(whole[0, f] / total, -LARGEST_VALUE), LARGEST_VALUE)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_adaptive_values(
     numeric: ndarray, categories: ndarray, tree: RegressionTree, adaptive: Adaptive, settings: RegressionSettings,
     columns: Columns, room: Explaining, out: ndarray,
@@ -646,7 +660,7 @@ def explain_adaptive_values(
         write_values(many + 1.0, room.whole, out[i])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_then_learn_adaptive_values(
     before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: RegressionTree,
     adaptive: Adaptive, settings: RegressionSettings, choices: AdaptiveSettings, columns: Columns, stack: ndarray,
@@ -664,7 +678,7 @@ def explain_then_learn_adaptive_values(
         )  # fmt: skip
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def weigh_members(values: ndarray, median: bool, weights: ndarray) -> None:
     """Write by what each of a few numbers (T,) counts in their mean or their median; of equals the first is lowest."""
     T = values.shape[0]
@@ -675,7 +689,7 @@ def weigh_members(values: ndarray, median: bool, weights: ndarray) -> None:
         weights[t] = 0.5 * ((place == (T - 1) // 2) + (place == T // 2)) if median else 1.0 / T
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_forest_values(
     numeric: ndarray, categories: ndarray, tree: RegressionTree, forest: RegressionForest,
     settings: RegressionSettings, choices: RegressionForestSettings, columns: Columns, room: Explaining, out: ndarray,
@@ -683,7 +697,8 @@ def explain_forest_values(
     """As `explain_values`, of a forest: the mean over the trees that serve, or over the one or two in the middle."""
     F, T = numeric.shape[1] + categories.shape[1], forest.members.shape[0]
     nodes = tree.links.shape[0] // (2 * T)
-    values, weights, summed = np.empty(T), np.empty(T), np.zeros(T, np.uint8)
+    values, weights, counted = room.values[0], room.weights, room.counted
+    counted[:] = 0
     for i in range(numeric.shape[0]):
         for t in range(T):
             at = 2 * t + int(forest.members[t, SERVES])
@@ -695,9 +710,8 @@ def explain_forest_values(
             if weights[t] == 0.0 or tree.size[at, NODES] == 0:  # an empty tree predicts 0
                 continue
             node = at * nodes
-            if not summed[t]:
-                sum_below(node, tree, room)
-                summed[t] = 1
+            if counted[t] == 0:
+                counted[t] = sum_below(node, tree, room)
             room.way[:] = 0.0
             room.way[0, F] = mean_of(room.sums, node)
             while tree.links[node, LEFT] != 0:
@@ -706,7 +720,7 @@ def explain_forest_values(
         write_values(1.0, room.whole, out[i])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def explain_then_learn_forest_values(
     before: ndarray, numeric: ndarray, same: bool, categories: ndarray, y: ndarray, weight: ndarray,
     tree: RegressionTree, forest: RegressionForest, settings: RegressionSettings, choices: RegressionForestSettings,
@@ -714,7 +728,6 @@ def explain_then_learn_forest_values(
     contributions: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: explain before[i] to contributions[i], then as `learn_forest_values`."""
-    values = np.empty((1, forest.members.shape[0]))
     for i in range(numeric.shape[0]):
         row = slice(i, i + 1)
         explain_forest_values(
@@ -722,5 +735,5 @@ def explain_then_learn_forest_values(
         )
         learn_forest_values(
             before[row], numeric[row], same, categories[row], y[row], weight[row], tree, forest, settings, choices,
-            columns, stack, kept, places, values, out[row],
+            columns, stack, kept, places, room.values, out[row],
         )  # fmt: skip

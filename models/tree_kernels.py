@@ -5,9 +5,7 @@ No fastmath: NaN means missing, and sums run in the order in which classes were 
 thresholds and the example at which a leaf splits come out the same. What runs for every row is inlined by force, for
 handing twenty arrays to a call takes longer than what the call does.
 
-Nothing here allocates, so that nobody has to count who refers to an array: each count is an atomic instruction, and
-with dozens of arrays on the way to every leaf they would take five sixths of a forest's time. Callers keep the arrays
-alive and give room to work in; rows are copied by `copy_into`, for an assignment makes room where they may overlap.
+Nothing here allocates, as compiling.py says.
 
 Letters: B rows, N numeric columns, K categories, C classes, M nodes, S slots for what leaves observe, V values kept of
 a category at a leaf.
@@ -16,27 +14,12 @@ a category at a leaf.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-UNCOUNTED: dict[str, Any] = {"_nrt": False}  # no runtime of Numba, which allocates and counts
-
-
-def kernel(function: Function, **options: Any) -> Function:
-    """Compile a function that does not allocate."""
-    compiled: Function = njit(cache=True, nogil=True, error_model="numpy", **UNCOUNTED, **options)(function)
-    return compiled
-
-
-def inlined(function: Function) -> Function:
-    """The same, and inline it by force."""
-    return kernel(function, forceinline=True)
-
+from .compiling import copy_into, inlined, kernel
 
 MAJORITY, BAYES, ADAPTIVE = 0, 1, 2  # what a leaf predicts with
 INFO_GAIN, GINI = 0, 1
@@ -179,13 +162,6 @@ class Scratch(NamedTuple):
     other_votes: ndarray  # float64 (C,): of another leaf
     sums: ndarray  # float64 (C,): votes of leaves together
     places: ndarray  # int32 (N + K,): columns to draw from
-
-
-@kernel
-def copy_into(to: ndarray, of: ndarray) -> None:
-    """Write one row over another of its length."""
-    for k in range(to.shape[0]):
-        to[k] = of[k]
 
 
 # --- going down

@@ -71,6 +71,26 @@ class HoeffdingTree(Configured, Explainer):
     def link(self, spec: Spec) -> Link:
         return "identity"
 
+    def room_to_explain(self, spec: Spec, sums: np.ndarray, serving: int = 1) -> explaining.Explaining:
+        """Zeros, which cost no memory until something is explained, for sums of all nodes of all trees.
+
+        serving  how many trees predict together
+        """
+        columns, classes = len(spec.numeric) + len(spec.categories) + 1, sums.shape[1]
+        return explaining.Explaining(
+            order=np.zeros(self.max_nodes, np.int32),
+            sums=np.zeros(sums.shape),
+            terms=np.zeros((columns, classes)),
+            votes=np.zeros(classes),
+            shares=np.zeros((2, classes)),
+            way=np.zeros((spec.outputs, columns)),
+            whole=np.zeros((spec.outputs, columns)),
+            served=np.zeros(serving, np.int64),
+            counted=np.zeros(serving, np.int64),
+            values=np.zeros((1, serving)),
+            weights=np.zeros(serving),
+        )
+
 
 @register
 @dataclass(eq=False)
@@ -170,7 +190,7 @@ class HoeffdingTreeClassifier(HoeffdingTree):
         tree = kernels.Tree(*(state[name] for name in kernels.Tree._fields))
         scratch = scratch_of(spec, tree.counts.shape[1])
         self._parts = tree, self.settings(0), columns_of(spec), scratch
-        self._room = room_to_explain(spec, self.max_nodes, tree.counts)
+        self._room = self.room_to_explain(spec, tree.counts)
         self._none = np.empty((0, spec.outputs), np.float32)
 
     def settings(self, features: int) -> kernels.Settings:
@@ -312,7 +332,7 @@ class HoeffdingTreeRegressor(HoeffdingTree):
         tree = kernels.RegressionTree(*(state[name] for name in kernels.RegressionTree._fields))
         room = self.max_values
         self._parts = tree, self.settings(0), columns_of(spec)
-        self._room = room_to_explain(spec, self.max_nodes, tree.targets[:, :2])
+        self._room = self.room_to_explain(spec, tree.targets[:, :2])
         self._scratch = np.empty((4 * room + 4, 2), np.int32), np.empty((room, 6))
         self._none = np.empty((0, 1), np.float32)
 
@@ -366,20 +386,6 @@ def _branches(nodes: int) -> dict[str, Array]:
         "value": Array((nodes,), "uint64"),
         "weights": Array((nodes, 4), "float64"),
     }
-
-
-def room_to_explain(spec: Spec, nodes: int, sums: np.ndarray) -> explaining.Explaining:
-    """Zeros, which cost no memory until something is explained: for trees of so many nodes, and with such sums."""
-    columns, classes = len(spec.numeric) + len(spec.categories) + 1, sums.shape[1]
-    return explaining.Explaining(
-        order=np.zeros(nodes, np.int32),
-        sums=np.zeros(sums.shape),
-        terms=np.zeros((columns, classes)),
-        votes=np.zeros(classes),
-        shares=np.zeros((2, classes)),
-        way=np.zeros((spec.outputs, columns)),
-        whole=np.zeros((spec.outputs, columns)),
-    )
 
 
 def _check_choices(model: Any, **choices: Mapping[str, int]) -> None:

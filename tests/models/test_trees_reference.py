@@ -1,10 +1,14 @@
 """Trees equal River's node by node: the same splits at the same example, the same counts, the same predictions."""
 
+import pkgutil
+from importlib import import_module
+
 import numpy as np
 import pytest
 from river import datasets, linear_model, optim, preprocessing, tree
 from river.tree.nodes.branch import DTBranch, NominalBinaryBranch
 
+from headrace import models
 from headrace.errors import DeclarationError
 from headrace.models import (
     HoeffdingTreeClassifier,
@@ -14,7 +18,6 @@ from headrace.models import (
     StandardScaler,
     Truth,
     allocate,
-    tree_kernels,
 )
 from headrace.models.tree_kernels import (
     ATTEMPT,
@@ -547,8 +550,16 @@ def test_task_without_a_value_is_refused():
         HoeffdingTreeRegressor().layout(Spec(("a",), (), "binary", 1))
 
 
-def test_no_kernel_of_trees_counts_who_refers_to_an_array():
+def test_no_kernel_of_trees_and_forests_counts_who_refers_to_an_array():
     """One that does costs a multiple of its work and nothing else would show it."""
-    compiled = [function for function in vars(tree_kernels).values() if hasattr(function, "targetoptions")]
-    assert len(compiled) > 100
-    assert [kernel.__name__ for kernel in compiled if kernel.targetoptions.get("_nrt", True)] == []
+    names = [module.name for module in pkgutil.iter_modules(models.__path__)]
+    modules = [name for name in names if name.endswith("_kernels") and ("tree" in name or "mondrian" in name)]
+    assert {"tree_kernels", "tree_explain_kernels", "mondrian_kernels", "mondrian_explain_kernels"} <= set(modules)
+    kernels = {
+        function
+        for name in modules
+        for function in vars(import_module(f"headrace.models.{name}")).values()
+        if hasattr(function, "targetoptions")
+    }
+    assert len(kernels) > 150
+    assert [kernel.__name__ for kernel in kernels if kernel.targetoptions.get("_nrt", True)] == []
