@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from .compiling import copy_into, kernel
+from .compiling import copy_into, inlined, kernel
 from .tree_kernels import (
     ADAPTIVE,
     BAYES,
@@ -94,11 +94,16 @@ def add_up(links: ndarray, order: ndarray, sums: ndarray) -> None:
     order   int32 (M,)   the nodes, each behind its parent, as `put_in_order` writes them
     """
     for at in range(order.shape[0] - 1, -1, -1):
-        node = order[at]
-        left = int(links[node, LEFT])
-        if left != 0:
-            for c in range(sums.shape[1]):
-                sums[node, c] = sums[left, c] + sums[left + 1, c]
+        if links[order[at], LEFT] != 0:
+            add_children(order[at], links, sums)
+
+
+@inlined
+def add_children(branch: int, links: ndarray, sums: ndarray) -> None:
+    """Make the sums of a branch those of its two children."""
+    left = int(links[branch, LEFT])
+    for c in range(sums.shape[1]):
+        sums[branch, c] = sums[left, c] + sums[left + 1, c]
 
 
 @kernel
@@ -218,16 +223,14 @@ def count_learned(
     root: int, numeric: ndarray, categories: ndarray, tree: Tree, columns: Columns, sums: ndarray
 ) -> None:
     """Make sums what `count_below` would, where since then a row was learned below the root and no leaf has split."""
-    node = leaf_of(
+    node, _ = leaf_of(
         root, numeric, categories, tree.links, tree.column, tree.threshold, tree.value, tree.weights, columns.keys,
         columns.places,
     )  # fmt: skip
     copy_into(sums[node], tree.counts[node])
     node = int(tree.links[node, PARENT])
     while node >= 0:
-        left = int(tree.links[node, LEFT])
-        for c in range(sums.shape[1]):
-            sums[node, c] = sums[left, c] + sums[left + 1, c]
+        add_children(node, tree.links, sums)
         node = int(tree.links[node, PARENT])
 
 
@@ -372,35 +375,67 @@ def explain_adaptive(
     An alternate has the way to its branch in common with it; by what its shares differ from those of all that is below
     the branch is added to the last.
     """
-    links, C = tree.links, tree.counts.shape[1]
     if tree.size[NODES] > 0:
-        for at in range(count_below(0, tree, room)):
-            other = adaptive.alternate[room.order[at]]
-            if other != 0:
-                copy_into(room.sums[other], tree.counts[other])
+        count_adaptive(tree, adaptive, room)
     for i in range(numeric.shape[0]):
-        room.whole[:] = 0.0
-        total = 0.0
-        node, there = 0, True
-        if tree.size[NODES] > 0:
-            start_at(0, room.sums, room.way)
-        while tree.size[NODES] > 0:
-            branch = links[node, LEFT] != 0
-            leaf = int(adaptive.alternate[node]) if branch else node
-            if leaf != 0 or not branch:
-                what, scale = judge_adaptive(
-                    leaf, numeric[i], categories[i], tree, adaptive.errors, settings, scratch.votes, scratch.found
-                )
-                if branch and not there:
-                    scale *= 2.0  # as it votes
-                if what != NOTHING:
-                    weight = scale * sum_of(scratch.votes, links[leaf, KNOWN])
-                    total += weight
-                    add_leaf(leaf, node, what, weight, numeric[i], categories[i], tree, room)
-            if not branch:
-                break
-            node, there = go_on(node, numeric[i], categories[i], tree, columns, room.sums, room.way)
-        write_whole(total, C, room.whole, out[i])
+        explain_adaptive_row(numeric[i], categories[i], tree, adaptive, settings, columns, scratch, room, out[i])
+
+
+@kernel
+def count_adaptive(tree: Tree, adaptive: Adaptive, room: Explaining) -> None:
+    """As `count_below`, of an adaptive tree and its alternates."""
+    for at in range(count_below(0, tree, room)):
+        other = int(adaptive.alternate[room.order[at]])
+        if other != 0:
+            copy_into(room.sums[other], tree.counts[other])
+
+
+@kernel
+def count_learned_adaptive(
+    numeric: ndarray, categories: ndarray, tree: Tree, adaptive: Adaptive, columns: Columns, sums: ndarray
+) -> None:
+    """Make sums what `count_adaptive` would, where since then a row was learned and no node came or went."""
+    node = 0
+    while tree.links[node, LEFT] != 0:
+        other = int(adaptive.alternate[node])
+        if other != 0:
+            copy_into(sums[other], tree.counts[other])
+        node, _ = step_down(
+            node, numeric, categories, tree.links, tree.column, tree.threshold, tree.value, tree.weights, columns.keys,
+            columns.places,
+        )  # fmt: skip
+    count_learned(node, numeric, categories, tree, columns, sums)
+
+
+@kernel
+def explain_adaptive_row(
+    numeric: ndarray, categories: ndarray, tree: Tree, adaptive: Adaptive, settings: Settings, columns: Columns,
+    scratch: Scratch, room: Explaining, out: ndarray,
+) -> None:  # fmt: skip
+    """As `explain_adaptive`, of one row to out (O, N + K + 1), of a tree whose sums are counted."""
+    links = tree.links
+    room.whole[:] = 0.0
+    total = 0.0
+    node, there = 0, True
+    if tree.size[NODES] > 0:
+        start_at(0, room.sums, room.way)
+    while tree.size[NODES] > 0:
+        branch = links[node, LEFT] != 0
+        leaf = int(adaptive.alternate[node]) if branch else node
+        if leaf != 0 or not branch:
+            what, scale = judge_adaptive(
+                leaf, numeric, categories, tree, adaptive.errors, settings, scratch.votes, scratch.found
+            )
+            if branch and not there:
+                scale *= 2.0  # as it votes
+            if what != NOTHING:
+                weight = scale * sum_of(scratch.votes, links[leaf, KNOWN])
+                total += weight
+                add_leaf(leaf, node, what, weight, numeric, categories, tree, room)
+        if not branch:
+            break
+        node, there = go_on(node, numeric, categories, tree, columns, room.sums, room.way)
+    write_whole(total, tree.counts.shape[1], room.whole, out)
 
 
 @kernel
@@ -410,15 +445,22 @@ def explain_then_learn_adaptive(
     path: ndarray, room: Explaining, out: ndarray, contributions: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: explain before[i] to contributions[i], then as `learn_adaptive`."""
+    counted = False  # whether the sums are those of the tree as it stands
     for i in range(numeric.shape[0]):
         row = slice(i, i + 1)
-        explain_adaptive(
-            before[row], categories[row], tree, adaptive, settings, columns, scratch, room, contributions[row]
+        if not counted and tree.size[NODES] > 0:
+            count_adaptive(tree, adaptive, room)
+            counted = True
+        explain_adaptive_row(
+            before[i], categories[i], tree, adaptive, settings, columns, scratch, room, contributions[i]
         )
-        learn_adaptive(
+        if learn_adaptive(
             before[row], numeric[row], categories[row], y[row], weight[row], tree, adaptive, settings, choices, columns,
             scratch, path, out[row],
-        )  # fmt: skip
+        ):  # fmt: skip
+            counted = False
+        if counted:
+            count_learned_adaptive(numeric[i], categories[i], tree, adaptive, columns, room.sums)
 
 
 @kernel
@@ -577,35 +619,67 @@ def explain_values(
     Other arguments as in `learn_values`.
     Source: Saabas (2014), Interpreting random forests.
     """
-    F = numeric.shape[1] + categories.shape[1]
-    out[:] = 0.0
     if tree.size[NODES] == 0:
+        out[:] = 0.0
         return
     sum_below(0, tree, room)
     for i in range(numeric.shape[0]):
-        out[i, 0, F] = mean_of(room.sums, 0)
-        node = 0
-        while tree.links[node, LEFT] != 0:
-            node, _ = go_on_with_value(node, numeric[i], categories[i], tree, columns, room.sums, out[i, 0])
-        add_model(node, 1.0, numeric[i], tree, settings, room.sums, out[i, 0])
-        for f in range(F + 1):
-            out[i, 0, f] = min(max(np.float64(out[i, 0, f]), -LARGEST_VALUE), LARGEST_VALUE)
+        explain_value(numeric[i], categories[i], tree, settings, columns, room.sums, out[i, 0])
+
+
+@kernel
+def explain_value(
+    numeric: ndarray, categories: ndarray, tree: RegressionTree, settings: RegressionSettings, columns: Columns,
+    sums: ndarray, out: ndarray,
+) -> None:  # fmt: skip
+    """As `explain_values`, of one row to out (N + K + 1,), of a tree whose sums are there."""
+    out[:] = 0.0
+    out[out.shape[0] - 1] = mean_of(sums, 0)
+    node = 0
+    while tree.links[node, LEFT] != 0:
+        node, _ = go_on_with_value(node, numeric, categories, tree, columns, sums, out)
+    add_model(node, 1.0, numeric, tree, settings, sums, out)
+    for f in range(out.shape[0]):
+        out[f] = min(max(np.float64(out[f]), -LARGEST_VALUE), LARGEST_VALUE)
+
+
+@kernel
+def sum_learned(
+    root: int, numeric: ndarray, categories: ndarray, tree: RegressionTree, columns: Columns, sums: ndarray
+) -> None:
+    """Make sums what `sum_below` would, where since then a row was learned below the root and no leaf has split."""
+    node, _ = leaf_of(
+        root, numeric, categories, tree.links, tree.column, tree.threshold, tree.value, tree.weights, columns.keys,
+        columns.places,
+    )  # fmt: skip
+    write_target(node, tree, sums)
+    node = int(tree.links[node, PARENT])
+    while node >= 0:
+        add_children(node, tree.links, sums)
+        node = int(tree.links[node, PARENT])
 
 
 @kernel
 def explain_then_learn_values(
-    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: RegressionTree,
-    settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray, room: Explaining, out: ndarray,
-    contributions: ndarray,
+    before: ndarray, numeric: ndarray, same: bool, categories: ndarray, y: ndarray, weight: ndarray,
+    tree: RegressionTree, settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray,
+    room: Explaining, out: ndarray, contributions: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: explain before[i] to contributions[i], then as `learn_values`."""
+    counted = 0  # nodes, by the sums as they stand
     for i in range(numeric.shape[0]):
         row = slice(i, i + 1)
-        explain_values(before[row], categories[row], tree, settings, columns, room, contributions[row])
+        if counted == 0 or counted != tree.size[NODES]:
+            explain_values(before[row], categories[row], tree, settings, columns, room, contributions[row])
+            counted = int(tree.size[NODES])
+        else:
+            explain_value(before[i], categories[i], tree, settings, columns, room.sums, contributions[i, 0])
         learn_values(
-            before[row], numeric[row], categories[row], y[row], weight[row], tree, settings, columns, stack, kept,
-            out[row],
+            before[row], numeric[row], same, categories[row], y[row], weight[row], tree, settings, columns, stack,
+            kept, out[row],
         )  # fmt: skip
+        if counted > 0:
+            sum_learned(0, numeric[i], categories[i], tree, columns, room.sums)
 
 
 # --- leaves of values together
@@ -636,28 +710,60 @@ def explain_adaptive_values(
     columns: Columns, room: Explaining, out: ndarray,
 ) -> None:  # fmt: skip
     """As `explain_values`, of an adaptive tree: the mean over its leaf and the alternates, as in `explain_adaptive`."""
-    F, links = numeric.shape[1] + categories.shape[1], tree.links
     if tree.size[NODES] == 0:
         out[:] = 0.0
         return
+    sum_adaptive(tree, adaptive, room)
+    for i in range(numeric.shape[0]):
+        explain_adaptive_value(numeric[i], categories[i], tree, adaptive, settings, columns, room, out[i])
+
+
+@kernel
+def sum_adaptive(tree: RegressionTree, adaptive: Adaptive, room: Explaining) -> None:
+    """As `sum_below`, of an adaptive tree and its alternates."""
     for at in range(sum_below(0, tree, room)):
         other = int(adaptive.alternate[room.order[at]])
         if other != 0:
             write_target(other, tree, room.sums)
-    for i in range(numeric.shape[0]):
-        room.way[:] = 0.0
-        room.whole[:] = 0.0
-        room.way[0, F] = mean_of(room.sums, 0)
-        many = 0.0
-        node, there = 0, True
-        while links[node, LEFT] != 0:
-            if adaptive.alternate[node] != 0:
-                times = 1.0 if there else 2.0  # as it predicts
-                add_value(int(adaptive.alternate[node]), node, times, numeric[i], tree, settings, room)
-                many += times
-            node, there = go_on_with_value(node, numeric[i], categories[i], tree, columns, room.sums, room.way[0])
-        add_value(node, node, 1.0, numeric[i], tree, settings, room)
-        write_values(many + 1.0, room.whole, out[i])
+
+
+@kernel
+def sum_learned_adaptive(
+    numeric: ndarray, categories: ndarray, tree: RegressionTree, adaptive: Adaptive, columns: Columns, sums: ndarray
+) -> None:
+    """Make sums what `sum_adaptive` would, where since then a row was learned and no node came or went."""
+    node = 0
+    while tree.links[node, LEFT] != 0:
+        other = int(adaptive.alternate[node])
+        if other != 0:
+            write_target(other, tree, sums)
+        node, _ = step_down(
+            node, numeric, categories, tree.links, tree.column, tree.threshold, tree.value, tree.weights, columns.keys,
+            columns.places,
+        )  # fmt: skip
+    sum_learned(node, numeric, categories, tree, columns, sums)
+
+
+@kernel
+def explain_adaptive_value(
+    numeric: ndarray, categories: ndarray, tree: RegressionTree, adaptive: Adaptive, settings: RegressionSettings,
+    columns: Columns, room: Explaining, out: ndarray,
+) -> None:  # fmt: skip
+    """As `explain_adaptive_values`, of one row to out (1, N + K + 1), of a tree whose sums are there."""
+    F = out.shape[1] - 1
+    room.way[:] = 0.0
+    room.whole[:] = 0.0
+    room.way[0, F] = mean_of(room.sums, 0)
+    many = 0.0
+    node, there = 0, True
+    while tree.links[node, LEFT] != 0:
+        if adaptive.alternate[node] != 0:
+            times = 1.0 if there else 2.0  # as it predicts
+            add_value(int(adaptive.alternate[node]), node, times, numeric, tree, settings, room)
+            many += times
+        node, there = go_on_with_value(node, numeric, categories, tree, columns, room.sums, room.way[0])
+    add_value(node, node, 1.0, numeric, tree, settings, room)
+    write_values(many + 1.0, room.whole, out)
 
 
 @kernel
@@ -667,15 +773,25 @@ def explain_then_learn_adaptive_values(
     kept: ndarray, places: ndarray, path: ndarray, room: Explaining, out: ndarray, contributions: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: explain before[i] to contributions[i], then as `learn_adaptive_values`."""
+    counted = False  # whether the sums are those of the tree as it stands
     for i in range(numeric.shape[0]):
         row = slice(i, i + 1)
-        explain_adaptive_values(
-            before[row], categories[row], tree, adaptive, settings, columns, room, contributions[row]
-        )
-        learn_adaptive_values(
+        if counted:
+            explain_adaptive_value(
+                before[i], categories[i], tree, adaptive, settings, columns, room, contributions[i]
+            )  # fmt: skip
+        else:
+            explain_adaptive_values(
+                before[row], categories[row], tree, adaptive, settings, columns, room, contributions[row]
+            )
+            counted = tree.size[NODES] > 0
+        if learn_adaptive_values(
             before[row], numeric[row], categories[row], y[row], weight[row], tree, adaptive, settings, choices, columns,
             stack, kept, places, path, out[row],
-        )  # fmt: skip
+        ):  # fmt: skip
+            counted = False
+        if counted:
+            sum_learned_adaptive(numeric[i], categories[i], tree, adaptive, columns, room.sums)
 
 
 @kernel
@@ -695,29 +811,41 @@ def explain_forest_values(
     settings: RegressionSettings, choices: RegressionForestSettings, columns: Columns, room: Explaining, out: ndarray,
 ) -> None:  # fmt: skip
     """As `explain_values`, of a forest: the mean over the trees that serve, or over the one or two in the middle."""
-    F, T = numeric.shape[1] + categories.shape[1], forest.members.shape[0]
-    nodes = tree.links.shape[0] // (2 * T)
-    values, weights, counted = room.values[0], room.weights, room.counted
-    counted[:] = 0
+    room.counted[:] = 0
     for i in range(numeric.shape[0]):
-        for t in range(T):
-            at = 2 * t + int(forest.members[t, SERVES])
-            values[t] = value_of(numeric[i], categories[i], tree, tree.size[at], at * nodes, settings, columns)
-        weigh_members(values, choices.median, weights)
-        room.whole[:] = 0.0
-        for t in range(T):
-            at = 2 * t + int(forest.members[t, SERVES])
-            if weights[t] == 0.0 or tree.size[at, NODES] == 0:  # an empty tree predicts 0
-                continue
-            node = at * nodes
-            if counted[t] == 0:
-                counted[t] = sum_below(node, tree, room)
-            room.way[:] = 0.0
-            room.way[0, F] = mean_of(room.sums, node)
-            while tree.links[node, LEFT] != 0:
-                node, _ = go_on_with_value(node, numeric[i], categories[i], tree, columns, room.sums, room.way[0])
-            add_value(node, node, weights[t], numeric[i], tree, settings, room)
-        write_values(1.0, room.whole, out[i])
+        explain_forest_value(numeric[i], categories[i], tree, forest, settings, choices, columns, room, out[i])
+
+
+@kernel
+def explain_forest_value(
+    numeric: ndarray, categories: ndarray, tree: RegressionTree, forest: RegressionForest,
+    settings: RegressionSettings, choices: RegressionForestSettings, columns: Columns, room: Explaining, out: ndarray,
+) -> None:  # fmt: skip
+    """As `explain_forest_values`, of one row to out (1, N + K + 1).
+
+    Sums are counted of the trees that have a say and of which room.counted says that they are not yet.
+    """
+    F, T = out.shape[1] - 1, forest.members.shape[0]
+    nodes = tree.links.shape[0] // (2 * T)
+    values, weights = room.values[0], room.weights
+    for t in range(T):
+        at = 2 * t + int(forest.members[t, SERVES])
+        values[t], _, _ = value_of(numeric, categories, tree, tree.size[at], at * nodes, settings, columns)
+    weigh_members(values, choices.median, weights)
+    room.whole[:] = 0.0
+    for t in range(T):
+        at = 2 * t + int(forest.members[t, SERVES])
+        if weights[t] == 0.0 or tree.size[at, NODES] == 0:  # an empty tree predicts 0
+            continue
+        node = at * nodes
+        if room.counted[t] == 0:
+            room.served[t], room.counted[t] = at, sum_below(node, tree, room)
+        room.way[:] = 0.0
+        room.way[0, F] = mean_of(room.sums, node)
+        while tree.links[node, LEFT] != 0:
+            node, _ = go_on_with_value(node, numeric, categories, tree, columns, room.sums, room.way[0])
+        add_value(node, node, weights[t], numeric, tree, settings, room)
+    write_values(1.0, room.whole, out)
 
 
 @kernel
@@ -728,12 +856,19 @@ def explain_then_learn_forest_values(
     contributions: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: explain before[i] to contributions[i], then as `learn_forest_values`."""
+    served, counted, T = room.served, room.counted, forest.members.shape[0]
+    nodes = tree.links.shape[0] // (2 * T)
+    counted[:] = 0
     for i in range(numeric.shape[0]):
         row = slice(i, i + 1)
-        explain_forest_values(
-            before[row], categories[row], tree, forest, settings, choices, columns, room, contributions[row]
-        )
+        explain_forest_value(before[i], categories[i], tree, forest, settings, choices, columns, room, contributions[i])
         learn_forest_values(
             before[row], numeric[row], same, categories[row], y[row], weight[row], tree, forest, settings, choices,
             columns, stack, kept, places, room.values, out[row],
         )  # fmt: skip
+        for t in range(T):
+            at = 2 * t + int(forest.members[t, SERVES])
+            if counted[t] > 0 and served[t] == at and tree.size[at, NODES] == counted[t]:
+                sum_learned(at * nodes, numeric[i], categories[i], tree, columns, room.sums)
+            else:
+                counted[t] = 0

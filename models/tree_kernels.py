@@ -206,12 +206,25 @@ def step_down(
 def leaf_of(
     root: int, numeric: ndarray, categories: ndarray, links: ndarray, column: ndarray, threshold: ndarray,
     value: ndarray, weights: ndarray, keys: ndarray, places: ndarray,
-) -> int:  # fmt: skip
-    """The leaf below a root that a row comes to. Arguments as in `step_down`."""
-    node = root
+) -> tuple[int, bool]:  # fmt: skip
+    """The leaf below a root that a row comes to, and whether all was there that was asked for on the way.
+
+    Arguments as in `step_down`.
+    """
+    node, asked = root, True
     while links[node, LEFT] != 0:
-        node, _ = step_down(node, numeric, categories, links, column, threshold, value, weights, keys, places)
-    return node
+        node, there = step_down(node, numeric, categories, links, column, threshold, value, weights, keys, places)
+        asked = asked and there
+    return node, asked
+
+
+@inlined
+def add_above(node: int, weight: float, links: ndarray, weights: ndarray) -> None:
+    """Add the weight of an example to all branches above a leaf."""
+    at = int(links[node, PARENT])
+    while at >= 0:
+        weights[at, TOTAL] += weight
+        at = int(links[at, PARENT])
 
 
 # --- predicting
@@ -336,15 +349,15 @@ def predict_row(
     value: ndarray, weights: ndarray, counts: ndarray, classes: ndarray, gaussians: ndarray, values: ndarray,
     value_counts: ndarray, category_totals: ndarray, settings: Settings, keys: ndarray, places: ndarray,
     votes: ndarray, found: ndarray, out: ndarray,
-) -> bool:  # fmt: skip
+) -> tuple[bool, int, bool]:  # fmt: skip
     """Write the prediction of one row to out (O,); whether votes now holds naive Bayes' votes of its leaf.
 
-    Before anything was learned every class is as likely as another.
+    Besides what `leaf_of` says. Before anything was learned every class is as likely as another, and the leaf is -1.
     """
     if size[NODES] == 0:
         out[:] = 1.0 / counts.shape[1]
-        return False
-    node = leaf_of(0, numeric, categories, links, column, threshold, value, weights, keys, places)
+        return False, -1, True
+    node, asked = leaf_of(0, numeric, categories, links, column, threshold, value, weights, keys, places)
     what = judge(
         node, numeric, categories, links, weights, counts, classes, gaussians, values, value_counts, category_totals,
         settings, votes, found,
@@ -353,7 +366,7 @@ def predict_row(
         out[:] = 1.0 / counts.shape[1]
     else:
         write_prediction(out, node, votes, links, classes)
-    return what == VOTES
+    return what == VOTES, node, asked
 
 
 @kernel
@@ -931,19 +944,21 @@ def learn_row(
     seen: ndarray, first: ndarray, gaussians: ndarray, category_first: ndarray, values: ndarray,
     value_counts: ndarray, category_totals: ndarray, settings: Settings, keys: ndarray, places: ndarray,
     votes: ndarray, found: ndarray, columns: ndarray, key: np.uint64, drawn: ndarray, member: int, root: int,
-    first_slot: int,
+    first_slot: int, node: int, asked: bool,
 ) -> int:  # fmt: skip
-    """Learn that one row is of class c in the tree below a root. The leaf that is now due to try to split; -1: none."""
+    """Learn that one row is of class c in the tree below a root. The leaf that is now due to try to split; -1: none.
+
+    node, asked  what `leaf_of` says of the row, where the tree has not changed since; node -1: not known
+    """
     if size[NODES] == 0:
         size[NODES] = 1
         size[SLOTS] = 1
         links[root, PARENT] = -1
         links[root, SLOT] = first_slot
-    node, asked = root, True
-    while links[node, LEFT] != 0:
-        weights[node, TOTAL] += weight
-        node, there = step_down(node, numeric, categories, links, column, threshold, value, weights, keys, places)
-        asked = asked and there
+        node = root
+    if node < 0:
+        node, asked = leaf_of(root, numeric, categories, links, column, threshold, value, weights, keys, places)
+    add_above(node, weight, links, weights)
     total = learn_at_leaf(
         node, numeric, categories, c, weight, voted, links, weights, counts, classes, seen, first, gaussians,
         category_first, values, value_counts, category_totals, settings, votes, found, columns, key, drawn, member,
@@ -975,7 +990,7 @@ def learn_rows(
     """Row by row: predict before[i] to out[i], then learn numeric[i], which is the same row after it was observed.
 
     before, numeric  float   (B, N)  NaN or infinite: missing
-    same             whether before and numeric are one array: votes are then counted once
+    same             whether before and numeric are one array: rows then go down once, and votes are counted once
     categories       uint64  (B, K)  0: missing
     y, weight        float32 (B, 1), (B,)  a row with a label that is no class, or a weight that is not above 0 and
                                      finite, is predicted and not learned
@@ -993,21 +1008,23 @@ def learn_rows(
     keys, places, votes, found = columns.keys, columns.places, scratch.votes, scratch.found
     seen, first, category_first = tree.seen, tree.first, tree.category_first
     drawn = columns.keys[:0]  # a single tree draws nothing
-    voted = False
+    voted, node, asked = False, -1, True
     for i in range(numeric.shape[0]):
         if out.shape[0] > 0:
-            voted = predict_row(
+            voted, node, asked = predict_row(
                 before[i], categories[i], size, links, column, threshold, value, weights, counts, classes, gaussians,
                 values, value_counts, category_totals, settings, keys, places, votes, found, out[i],
             )  # fmt: skip
         c = class_of(np.float64(y[i, 0]), counts.shape[1], out.shape[1] == 1)
         w = np.float64(weight[i])
         if c >= 0 and w > 0.0 and w - w == 0.0:
-            voted = voted and same
+            if not same:
+                voted, node = False, -1
             leaf = learn_row(
                 numeric[i], categories[i], c, w, voted, size, links, column, threshold, value, weights,
                 counts, classes, seen, first, gaussians, category_first, values, value_counts, category_totals,
                 settings, keys, places, votes, found, scratch.places, np.uint64(0), drawn, 0, 0, 0,
+                node, asked,
             )  # fmt: skip
             if leaf >= 0:
                 try_to_split(leaf, 0, tree, size, settings, columns, scratch)
@@ -1359,17 +1376,17 @@ def learn_adaptive_leaf(
 def learn_adaptive_row(
     numeric: ndarray, categories: ndarray, c: int, weight: float, tree: Tree, adaptive: Adaptive, settings: Settings,
     choices: AdaptiveSettings, columns: Columns, scratch: Scratch, path: ndarray,
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
     """Learn that one row is of class c, from the root down; what has to be swapped is swapped at the end.
 
-    path    int32 (3, M)  scratch
+    Whether nodes came or went. path int32 (3, M): scratch
     """
     links, weights, classes, counts = tree.links, tree.weights, tree.classes, tree.counts
     if tree.size[NODES] == 0:
         tree.size[NODES] = 1
         tree.size[SLOTS] = 1
         links[0, PARENT] = -1
-    node, many = 0, 0
+    node, many, changed = 0, 0, False
     while links[node, LEFT] != 0:
         path[0, many] = node
         many += 1
@@ -1397,6 +1414,7 @@ def learn_adaptive_row(
 
         learns = False
         if watch(at, error, choices.drift_delta, adaptive):
+            changed = True
             adaptive.errors[at] = 0.0
             if adaptive.alternate[at] != 0:
                 drop_alternate(at, tree, adaptive)
@@ -1414,6 +1432,7 @@ def learn_adaptive_row(
                 adaptive.changes[GIVEN_UP] += drop_below(at, False, tree, adaptive, path[2])
                 learns = at == 0  # as River: only that of the root learns the row that it is taken with
             elif verdict < 0:
+                changed = True
                 drop_alternate(at, tree, adaptive)
                 adaptive.changes[GIVEN_UP] += 1
         if learns:
@@ -1426,15 +1445,18 @@ def learn_adaptive_row(
     learned = learn_adaptive_leaf(
         node, numeric, categories, c, weight, tree, adaptive, settings, choices, columns, scratch
     )
+    changed = changed or links[node, LEFT] != 0
     for d in range(many):
         weights[path[0, d], TOTAL] += learned
     for d in range(many - 1, -1, -1):
         if path[1, d] != 0:
+            changed = True
             at = int(path[0, d])
             other = int(adaptive.alternate[at])
             copy_into(counts[at], counts[other])
             copy_into(classes[at], classes[other])
             take_alternate(at, tree, adaptive, path[2])
+    return changed
 
 
 @kernel
@@ -1495,8 +1517,10 @@ def learn_adaptive(
     before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: Tree,
     adaptive: Adaptive, settings: Settings, choices: AdaptiveSettings, columns: Columns, scratch: Scratch,
     path: ndarray, out: ndarray,
-) -> None:  # fmt: skip
-    """Row by row: predict before[i] to out[i], then learn numeric[i]. Arguments as in `learn_rows`, and
+) -> bool:  # fmt: skip
+    """Row by row: predict before[i] to out[i], then learn numeric[i]; whether nodes came or went, but for the first.
+
+    Arguments as in `learn_rows`, and
 
     adaptive         the rest of the state, changed in place
     path             int32 (3, M)  scratch
@@ -1504,15 +1528,17 @@ def learn_adaptive(
     Result does not depend on where the stream is cut.
     Source: Bifet and Gavalda (2009), Adaptive learning from evolving data streams.
     """
+    changed = False
     for i in range(numeric.shape[0]):
         if out.shape[0] > 0:
             predict_adaptive_row(before[i], categories[i], tree, adaptive, settings, columns, scratch, out[i])
         c = class_of(np.float64(y[i, 0]), tree.counts.shape[1], out.shape[1] == 1)
         w = np.float64(weight[i])
         if c >= 0 and w > 0.0 and w - w == 0.0:
-            learn_adaptive_row(
+            changed |= learn_adaptive_row(
                 numeric[i], categories[i], c, w, tree, adaptive, settings, choices, columns, scratch, path
             )
+    return changed
 
 
 # --- a forest: members with two trees each, of which one serves and the other may grow in the background
@@ -1614,7 +1640,7 @@ def predict_forest(
             continue
         share = share_right(t, forest.scores) if choices.weighted else 1.0
         for i in range(numeric.shape[0]):
-            node = leaf_of(
+            node, _ = leaf_of(
                 serving * nodes, numeric[i], categories[i], links, column, threshold, value, weights, keys, places
             )
             what = judge(
@@ -1666,12 +1692,12 @@ def learn_forest(
             c = class_of(np.float64(y[i, 0]), C, out.shape[1] == 1)
             w = np.float64(weight[i])
             learns = c >= 0 and w > 0.0 and w - w == 0.0
-            node, what = 0, NOTHING
+            node, asked, what = -1, True, NOTHING
             for look in range(2):  # what is predicted, and what would be for the row as it is learned
                 if not (wanted if look == 0 else learns and not (wanted and same)) or size[serving, NODES] == 0:
                     continue
                 x = before[i] if look == 0 else numeric[i]
-                node = leaf_of(
+                node, asked = leaf_of(
                     serving * nodes, x, categories[i], links, column, threshold, value, weights, keys, places
                 )
                 what = judge(
@@ -1693,13 +1719,14 @@ def learn_forest(
             for which in range(2):  # the tree in the background first, as River
                 if which == 0 and members[t, GROWS] == 0:
                     continue
-                at, voted, own_votes = serving, what == VOTES, votes
+                at, voted, own_votes, own_leaf = serving, what == VOTES, votes, node
                 if which == 0:
-                    at, voted, own_votes = serving ^ 1, False, scratch.other_votes
+                    at, voted, own_votes, own_leaf = serving ^ 1, False, scratch.other_votes, -1
                 leaf = learn_row(
                     numeric[i], categories[i], c, w * many, voted, size[at], links, column, threshold, value, weights,
                     counts, classes, seen, first, gaussians, category_first, values, value_counts, category_totals,
                     settings, keys, places, own_votes, found, scratch.places, key, drawn, t, at * nodes, at * slots,
+                    own_leaf, asked,
                 )  # fmt: skip
                 if leaf >= 0:
                     try_to_split(leaf, at, tree, size[at], settings, columns, scratch)
@@ -1959,15 +1986,18 @@ def value_at(node: int, numeric: ndarray, tree: RegressionTree, settings: Regres
 def value_of(
     numeric: ndarray, categories: ndarray, tree: RegressionTree, size: ndarray, root: int,
     settings: RegressionSettings, columns: Columns,
-) -> float:  # fmt: skip
-    """The prediction of the tree below a root for one row; 0 before anything was learned. size (3,): of that tree."""
+) -> tuple[float, int, bool]:  # fmt: skip
+    """The prediction of the tree below a root for one row, and what `leaf_of` says of it. size (3,): of that tree.
+
+    Before anything was learned 0, and the leaf is -1.
+    """
     if size[NODES] == 0:
-        return 0.0
-    node = leaf_of(
+        return 0.0, -1, True
+    node, asked = leaf_of(
         root, numeric, categories, tree.links, tree.column, tree.threshold, tree.value, tree.weights, columns.keys,
         columns.places,
     )  # fmt: skip
-    return value_at(node, numeric, tree, settings)
+    return value_at(node, numeric, tree, settings), node, asked
 
 
 @kernel
@@ -2212,11 +2242,12 @@ def learn_value_at_leaf(
 def learn_value(
     numeric: ndarray, categories: ndarray, y: float, weight: float, tree: RegressionTree, size: ndarray, at: int,
     settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray, places: ndarray, key: np.uint64,
-    drawn: ndarray, member: int,
+    drawn: ndarray, member: int, node: int, asked: bool,
 ) -> None:  # fmt: skip
     """Learn that one row has the target y in the tree `at` of those that share the arrays; size (3,): of that tree.
 
     places, key, drawn, member   as in `draw_columns`
+    node, asked                  as in `learn_row`
     """
     trees = tree.size.size // 3
     root = at * (tree.links.shape[0] // trees)
@@ -2225,15 +2256,14 @@ def learn_value(
         size[SLOTS] = 1
         tree.links[root, PARENT] = -1
         tree.links[root, SLOT] = at * (tree.seen.shape[0] // trees)
+        node = root
     links, weights = tree.links, tree.weights
-    column, threshold, value = tree.column, tree.threshold, tree.value
-    node, asked = root, True
-    while links[node, LEFT] != 0:
-        weights[node, TOTAL] += weight
-        node, there = step_down(
-            node, numeric, categories, links, column, threshold, value, weights, columns.keys, columns.places
-        )
-        asked = asked and there
+    if node < 0:
+        node, asked = leaf_of(
+            root, numeric, categories, links, tree.column, tree.threshold, tree.value, weights, columns.keys,
+            columns.places,
+        )  # fmt: skip
+    add_above(node, weight, links, weights)
     learn_value_at_leaf(node, numeric, categories, y, weight, tree, settings, places, key, drawn, member)
     if links[node, PASSIVE] != 0 or not asked:
         return  # as River: a row that lacks what a branch asks is learned, and no cause to split
@@ -2250,17 +2280,18 @@ def predict_values(
 ) -> None:  # fmt: skip
     """Write the predictions of B rows to out (B, 1); the state is only read. Arguments as in `learn_values`."""
     for i in range(numeric.shape[0]):
-        out[i, 0] = value_of(numeric[i], categories[i], tree, tree.size, 0, settings, columns)
+        out[i, 0] = value_of(numeric[i], categories[i], tree, tree.size, 0, settings, columns)[0]
 
 
 @kernel
 def learn_values(
-    before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: RegressionTree,
-    settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray, out: ndarray,
+    before: ndarray, numeric: ndarray, same: bool, categories: ndarray, y: ndarray, weight: ndarray,
+    tree: RegressionTree, settings: RegressionSettings, columns: Columns, stack: ndarray, kept: ndarray, out: ndarray,
 ) -> None:  # fmt: skip
     """Row by row: predict before[i] to out[i], then learn numeric[i], which is the same row after it was observed.
 
     before, numeric  float   (B, N)  NaN or infinite: missing
+    same             whether before and numeric are one array: rows then go down once
     categories       uint64  (B, K)  0: missing
     y, weight        float32 (B, 1), (B,)  a row with a label that is not finite, or a weight that is not above 0 and
                                      finite, is predicted and not learned
@@ -2273,15 +2304,18 @@ def learn_values(
     Source: Ikonomovska, Gama and Dzeroski (2011), Learning model trees from evolving data streams.
     """
     nothing, none_drawn = columns.places[:0], columns.keys[:0]  # a single tree draws nothing
+    node, asked = -1, True
     for i in range(numeric.shape[0]):
         if out.shape[0] > 0:
-            out[i, 0] = value_of(before[i], categories[i], tree, tree.size, 0, settings, columns)
+            out[i, 0], node, asked = value_of(before[i], categories[i], tree, tree.size, 0, settings, columns)
         t = np.float64(y[i, 0])
         w = np.float64(weight[i])
         if t - t == 0.0 and w > 0.0 and w - w == 0.0:
+            if not same:
+                node = -1
             learn_value(
                 numeric[i], categories[i], t, w, tree, tree.size, 0, settings, columns, stack, kept, nothing,
-                np.uint64(0), none_drawn, 0,
+                np.uint64(0), none_drawn, 0, node, asked,
             )  # fmt: skip
 
 
@@ -2339,17 +2373,17 @@ def learn_adaptive_value(
     numeric: ndarray, categories: ndarray, y: float, weight: float, tree: RegressionTree, adaptive: Adaptive,
     settings: RegressionSettings, choices: AdaptiveSettings, columns: Columns, stack: ndarray, kept: ndarray,
     places: ndarray, path: ndarray,
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
     """Learn that one row has the target y, from the root down; what has to be swapped is swapped at the end.
 
-    path    int32 (3, M)  scratch
+    Whether nodes came or went. path int32 (3, M): scratch
     """
     links, weights, targets = tree.links, tree.weights, tree.targets
     if tree.size[NODES] == 0:
         tree.size[NODES] = 1
         tree.size[SLOTS] = 1
         links[0, PARENT] = -1
-    node, many = 0, 0
+    node, many, changed = 0, 0, False
     while links[node, LEFT] != 0:
         path[0, many] = node
         many += 1
@@ -2364,6 +2398,7 @@ def learn_adaptive_value(
         fold_in(y, weight, targets[at])
         learns = False
         if watch(at, error, choices.drift_delta, adaptive) and adaptive.alternate[at] == 0:
+            changed = True
             adaptive.errors[at] = 0.0
             other = begin_alternate(at, tree, adaptive)
             learns = other != 0
@@ -2379,6 +2414,7 @@ def learn_adaptive_value(
                 adaptive.changes[GIVEN_UP] += drop_below(at, False, tree, adaptive, path[2])
                 learns = at == 0  # as River: only that of the root learns the row that it is taken with
             elif verdict < 0:
+                changed = True
                 drop_alternate(at, tree, adaptive)
                 adaptive.changes[GIVEN_UP] += 1
         if learns:
@@ -2391,13 +2427,16 @@ def learn_adaptive_value(
     learned = learn_adaptive_value_leaf(
         node, numeric, categories, y, weight, tree, adaptive, settings, choices, columns, stack, kept, places
     )
+    changed = changed or links[node, LEFT] != 0
     for d in range(many):
         weights[path[0, d], TOTAL] += learned
     for d in range(many - 1, -1, -1):
         if path[1, d] != 0:
+            changed = True
             at = int(path[0, d])
             copy_into(targets[at], targets[int(adaptive.alternate[at])])
             take_alternate(at, tree, adaptive, path[2])
+    return changed
 
 
 @kernel
@@ -2438,8 +2477,10 @@ def learn_adaptive_values(
     before: ndarray, numeric: ndarray, categories: ndarray, y: ndarray, weight: ndarray, tree: RegressionTree,
     adaptive: Adaptive, settings: RegressionSettings, choices: AdaptiveSettings, columns: Columns, stack: ndarray,
     kept: ndarray, places: ndarray, path: ndarray, out: ndarray,
-) -> None:  # fmt: skip
-    """Row by row: predict before[i] to out[i], then learn numeric[i]. Arguments as in `learn_values`, and
+) -> bool:  # fmt: skip
+    """Row by row: predict before[i] to out[i], then learn numeric[i]; whether nodes came or went, but for the first.
+
+    Arguments as in `learn_values`, and
 
     adaptive         the rest of the state, changed in place
     places, path     int32 (N + K,), (3, M)  scratch
@@ -2447,15 +2488,17 @@ def learn_adaptive_values(
     Result does not depend on where the stream is cut.
     Source: Bifet and Gavalda (2009), Adaptive learning from evolving data streams.
     """
+    changed = False
     for i in range(numeric.shape[0]):
         if out.shape[0] > 0:
             out[i, 0] = adaptive_value_of(before[i], categories[i], tree, adaptive, settings, columns)
         t = np.float64(y[i, 0])
         w = np.float64(weight[i])
         if t - t == 0.0 and w > 0.0 and w - w == 0.0:
-            learn_adaptive_value(
+            changed |= learn_adaptive_value(
                 numeric[i], categories[i], t, w, tree, adaptive, settings, choices, columns, stack, kept, places, path
             )
+    return changed
 
 
 # --- a forest of values
@@ -2559,7 +2602,7 @@ def predict_forest_values(
     for t in range(T):
         at = 2 * t + int(forest.members[t, SERVES])
         for i in range(B):
-            values[i, t] = value_of(
+            values[i, t], _, _ = value_of(
                 numeric[i], categories[i], tree, tree.size[at], at * nodes, settings, columns
             )  # fmt: skip
     for i in range(B):
@@ -2589,9 +2632,9 @@ def learn_forest_values(
         key = key_of_member(choices.seed, t)
         for i in range(B):
             serving = 2 * t + int(forest.members[t, SERVES])
-            predicted = 0.0
+            predicted, node, asked = 0.0, -1, True
             if wanted:
-                predicted = value_of(
+                predicted, node, asked = value_of(
                     before[i], categories[i], tree, tree.size[serving], serving * nodes, settings, columns
                 )
                 values[i, t] = predicted
@@ -2600,7 +2643,7 @@ def learn_forest_values(
             if not (label - label == 0.0 and w > 0.0 and w - w == 0.0):
                 continue
             if not (wanted and same):
-                predicted = value_of(
+                predicted, node, asked = value_of(
                     numeric[i], categories[i], tree, tree.size[serving], serving * nodes, settings, columns
                 )
             many = poisson(choices.least, key, forest.drawn, t)
@@ -2608,10 +2651,10 @@ def learn_forest_values(
                 continue
             for which in range(2):  # the tree in the background first, as River
                 if which == 1 or forest.members[t, GROWS] != 0:
-                    at = serving if which == 1 else serving ^ 1
+                    at, own_leaf = (serving, node) if which == 1 else (serving ^ 1, -1)
                     learn_value(
                         numeric[i], categories[i], label, w * many, tree, tree.size[at], at, settings, columns, stack,
-                        kept, places, key, forest.drawn, t,
+                        kept, places, key, forest.drawn, t, own_leaf, asked,
                     )  # fmt: skip
             watch_value_member(t, label - predicted, tree, forest, choices)
     for i in range(B if wanted else 0):

@@ -361,9 +361,8 @@ class HoeffdingTreeRegressor(HoeffdingTree):
 
     def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
         after = x.numeric if learned is None else learned.numeric
-        kernels.learn_values(
-            x.numeric, after, x.categories, truth.y, truth.weight, *self._parts, *self._scratch, out
-        )  # fmt: skip
+        rows = x.numeric, after, after is x.numeric, x.categories, truth.y, truth.weight
+        kernels.learn_values(*rows, *self._parts, *self._scratch, out)
 
     def explain(self, x: Rows, out: np.ndarray) -> None:
         explaining.explain_values(x.numeric, x.categories, *self._parts, self._room, out)
@@ -372,7 +371,7 @@ class HoeffdingTreeRegressor(HoeffdingTree):
         self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
     ) -> None:
         after = x.numeric if learned is None else learned.numeric
-        rows = x.numeric, after, x.categories, truth.y, truth.weight
+        rows = x.numeric, after, after is x.numeric, x.categories, truth.y, truth.weight
         explaining.explain_then_learn_values(*rows, *self._parts, *self._scratch, self._room, out, contributions)
 
 
