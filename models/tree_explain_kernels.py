@@ -122,7 +122,7 @@ def put_in_order(root: int, links: ndarray, order: ndarray) -> int:
     return many
 
 
-@kernel
+@inlined
 def share_of(sums: ndarray, node: int, c: int) -> float:
     """The share of a class below a node; where nothing is below it, every class is as likely as another."""
     total = 0.0
@@ -131,7 +131,7 @@ def share_of(sums: ndarray, node: int, c: int) -> float:
     return sums[node, c] / total if total > 0.0 else 1.0 / sums.shape[1]
 
 
-@kernel
+@inlined
 def vote_by_column(node: int, numeric: ndarray, categories: ndarray, tree: Tree, terms: ndarray) -> None:
     """Write what each column of a row adds to the votes of a leaf, as `vote` has them, to terms (N + K + 1, C).
 
@@ -173,7 +173,7 @@ def write_shares(votes: ndarray, known: int, shares: ndarray) -> None:
         shares[i] /= total
 
 
-@kernel
+@inlined
 def explain_votes(node: int, weight: float, tree: Tree, room: Explaining, out: ndarray) -> None:
     """Add to out (O, N + K + 1) by what naive Bayes differs from the shares of a leaf, its terms in room.terms.
 
@@ -218,7 +218,7 @@ def count_below(root: int, tree: Tree, room: Explaining) -> int:
     return many
 
 
-@kernel
+@inlined
 def count_learned(
     root: int, numeric: ndarray, categories: ndarray, tree: Tree, columns: Columns, sums: ndarray
 ) -> None:
@@ -234,7 +234,7 @@ def count_learned(
         node = int(tree.links[node, PARENT])
 
 
-@kernel
+@inlined
 def start_at(root: int, sums: ndarray, out: ndarray) -> None:
     """Write to out (O, N + K + 1) what nothing has been added to: the shares of the classes at a root."""
     F, first = out.shape[1] - 1, sums.shape[1] - out.shape[0]
@@ -243,7 +243,7 @@ def start_at(root: int, sums: ndarray, out: ndarray) -> None:
         out[o, F] = share_of(sums, root, o + first)
 
 
-@kernel
+@inlined
 def go_on(
     node: int, numeric: ndarray, categories: ndarray, tree: Tree, columns: Columns, sums: ndarray, out: ndarray
 ) -> tuple[int, bool]:
@@ -282,7 +282,7 @@ def explain_rows(
         explain_row(numeric[i], categories[i], tree, settings, columns, room, out[i])
 
 
-@kernel
+@inlined
 def explain_row(
     numeric: ndarray, categories: ndarray, tree: Tree, settings: Settings, columns: Columns, room: Explaining,
     out: ndarray,
@@ -327,7 +327,7 @@ def explain_then_learn_rows(
 # --- leaves that vote together: of an adaptive tree, of a forest
 
 
-@kernel
+@inlined
 def add_weighted(weight: float, way: ndarray, whole: ndarray) -> None:
     """Add what each column adds on the way to a leaf, (O, N + K + 1), by the weight of the leaf, to that of all."""
     for o in range(whole.shape[0]):
@@ -335,7 +335,7 @@ def add_weighted(weight: float, way: ndarray, whole: ndarray) -> None:
             whole[o, f] += weight * way[o, f]
 
 
-@kernel
+@inlined
 def add_leaf(
     leaf: int, node: int, what: int, weight: float, numeric: ndarray, categories: ndarray, tree: Tree, room: Explaining
 ) -> None:
@@ -353,7 +353,7 @@ def add_leaf(
         explain_votes(leaf, weight, tree, room, whole)
 
 
-@kernel
+@inlined
 def write_whole(total: float, C: int, whole: ndarray, out: ndarray) -> None:
     """Write what leaves added, by the total of their weights, to out (O, N + K + 1); 0: all classes are as likely."""
     if total > 0.0:
@@ -390,7 +390,7 @@ def count_adaptive(tree: Tree, adaptive: Adaptive, room: Explaining) -> None:
             copy_into(room.sums[other], tree.counts[other])
 
 
-@kernel
+@inlined
 def count_learned_adaptive(
     numeric: ndarray, categories: ndarray, tree: Tree, adaptive: Adaptive, columns: Columns, sums: ndarray
 ) -> None:
@@ -407,7 +407,7 @@ def count_learned_adaptive(
     count_learned(node, numeric, categories, tree, columns, sums)
 
 
-@kernel
+@inlined
 def explain_adaptive_row(
     numeric: ndarray, categories: ndarray, tree: Tree, adaptive: Adaptive, settings: Settings, columns: Columns,
     scratch: Scratch, room: Explaining, out: ndarray,
@@ -480,7 +480,7 @@ def explain_forest(
         )  # fmt: skip
 
 
-@kernel
+@inlined
 def explain_forest_row(
     numeric: ndarray, categories: ndarray, tree: Tree, forest: Forest, settings: Settings, choices: ForestSettings,
     columns: Columns, scratch: Scratch, room: Explaining, out: ndarray,
@@ -544,7 +544,7 @@ def explain_then_learn_forest(
 # --- regression
 
 
-@kernel
+@inlined
 def mean_of(sums: ndarray, node: int) -> float:
     """The mean of the targets below a node; 0 where there are none."""
     mean = sums[node, 1] / sums[node, 0] if sums[node, 0] > 0.0 else 0.0
@@ -562,7 +562,7 @@ def sum_below(root: int, tree: RegressionTree, room: Explaining) -> int:
     return many
 
 
-@kernel
+@inlined
 def write_target(leaf: int, tree: RegressionTree, sums: ndarray) -> None:
     """Write weight and sum of the targets of a leaf to its row of sums (A, 2)."""
     count, mean = tree.targets[leaf, 0], tree.targets[leaf, 1]
@@ -570,7 +570,7 @@ def write_target(leaf: int, tree: RegressionTree, sums: ndarray) -> None:
     sums[leaf, 1] = count * mean
 
 
-@kernel
+@inlined
 def go_on_with_value(
     node: int, numeric: ndarray, categories: ndarray, tree: RegressionTree, columns: Columns, sums: ndarray,
     out: ndarray,
@@ -585,7 +585,7 @@ def go_on_with_value(
     return child, there
 
 
-@kernel
+@inlined
 def add_model(
     leaf: int, weight: float, numeric: ndarray, tree: RegressionTree, settings: RegressionSettings, sums: ndarray,
     out: ndarray,
@@ -627,7 +627,7 @@ def explain_values(
         explain_value(numeric[i], categories[i], tree, settings, columns, room.sums, out[i, 0])
 
 
-@kernel
+@inlined
 def explain_value(
     numeric: ndarray, categories: ndarray, tree: RegressionTree, settings: RegressionSettings, columns: Columns,
     sums: ndarray, out: ndarray,
@@ -643,7 +643,7 @@ def explain_value(
         out[f] = min(max(np.float64(out[f]), -LARGEST_VALUE), LARGEST_VALUE)
 
 
-@kernel
+@inlined
 def sum_learned(
     root: int, numeric: ndarray, categories: ndarray, tree: RegressionTree, columns: Columns, sums: ndarray
 ) -> None:
@@ -685,7 +685,7 @@ def explain_then_learn_values(
 # --- leaves of values together
 
 
-@kernel
+@inlined
 def add_value(
     leaf: int, node: int, weight: float, numeric: ndarray, tree: RegressionTree, settings: RegressionSettings,
     room: Explaining,
@@ -697,7 +697,7 @@ def add_value(
     add_model(leaf, weight, numeric, tree, settings, room.sums, whole)
 
 
-@kernel
+@inlined
 def write_values(total: float, whole: ndarray, out: ndarray) -> None:
     """Write what several leaves added, by the total of their weights, to out (1, N + K + 1)."""
     for f in range(out.shape[1]):
@@ -727,7 +727,7 @@ def sum_adaptive(tree: RegressionTree, adaptive: Adaptive, room: Explaining) -> 
             write_target(other, tree, room.sums)
 
 
-@kernel
+@inlined
 def sum_learned_adaptive(
     numeric: ndarray, categories: ndarray, tree: RegressionTree, adaptive: Adaptive, columns: Columns, sums: ndarray
 ) -> None:
@@ -744,7 +744,7 @@ def sum_learned_adaptive(
     sum_learned(node, numeric, categories, tree, columns, sums)
 
 
-@kernel
+@inlined
 def explain_adaptive_value(
     numeric: ndarray, categories: ndarray, tree: RegressionTree, adaptive: Adaptive, settings: RegressionSettings,
     columns: Columns, room: Explaining, out: ndarray,
@@ -816,7 +816,7 @@ def explain_forest_values(
         explain_forest_value(numeric[i], categories[i], tree, forest, settings, choices, columns, room, out[i])
 
 
-@kernel
+@inlined
 def explain_forest_value(
     numeric: ndarray, categories: ndarray, tree: RegressionTree, forest: RegressionForest,
     settings: RegressionSettings, choices: RegressionForestSettings, columns: Columns, room: Explaining, out: ndarray,
