@@ -8,8 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from . import adaptive_regression_tree_kernels as value_kernels
+from . import adaptive_tree_kernels as kernels
+from . import adwin_kernels as adwin
+from . import alternate_kernels as alternates
+from . import regression_tree_explain_kernels as explaining_values
 from . import tree_explain_kernels as explaining
-from . import tree_kernels as kernels
+from . import tree_nodes as nodes
 from .base import Array, Rows, Spec, Truth, check_flag, check_number, check_whole, register
 from .trees import (
     HoeffdingTree,
@@ -46,8 +51,8 @@ class AdaptiveTree(HoeffdingTree):
             **super().layout(spec),
             "alternate": Array((nodes,), "int32"),
             "errors": Array((nodes, 3), "float64"),
-            "window_totals": Array((nodes, kernels.LEVELS, kernels.BUCKETS + 1), "float64"),
-            "window_held": Array((nodes, kernels.LEVELS), "int64"),
+            "window_totals": Array((nodes, adwin.LEVELS, adwin.BUCKETS + 1), "float64"),
+            "window_held": Array((nodes, adwin.LEVELS), "int64"),
             "window_sums": Array((nodes, 3), "float64"),
             "free": Array((2,), "int64"),
             "free_nodes": Array((slots,), "int32"),
@@ -56,9 +61,9 @@ class AdaptiveTree(HoeffdingTree):
             "drawn": Array((1,), "uint64"),
         }
 
-    def choices(self) -> kernels.AdaptiveSettings:
+    def choices(self) -> alternates.AdaptiveSettings:
         """What the kernels are told beside the settings of a tree."""
-        return kernels.AdaptiveSettings(
+        return alternates.AdaptiveSettings(
             drift_delta=float(self.drift_delta),
             window=float(self.drift_window_threshold),
             significance=float(self.switch_significance),
@@ -104,8 +109,8 @@ class HoeffdingAdaptiveTreeClassifier(AdaptiveTree, HoeffdingTreeClassifier):
     instead: ClassVar[str] = "HoeffdingAdaptiveTreeRegressor"
 
     def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
-        tree = kernels.Tree(*(state[name] for name in kernels.Tree._fields))
-        adaptive = kernels.Adaptive(*(state[name] for name in kernels.Adaptive._fields))
+        tree = nodes.Tree(*(state[name] for name in nodes.Tree._fields))
+        adaptive = alternates.Adaptive(*(state[name] for name in alternates.Adaptive._fields))
         choices = self.choices()
         scratch, path = scratch_of(spec, tree.counts.shape[1]), np.empty((3, self.max_nodes), np.int32)
         self._adaptive = tree, adaptive, self.settings(0), choices, columns_of(spec), scratch, path
@@ -162,19 +167,19 @@ class HoeffdingAdaptiveTreeRegressor(AdaptiveTree, HoeffdingTreeRegressor):
 
     def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
         super().bind(spec, state, touched)
-        self._adaptive = kernels.Adaptive(*(state[name] for name in kernels.Adaptive._fields))
+        self._adaptive = alternates.Adaptive(*(state[name] for name in alternates.Adaptive._fields))
         self._choices = self.choices()
         places = np.empty(len(spec.numeric) + len(spec.categories), np.int32)
         self._ways = places, np.empty((3, self.max_nodes), np.int32)
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
         tree, settings, columns = self._parts
-        kernels.predict_adaptive_values(x.numeric, x.categories, tree, self._adaptive, settings, columns, out)
+        value_kernels.predict_adaptive_values(x.numeric, x.categories, tree, self._adaptive, settings, columns, out)
 
     def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
         after = x.numeric if learned is None else learned.numeric
         tree, settings, columns = self._parts
-        kernels.learn_adaptive_values(
+        value_kernels.learn_adaptive_values(
             x.numeric, after, x.categories, truth.y, truth.weight, tree, self._adaptive, settings, self._choices,
             columns, *self._scratch, *self._ways, out,
         )  # fmt: skip
@@ -182,14 +187,14 @@ class HoeffdingAdaptiveTreeRegressor(AdaptiveTree, HoeffdingTreeRegressor):
     def explain(self, x: Rows, out: np.ndarray) -> None:
         tree, settings, columns = self._parts
         parts = tree, self._adaptive, settings, columns, self._room
-        explaining.explain_adaptive_values(x.numeric, x.categories, *parts, out)
+        explaining_values.explain_adaptive_values(x.numeric, x.categories, *parts, out)
 
     def explain_then_learn(
         self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
     ) -> None:
         after = x.numeric if learned is None else learned.numeric
         tree, settings, columns = self._parts
-        explaining.explain_then_learn_adaptive_values(
+        explaining_values.explain_then_learn_adaptive_values(
             x.numeric, after, x.categories, truth.y, truth.weight, tree, self._adaptive, settings, self._choices,
             columns, *self._scratch, *self._ways, self._room, out, contributions,
         )  # fmt: skip

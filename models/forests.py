@@ -10,8 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import DeclarationError
+from . import adwin_kernels as adwin
+from . import forest_kernels as kernels
+from . import regression_forest_kernels as value_kernels
+from . import regression_tree_explain_kernels as explaining_values
 from . import tree_explain_kernels as explaining
-from . import tree_kernels as kernels
+from . import tree_nodes as nodes
 from .base import Array, Rows, Spec, Truth, check_flag, check_number, check_whole, register
 from .trees import (
     HoeffdingTree,
@@ -64,8 +68,8 @@ class Forest(HoeffdingTree):
             "size": Array((2 * many, 3), "int64"),
             "members": Array((many, 2), "int32"),
             "changes": Array((many, 2), "int64"),
-            "window_totals": Array((many, 2, kernels.LEVELS, kernels.BUCKETS + 1), "float64"),
-            "window_held": Array((many, 2, kernels.LEVELS), "int64"),
+            "window_totals": Array((many, 2, adwin.LEVELS, adwin.BUCKETS + 1), "float64"),
+            "window_held": Array((many, 2, adwin.LEVELS), "int64"),
             "window_sums": Array((many, 2, 3), "float64"),
             "drawn": Array((many,), "uint64"),
         }
@@ -146,7 +150,7 @@ class ARFClassifier(Forest, HoeffdingTreeClassifier):
         return {**super().layout(spec), "scores": Array((self.n_models, 2), "float64")}
 
     def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
-        tree = kernels.Tree(*(state[name] for name in kernels.Tree._fields))
+        tree = nodes.Tree(*(state[name] for name in nodes.Tree._fields))
         forest = kernels.Forest(*(state[name] for name in kernels.Forest._fields))
         choices = kernels.ForestSettings(weighted=not self.disable_weighted_vote, **self.choices())
         settings = self.settings(self.features_of(spec))
@@ -227,18 +231,18 @@ class ARFRegressor(Forest, HoeffdingTreeRegressor):
 
     def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
         super().bind(spec, state, touched)
-        choices = kernels.RegressionForestSettings(median=self.aggregation_method == "median", **self.choices())
-        forest = kernels.RegressionForest(*(state[name] for name in kernels.RegressionForest._fields))
+        choices = value_kernels.RegressionForestSettings(median=self.aggregation_method == "median", **self.choices())
+        forest = value_kernels.RegressionForest(*(state[name] for name in value_kernels.RegressionForest._fields))
         settings = self.settings(self.features_of(spec))
         self._forest = self._parts[0], forest, settings, choices, self._parts[2]
         self._places = np.empty(len(spec.numeric) + len(spec.categories), np.int32)
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
-        kernels.predict_forest_values(x.numeric, x.categories, *self._forest, self._values_of(out), out)
+        value_kernels.predict_forest_values(x.numeric, x.categories, *self._forest, self._values_of(out), out)
 
     def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
         after = x.numeric if learned is None else learned.numeric
-        kernels.learn_forest_values(
+        value_kernels.learn_forest_values(
             x.numeric, after, after is x.numeric, x.categories, truth.y, truth.weight, *self._forest, *self._scratch,
             self._places, self._values_of(out), out,
         )  # fmt: skip
@@ -248,13 +252,13 @@ class ARFRegressor(Forest, HoeffdingTreeRegressor):
         return np.empty((len(out), self.n_models))
 
     def explain(self, x: Rows, out: np.ndarray) -> None:
-        explaining.explain_forest_values(x.numeric, x.categories, *self._forest, self._room, out)
+        explaining_values.explain_forest_values(x.numeric, x.categories, *self._forest, self._room, out)
 
     def explain_then_learn(
         self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
     ) -> None:
         after = x.numeric if learned is None else learned.numeric
-        explaining.explain_then_learn_forest_values(
+        explaining_values.explain_then_learn_forest_values(
             x.numeric, after, after is x.numeric, x.categories, truth.y, truth.weight, *self._forest, *self._scratch,
             self._places, self._room, out, contributions,
         )  # fmt: skip

@@ -1,8 +1,7 @@
 """What each feature adds to the prediction of an aggregated Mondrian forest, in Numba: along a row's way through it.
 
-How rows go down and what nodes say is as in `run_tree` of mondrian_kernels.py, from which helpers are imported; where
-they change, delete `__pycache__`, for Numba's cache does not see it. No fastmath. Nothing
-here allocates, as compiling.py says.
+How rows go down and what nodes say is as in `run_tree` of mondrian_kernels.py. No fastmath. Nothing here allocates, as
+compiling.py says.
 
 Letters: B rows, N numeric columns, K categories, O outputs, C classes (1 for values), T trees, M nodes of each.
 """

@@ -1,8 +1,8 @@
 """The arithmetic of aggregated Mondrian forests in Numba: extend, split, weigh, row by row on flat arrays of nodes.
 
-Helpers and kernels stand in one file because Numba's cache does not see a change in another file. No fastmath: NaN
-means missing, and sums run in the order of the columns, so that every split comes out the same as in River. What runs
-at every node stands in one loop, and its helpers take numbers. Nothing here allocates, as compiling.py says.
+No fastmath: NaN means missing, and sums run in the order of the columns, so that every split comes out the same as in
+River. What runs at every node stands in one loop, and its helpers take numbers. Nothing here allocates, as compiling.py
+says.
 
 A node holds the box of the rows that came by: a range for each numeric column, and for a category its values, as
 indicators in 64 buckets. A row outside the box extends it, and may split the node: at a time that is drawn, by the more
@@ -21,6 +21,7 @@ import numpy as np
 from numpy import ndarray
 
 from .compiling import copy_into, inlined, kernel
+from .random_kernels import key_of_member, uniform
 
 LEFT, PARENT = range(2)  # columns of `links`
 TIME, TOTAL, WEIGHT, TREE, SHARE = range(5)  # columns of `numbers`
@@ -67,34 +68,6 @@ class Columns(NamedTuple):
     by_place: ndarray  # uint64 (N + K,): key of each column, numeric ones first
     keys: ndarray  # uint64
     places: ndarray  # int32: -1: free
-
-
-# --- random numbers
-
-
-@kernel
-def mixed(z: np.uint64) -> np.uint64:
-    """SplitMix64's finish: 64 bits that look random for any that are different."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-@kernel
-def key_of_tree(seed: np.uint64, t: int) -> np.uint64:
-    """What names the sequence of one tree."""
-    return mixed(seed + np.uint64(t + 1) * np.uint64(0xD1B54A32D192ED03))
-
-
-@kernel
-def uniform(key: np.uint64, drawn: ndarray, t: int) -> float:
-    """The next number of a sequence, from [0, 1); drawn uint64 (T,) counts on.
-
-    Source: Steele, Lea and Flood (2014), Fast splittable pseudorandom number generators.
-    """
-    drawn[t] += np.uint64(1)
-    bits = mixed(key + drawn[t] * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(11)
-    return np.float64(bits) * 2.0**-53
 
 
 # --- boxes
@@ -264,7 +237,7 @@ def run_tree(
     classes, step, dirichlet = settings.classes, settings.step, settings.dirichlet
     M, N, K, C = links.shape[0] // size.shape[0], numeric.shape[1], categories.shape[1], told.shape[1]
     root, mask = t * M, np.uint64(keys.shape[0] - 1)
-    key = key_of_tree(settings.seed, t)
+    key = key_of_member(settings.seed, t)
     for i in range(numeric.shape[0]):
         for learns in range(2):  # down once to predict, once to learn
             c, label, w = 0, 0.0, 0.0

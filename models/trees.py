@@ -11,8 +11,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..errors import DeclarationError
+from . import regression_tree_explain_kernels as explaining_values
+from . import regression_tree_kernels as value_kernels
 from . import tree_explain_kernels as explaining
 from . import tree_kernels as kernels
+from . import tree_nodes as nodes
 from .base import (
     Array,
     Configured,
@@ -28,9 +31,9 @@ from .base import (
     register,
 )
 
-PREDICTIONS = {"mc": kernels.MAJORITY, "nb": kernels.BAYES, "nba": kernels.ADAPTIVE}
-CRITERIA = {"info_gain": kernels.INFO_GAIN, "gini": kernels.GINI}
-VALUES = {"mean": kernels.MEAN_ONLY, "model": kernels.MODEL_ONLY, "adaptive": kernels.MEAN_OR_MODEL}
+PREDICTIONS = {"mc": nodes.MAJORITY, "nb": nodes.BAYES, "nba": nodes.ADAPTIVE}
+CRITERIA = {"info_gain": nodes.INFO_GAIN, "gini": nodes.GINI}
+VALUES = {"mean": nodes.MEAN_ONLY, "model": nodes.MODEL_ONLY, "adaptive": nodes.MEAN_OR_MODEL}
 NO_LIMIT = 2**31 - 1
 
 
@@ -187,15 +190,15 @@ class HoeffdingTreeClassifier(HoeffdingTree):
         }
 
     def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
-        tree = kernels.Tree(*(state[name] for name in kernels.Tree._fields))
+        tree = nodes.Tree(*(state[name] for name in nodes.Tree._fields))
         scratch = scratch_of(spec, tree.counts.shape[1])
         self._parts = tree, self.settings(0), columns_of(spec), scratch
         self._room = self.room_to_explain(spec, tree.counts)
         self._none = np.empty((0, spec.outputs), np.float32)
 
-    def settings(self, features: int) -> kernels.Settings:
+    def settings(self, features: int) -> nodes.Settings:
         """What the kernels are told, of a tree whose leaves draw so many columns; 0: they observe all."""
-        return kernels.Settings(
+        return nodes.Settings(
             prediction=PREDICTIONS[self.leaf_prediction],
             criterion=CRITERIA[self.split_criterion],
             grace_period=float(self.grace_period),
@@ -329,16 +332,16 @@ class HoeffdingTreeRegressor(HoeffdingTree):
         }
 
     def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
-        tree = kernels.RegressionTree(*(state[name] for name in kernels.RegressionTree._fields))
+        tree = nodes.RegressionTree(*(state[name] for name in nodes.RegressionTree._fields))
         room = self.max_values
         self._parts = tree, self.settings(0), columns_of(spec)
         self._room = self.room_to_explain(spec, tree.targets[:, :2])
         self._scratch = np.empty((4 * room + 4, 2), np.int32), np.empty((room, 6))
         self._none = np.empty((0, 1), np.float32)
 
-    def settings(self, features: int) -> kernels.RegressionSettings:
+    def settings(self, features: int) -> nodes.RegressionSettings:
         """What the kernels are told, of a tree whose leaves draw so many columns; 0: they observe all."""
-        return kernels.RegressionSettings(
+        return nodes.RegressionSettings(
             prediction=VALUES[self.leaf_prediction],
             grace_period=float(self.grace_period),
             log_confidence=math.log(1.0 / self.delta),
@@ -354,7 +357,7 @@ class HoeffdingTreeRegressor(HoeffdingTree):
         )
 
     def predict(self, x: Rows, out: np.ndarray) -> None:
-        kernels.predict_values(x.numeric, x.categories, *self._parts, out)
+        value_kernels.predict_values(x.numeric, x.categories, *self._parts, out)
 
     def learn(self, x: Rows, truth: Truth) -> None:
         self.test_then_learn(x, truth, self._none)
@@ -362,17 +365,17 @@ class HoeffdingTreeRegressor(HoeffdingTree):
     def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
         after = x.numeric if learned is None else learned.numeric
         rows = x.numeric, after, after is x.numeric, x.categories, truth.y, truth.weight
-        kernels.learn_values(*rows, *self._parts, *self._scratch, out)
+        value_kernels.learn_values(*rows, *self._parts, *self._scratch, out)
 
     def explain(self, x: Rows, out: np.ndarray) -> None:
-        explaining.explain_values(x.numeric, x.categories, *self._parts, self._room, out)
+        explaining_values.explain_values(x.numeric, x.categories, *self._parts, self._room, out)
 
     def explain_then_learn(
         self, x: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray, learned: Rows | None = None
     ) -> None:
         after = x.numeric if learned is None else learned.numeric
         rows = x.numeric, after, after is x.numeric, x.categories, truth.y, truth.weight
-        explaining.explain_then_learn_values(*rows, *self._parts, *self._scratch, self._room, out, contributions)
+        explaining_values.explain_then_learn_values(*rows, *self._parts, *self._scratch, self._room, out, contributions)
 
 
 def _branches(nodes: int) -> dict[str, Array]:
@@ -402,7 +405,7 @@ def key_of(kind: str, name: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(f"{kind}/{name}".encode(), digest_size=8).digest(), "little"))
 
 
-def columns_of(spec: Spec) -> kernels.Columns:
+def columns_of(spec: Spec) -> nodes.Columns:
     """The columns of spec, to be found by their keys."""
     names = [("numeric", name) for name in spec.numeric] + [("category", name) for name in spec.categories]
     by_place = np.array([key_of(*name) for name in names], np.uint64)
@@ -413,13 +416,13 @@ def columns_of(spec: Spec) -> kernels.Columns:
         while places[h] >= 0:
             h = (h + 1) & (room - 1)
         keys[h], places[h] = key, place
-    return kernels.Columns(by_place, keys, places)
+    return nodes.Columns(by_place, keys, places)
 
 
-def scratch_of(spec: Spec, classes: int) -> kernels.Scratch:
+def scratch_of(spec: Spec, classes: int) -> nodes.Scratch:
     """Room for the kernels of trees with so many classes."""
     floats, ints = np.empty((6, classes)), np.empty((3, classes), np.int32)
-    return kernels.Scratch(
+    return nodes.Scratch(
         votes=floats[0],
         order=ints[0],
         deviations=floats[1],

@@ -14,12 +14,12 @@ from headrace.models import (
     Truth,
     allocate,
 )
-from headrace.models.tree_kernels import (
+from headrace.models.alternate_kernels import BEGUN, GIVEN_UP, TAKEN
+from headrace.models.random_kernels import uniform
+from headrace.models.tree_nodes import (
     ATTEMPT,
     BAYES_RIGHT,
-    BEGUN,
     DEPTH,
-    GIVEN_UP,
     KNOWN,
     LEFT,
     MAJORITY_RIGHT,
@@ -31,9 +31,7 @@ from headrace.models.tree_kernels import (
     REFUSED,
     SLOT,
     SLOTS,
-    TAKEN,
     TOTAL,
-    uniform,
 )
 from headrace.models.trees import key_of
 

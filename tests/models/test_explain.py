@@ -36,9 +36,11 @@ from headrace.models import (
     as_chain,
     build,
 )
+from headrace.models.alternate_kernels import WRONG
 from headrace.models.average_kernels import IDENTITY, LOG, LOGIT, SOFTMAX, add_changes, predict_of
+from headrace.models.forest_kernels import SERVES
 from headrace.models.mondrian_kernels import SHARE, TOTAL
-from headrace.models.tree_kernels import DEPTH, KNOWN, LEFT, NODES, SERVES, SLOT, WRONG
+from headrace.models.tree_nodes import DEPTH, KNOWN, LEFT, NODES, SLOT
 from headrace.models.trees import key_of
 
 TREE = {"grace_period": 30, "delta": 0.1, "tau": 0.2}

@@ -27,17 +27,9 @@ from headrace.models import (
     allocate_touched,
     as_chain,
 )
-from headrace.models.tree_kernels import (
-    DRIFTS,
-    GROWS,
-    NODES,
-    REFUSED,
-    SERVES,
-    WARNINGS,
-    key_of_member,
-    poisson,
-    uniform,
-)
+from headrace.models.forest_kernels import DRIFTS, GROWS, SERVES, WARNINGS
+from headrace.models.random_kernels import key_of_member, poisson, uniform
+from headrace.models.tree_nodes import NODES, REFUSED
 
 NAMES = ["n0", "n1", "n2", "n3", "c0", "c1"]
 SHAKY = {"warning_delta": 0.3, "drift_delta": 0.15}  # warns and drifts all the time

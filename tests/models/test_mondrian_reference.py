@@ -10,7 +10,8 @@ from river import datasets, forest
 from river.tree.mondrian.mondrian_tree_nodes import MondrianBranch
 
 from headrace.models import AMFClassifier, AMFRegressor, Rows, Spec, Truth, allocate, allocate_touched
-from headrace.models.mondrian_kernels import LEFT, PARENT, TIME, TOTAL, TREE, WEIGHT, key_of_tree, uniform
+from headrace.models.mondrian_kernels import LEFT, PARENT, TIME, TOTAL, TREE, WEIGHT
+from headrace.models.random_kernels import key_of_member, uniform
 from headrace.models.trees import key_of
 
 TREES = 3
@@ -21,7 +22,7 @@ class Draws:
     """Our random numbers in the place of those of one of River's trees; `row` is the one that it learns."""
 
     def __init__(self, seed, tree):
-        self.key, self.drawn, self.row = np.uint64(key_of_tree(np.uint64(seed), tree)), np.zeros(1, np.uint64), {}
+        self.key, self.drawn, self.row = np.uint64(key_of_member(np.uint64(seed), tree)), np.zeros(1, np.uint64), {}
 
     def random(self):
         return uniform(self.key, self.drawn, 0)
