@@ -44,6 +44,7 @@ from headrace.models.tree_nodes import DEPTH, KNOWN, LEFT, NODES, SLOT
 from headrace.models.trees import key_of
 
 TREE = {"grace_period": 30, "delta": 0.1, "tau": 0.2}
+RESTLESS = {"drift_window_threshold": 30, "drift_delta": 0.9}
 
 
 def taught(bind, stream, model, rows=2000, task="", **shape):
@@ -406,25 +407,31 @@ def test_forest_of_values_explains_as_its_trees_in_the_middle_do_or_as_all_of_th
         HoeffdingTreeClassifier(**TREE | {"max_nodes": 63}),
         ARFClassifier(n_models=4, warning_delta=0.5, drift_delta=0.3, **TREE | {"max_nodes": 63}),
         ARFClassifier(n_models=4, warning_delta=0.5, drift_delta=0.3, **TREE | {"max_nodes": 3}),  # all of one size
+        HoeffdingAdaptiveTreeClassifier(**TREE | {"max_nodes": 63}, **RESTLESS),
+        HoeffdingTreeRegressor(**TREE | {"max_nodes": 63}),
+        HoeffdingAdaptiveTreeRegressor(**TREE | {"max_nodes": 63}, **RESTLESS),
+        ARFRegressor(n_models=4, warning_delta=0.5, drift_delta=0.3, **TREE | {"max_nodes": 63}),
     ],
 )
 def test_rows_explained_as_they_are_learned_are_explained_as_if_each_were_asked_for_alone(bind, stream, model):
     """In one go only what a row changed is counted anew: here leaves split, and trees are replaced and begin again."""
-    x, truth = stream(1500, 2, "classes")
+    values = type(model).__name__.endswith("Regressor")
+    x, truth = stream(1500, 2, "value" if values else "classes")
     y = truth.y.copy()
-    y[700:] = 2 - y[700:]
+    y[700:] = (100 if values else 2) - y[700:]
     y[::9] = np.nan
-    whole, asked = (bind(build(model.config()), task="multiclass") for _ in range(2))
-    out, got = np.empty((1500, 3), np.float32), np.empty((1500, 3, 6), np.float32)
+    whole, asked = (bind(build(model.config()), task="regression" if values else "multiclass") for _ in range(2))
+    outputs = whole.spec.outputs
+    out, got = np.empty((1500, outputs), np.float32), np.empty((1500, outputs, 6), np.float32)
     whole.chain.test_then_learn(x, Truth(y, truth.weight), out, contributions=got)
-    one, part = np.empty((1, 3, 6), np.float32), type(stream(0))(x, Truth(y, truth.weight))
+    one, part = np.empty((1, outputs, 6), np.float32), type(stream(0))(x, Truth(y, truth.weight))
     for i in range(1500):
         row = part.piece(i, i + 1)
         asked.chain.explain(row.x, one)
         assert one.tobytes() == got[i].tobytes(), i
         asked.chain.test_then_learn(row.x, row.truth, out[i : i + 1])
     if "0/changes" in whole.state:
-        assert whole.state["0/changes"].sum(0).min() > 3
+        assert np.sum(whole.state["0/changes"], 0).min() > 3
     assert whole.state["0/size"].reshape(-1, 3)[:, NODES].max() >= 3
 
 
