@@ -286,6 +286,8 @@ def blend_then_learn(
                 share_rest(kind, used)
                 mix(scores, row, used, raw)
                 predict_of(raw, kind, said)
+                for o in range(outputs):
+                    said[o] = np.float64(np.float32(said[o]))  # as it would have waited
             lost[m] = loss_of(said, label, kind)
             if kind == VALUES:
                 learn_value(scores, row, label, w, fades[m], weights[m], curvature[m], error[m], slope, room)
