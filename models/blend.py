@@ -179,7 +179,7 @@ class Blend(Average):
 
     def _weights_now(self) -> ndarray:
         weights = np.empty(len(self.learners))
-        kernels.weigh(self._found, self._trust, self._kind, weights)
+        kernels.weigh(self._found, self._trust, weights)
         return weights
 
     def _scores(self, each: ndarray) -> ndarray:

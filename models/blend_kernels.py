@@ -60,16 +60,7 @@ def predict_of(raw: ndarray, kind: int, out: ndarray) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def share_rest(kind: int, out: ndarray) -> None:
-    """Have weights (L,) of values add up to 1: what is left over is shared by all."""
-    if kind == VALUES:
-        left = (1.0 - out.sum()) / out.shape[0]
-        for i in range(out.shape[0]):
-            out[i] += left
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def weigh(weights: ndarray, trust: ndarray, kind: int, out: ndarray) -> None:
+def weigh(weights: ndarray, trust: ndarray, out: ndarray) -> None:
     """Write the weights of the learners to out (L,): the mean of those of each memory (M, L), by their trust (M,)."""
     most, total = trust.max(), 0.0
     out[:] = 0.0
@@ -80,7 +71,6 @@ def weigh(weights: ndarray, trust: ndarray, kind: int, out: ndarray) -> None:
             out[i] += share * weights[m, i]
     for i in range(out.shape[0]):
         out[i] /= total
-    share_rest(kind, out)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -100,16 +90,14 @@ def blend(scores: ndarray, weights: ndarray, trust: ndarray, kind: int, out: nda
     alone    float32 (M, B, O)  what it would be by each memory alone; (0, B, O) where nobody asks
     """
     used, raw, said = np.empty(weights.shape[1]), np.empty(out.shape[1]), np.empty(out.shape[1])
-    weigh(weights, trust, kind, used)
+    weigh(weights, trust, used)
     for row in range(out.shape[0]):
         mix(scores, row, used, raw)
         predict_of(raw, kind, said)
         out[row] = said
     for m in range(alone.shape[0]):
-        used[:] = weights[m]
-        share_rest(kind, used)
         for row in range(out.shape[0]):
-            mix(scores, row, used, raw)
+            mix(scores, row, weights[m], raw)
             predict_of(raw, kind, said)
             alone[m, row] = said
 
@@ -205,7 +193,10 @@ def learn_value(
     scores: ndarray, row: int, y: float, weight: float, fades: float, weights: ndarray, curvature: ndarray,
     error: ndarray, slope: ndarray, room: ndarray,
 ) -> None:  # fmt: skip
-    """One memory learns a value; error (2,): its mean absolute error, and of how many examples."""
+    """One memory learns a value; error (2,): its mean absolute error, and of how many examples.
+
+    Weights go on to add up to 1: what is learned from are differences from the mean of the learners, which add up to 0.
+    """
     L = scores.shape[0]
     middle = 0.0
     for i in range(L):
@@ -268,7 +259,7 @@ def blend_then_learn(
     raw, said, lost = np.empty(outputs), np.empty(outputs), np.empty(M)
     for row in range(y.shape[0]):
         if out.shape[0] > 0:
-            weigh(weights, trust, kind, used)
+            weigh(weights, trust, used)
             mix(scores, row, used, raw)
             predict_of(raw, kind, said)
             out[row] = said
@@ -282,9 +273,7 @@ def blend_then_learn(
                 for o in range(outputs):
                     said[o] = np.float64(alone[m, row, o])
             else:
-                used[:] = weights[m]
-                share_rest(kind, used)
-                mix(scores, row, used, raw)
+                mix(scores, row, weights[m], raw)
                 predict_of(raw, kind, said)
                 for o in range(outputs):
                     said[o] = np.float64(np.float32(said[o]))  # as it would have waited

@@ -57,9 +57,9 @@ def scores_of(said, task):
 
 def predicted(scores, weights, task):
     """What is predicted of scores (L, O) with weights (L,)."""
-    if task == "regression":
-        return (weights + (1 - weights.sum()) / len(weights)) @ scores
     raw = weights @ scores
+    if task == "regression":
+        return raw
     return 1 / (1 + np.exp(-raw)) if task == "binary" else np.exp(raw) / np.exp(raw).sum()
 
 
@@ -143,6 +143,17 @@ def test_weights_are_what_would_have_been_best_and_each_learns_as_alone(bind, st
     for i, bound in enumerate(alone):
         for name, array in bound.state.items():
             np.testing.assert_array_equal(blend.state[f"0/{i}/{name}"], array)
+
+
+def test_weights_of_values_add_up_to_1_and_labels_from_another_zero_change_nothing(bind):
+    rng = np.random.default_rng(2)
+    said, y = rng.normal(size=(500, 3)), rng.normal(size=500)
+    said[100, 1], said[200] = 1e20, [1e8, 0.9e8, 0.0]
+    said[400:] = 7.0
+    np.testing.assert_allclose(told(bind, said, y, "regression")[400:], 7.0, rtol=1e-6)
+    said = said[201:400] * 4
+    moved = told(bind, said + 1024, y[201:400] + 1024, "regression") - 1024
+    np.testing.assert_allclose(moved, told(bind, said, y[201:400], "regression"), atol=0.05)
 
 
 def test_labels_in_another_unit_change_no_weight(bind, stream):
@@ -261,6 +272,15 @@ def test_before_the_first_label_all_weigh_the_same(bind):
     odds = np.log(said[0] / (1 - said[0])).mean()
     np.testing.assert_allclose(told(bind, said, np.array([np.nan, np.nan])), 1 / (1 + np.exp(-odds)), rtol=1e-6)
     np.testing.assert_allclose(told(bind, said, np.array([np.nan, np.nan]), "regression"), 2 / 3, rtol=1e-6)
+
+
+def test_learners_that_were_never_wrong_teach_nothing_until_they_are(bind):
+    said, y = np.full((12, 2), 3.0), np.full(12, 3.0)
+    said[10:] = [3.0, 4.0]
+    y[10:] = 4.0
+    out = told(bind, said, y, "regression")
+    np.testing.assert_array_equal(out[:11], [3.0] * 10 + [3.5])
+    assert 3.5 < out[11] <= 4.5
 
 
 def test_one_wild_example_does_not_turn_weights_over(bind):
