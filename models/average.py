@@ -102,6 +102,10 @@ class Average(Configured, Explainer):
         """Arrays of all learners, each prefixed with its place; raises DeclarationError when one does not fit spec."""
         return layout_in_row(self.learners, spec)
 
+    def voices(self, spec: Spec) -> int:
+        """As of a learner: those of its learners; none where they learn in micro-batches."""
+        return 0 if self.updates == "micro_batch" else sum(chain.voices(spec) for chain in self.learners)
+
     def bind(self, spec: Spec, state: Mapping[str, ndarray], touched: Mapping[str, ndarray]) -> None:
         """Work in place on arrays as `layout(spec)` says."""
         for i, chain in enumerate(self.learners):
@@ -130,17 +134,19 @@ class Average(Configured, Explainer):
             chain.predict(x, own)
         self._average(each, out)
 
-    def predict_then_observe(self, x: Rows, out: ndarray, observed: Rows | None = None) -> None:
+    def predict_then_observe(
+        self, x: Rows, out: ndarray, observed: Rows | None = None, voices: ndarray | None = None
+    ) -> None:
         """Row by row: predict, then let the learners' own transforms observe the row, labelled or not."""
         each = self._each(out)
-        for chain, own in zip(self.learners, each, strict=True):
-            chain.predict_then_observe(x, own, observed)
-        self._average(each, out)
+        for chain, own, its in zip(self.learners, each, self._split(voices), strict=True):
+            chain.predict_then_observe(x, own, observed, voices=its)
+        self._average(each, out, voices)
 
-    def learn(self, x: Rows, truth: Truth) -> None:
+    def learn(self, x: Rows, truth: Truth, voices: ndarray | None = None) -> None:
         """Each learns the rows in order."""
-        for chain in self.learners:
-            chain.learn(x, truth)
+        for chain, its in zip(self.learners, self._split(voices), strict=True):
+            chain.learn(x, truth, voices=its)
 
     def test_then_learn(self, x: Rows, truth: Truth, out: ndarray, learned: Rows | None = None) -> None:
         """Row by row: predict x[i] to out[i], then learn learned[i] (x[i] where not given)."""
@@ -175,13 +181,18 @@ class Average(Configured, Explainer):
 
         self._explain(self._each(out[:, :, 0]), out, ask)
 
-    def explain_then_observe(self, x: Rows, out: ndarray, contributions: ndarray, observed: Rows | None = None) -> None:
+    def explain_then_observe(
+        self, x: Rows, out: ndarray, contributions: ndarray, observed: Rows | None = None,
+        voices: ndarray | None = None,
+    ) -> None:  # fmt: skip
         """As `predict_then_observe`, with the contributions of each row as it is predicted."""
         each = self._each(out)
+        of = dict(zip(self.learners, self._split(voices), strict=True))
         self._explain(
-            each, contributions, lambda chain, said, parts: chain.predict_then_observe(x, said, observed, parts)
+            each, contributions,
+            lambda chain, said, parts: chain.predict_then_observe(x, said, observed, parts, of[chain]),
         )  # fmt: skip
-        self._average(each, out)
+        self._average(each, out, voices)
 
     def explain_then_learn(
         self, x: Rows, truth: Truth, out: ndarray, contributions: ndarray, learned: Rows | None = None
@@ -200,7 +211,7 @@ class Average(Configured, Explainer):
         for chain, said, weight in zip(self.learners, each, weights, strict=True):
             tell(chain, said, parts, ask)
             self._add_changes(chain, parts, np.full(len(out), weight), total)
-        out[:] = np.clip(total / weights.sum(), -LARGEST, LARGEST)
+        out[:] = np.clip(total / self._total, -LARGEST, LARGEST)
 
     def _add_changes(self, chain: Chain, parts: ndarray, weights: ndarray, total: ndarray) -> None:
         link = "identity" if chain.featureless else chain.explainer.link(self._spec)
@@ -213,7 +224,17 @@ class Average(Configured, Explainer):
     def _each(self, out: ndarray) -> ndarray:
         return np.empty((len(self.learners), *out.shape), np.float32)
 
-    def _average(self, each: ndarray, out: ndarray) -> None:
+    def _split(self, voices: ndarray | None) -> list[ndarray | None]:
+        """The voices (B, V) of each of the learners; None of those that have none."""
+        split: list[ndarray | None] = [None] * len(self.learners)
+        if voices is not None:
+            at = 0
+            for i, many in enumerate(chain.voices(self._spec) for chain in self.learners):
+                split[i] = voices[:, at : at + many] if many else None
+                at += many
+        return split
+
+    def _average(self, each: ndarray, out: ndarray, voices: ndarray | None = None) -> None:
         total = self._weights[0] * each[0].astype(np.float64)
         for weight, own in zip(self._weights[1:], each[1:], strict=True):
             total += weight * own.astype(np.float64)

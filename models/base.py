@@ -235,6 +235,14 @@ class Learner(Part, Protocol):
         """Learn the rows in order, those with a NaN label excepted; sequential: the same whatever the cuts."""
         ...
 
+    def voices(self, spec: Spec) -> int:
+        """How many numbers wait with a predicted row for its label, beside the prediction; 0 for most.
+
+        Where there are any, `predict_then_observe` writes them to voices, float32 (B, V), and `learn` is told them
+        again, NaN where they are not known: so a model of models knows what each of them had said.
+        """
+        return 0
+
     def test_then_learn(self, x: Rows, truth: Truth, out: np.ndarray, learned: Rows | None = None) -> None:
         """Row by row: predict x[i] to out[i], then learn learned[i] (x[i] where not given)."""
         learned = x if learned is None else learned

@@ -1,122 +1,60 @@
-"""A blend of learners: their mean, in which each weighs the more the less it erred of late."""
+"""A blend of learners: the mix of what they predict that would have been best, by what each said so far."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
 
 from ..errors import DeclarationError
-from .average import LARGEST, Ask, Average, tell
-from .base import Array, Rows, Spec, Truth, check_number, register
+from . import average_kernels
+from . import blend_kernels as kernels
+from .average import LARGEST, LINKS, Ask, Average, tell
+from .base import Array, Link, Rows, Spec, Truth, check_number, register
+from .chain import Chain
 
-LEAST = 1e-6  # of P in a log loss: one example that was thought impossible does not silence a learner for good
-
-# Letters: L learners, B rows, O outputs
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def weigh(losses: ndarray, sharpness: float, weights: ndarray) -> None:
-    """Write the weight of each learner: (least loss / its loss) ** sharpness, so 1 for the best; float64 (L,) both."""
-    least = losses.min()
-    for i in range(losses.shape[0]):
-        weights[i] = 1.0 if losses[i] == 0.0 else (least / losses[i]) ** sharpness
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def mix(each: ndarray, row: int, weights: ndarray, out: ndarray) -> None:
-    """Write the weighted mean of what the learners predict of one row, float32 (L, B, O), to out[row], float (B, O)."""
-    total = weights.sum()
-    for o in range(out.shape[1]):
-        said = 0.0
-        for i in range(each.shape[0]):
-            said += weights[i] * np.float64(each[i, row, o])
-        out[row, o] = said / total
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def loss_of(said: ndarray, y: float, classes: bool) -> float:
-    """Log loss of P (O,), or the absolute error of a value (1,); NaN where the label is not known or names no class."""
-    if y - y != 0.0:
-        return np.nan
-    if not classes:
-        return abs(np.float64(said[0]) - y)
-    if said.shape[0] == 1:
-        p = np.float64(said[0]) if y >= 0.5 else 1.0 - np.float64(said[0])
-    elif y < 0.0 or y >= said.shape[0] or y != np.floor(y):
-        return np.nan
-    else:
-        p = np.float64(said[int(y)])
-    return -np.log(min(max(p, LEAST), 1.0))
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def blend(each: ndarray, losses: ndarray, sharpness: float, weights: ndarray, out: ndarray) -> None:
-    """Write the blend of what the learners predict, float32 (L, B, O), to out, float (B, O); weights are scratch."""
-    weigh(losses, sharpness, weights)
-    for row in range(out.shape[0]):
-        mix(each, row, weights, out)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def blend_then_judge(
-    each: ndarray, judged: ndarray, y: ndarray, weight: ndarray, classes: bool, fades: float, sharpness: float,
-    losses: ndarray, weights: ndarray, weighed: ndarray, out: ndarray,
-) -> None:  # fmt: skip
-    """Row by row: write the blend of each[:, i] to out[i], then add to the losses what judged[:, i] lost.
-
-    each       float32 (L, B, O)  what each learner predicted of each row
-    judged     float32 (L, B, O)  the same right before it learned the row, with the row as it then was scaled
-    y, weight  float32 (B, 1), (B,)  a row whose label is not known, or whose weight is not above 0, judges nobody
-    fades      float64            what losses before it still count once there is another example
-    losses     float64 (L,)       sums of losses; only their ratios matter   changed in place
-    weights    float64 (L,)       scratch
-    weighed    float64 (L, B)     the weights in the blend of each row; (L, 0) where nobody asks   changed in place
-    out        float (B, O); (0, O) where nothing is to be predicted
-
-    Result does not depend on where the stream is cut.
-    """
-    for row in range(y.shape[0]):
-        if out.shape[0] > 0:
-            weigh(losses, sharpness, weights)
-            mix(each, row, weights, out)
-            for i in range(weights.shape[0] if weighed.shape[1] > 0 else 0):
-                weighed[i, row] = weights[i]
-        w = np.float64(weight[row])
-        if not (w > 0.0 and w - w == 0.0):
-            continue
-        known = loss_of(judged[0, row], np.float64(y[row, 0]), classes)
-        if known - known != 0.0:
-            continue
-        for i in range(losses.shape[0]):
-            losses[i] = fades * losses[i] + w * loss_of(judged[i, row], np.float64(y[row, 0]), classes)
+KINDS: Mapping[str, tuple[int, Link]] = {
+    "regression": (kernels.VALUES, "identity"),
+    "binary": (kernels.BINARY, "logit"),
+    "multiclass": (kernels.CLASSES, "softmax"),
+}
+MOST_MEMORIES = 8
 
 
 @register
 class Blend(Average):
-    """The mean of what several learners predict, each weighted by how little it erred of late.
+    """What several learners predict, mixed with the weights that suit the examples so far best.
 
-    learners   one or more that learn row by row: a learner, or a chain of its own, as in Average
-    memory     how many examples are "of late": after each, losses before it count 1 - 1 / memory of what they did
-    sharpness  weight = (1 / loss) ** sharpness: 0, all the same; the larger, the more the best one decides alone
+    learners  one or more that learn row by row: a learner, or a chain of its own, as in Average
+    memories  how many examples back weights look: after each, those before it count 1 - 1 / memory of what they did.
+              Weights are found for each memory, and of these the mean is taken; each counts the more the less was lost
+              with it over the last 10,000 examples: exp(-loss)
 
-    Loss: log loss, or the absolute error of a value; of what the learner predicts right before it learns the example,
-    also where the label comes late. Weights are by ratios of losses, so the unit of the label does not matter. An
-    example of weight w counts w times; one without a weight above 0 counts for nobody. Before the first example all
-    weigh the same.
+    Classes: the scores of a blend are the sum of those of its learners, each times its weight. They are log-odds of P;
+    of more than two classes the logarithms of P, less their mean. The P of a learner counts as between .001 and .999 (C
+    classes: as .002 / C at least). The weights of a memory minimise log loss + 5 |w - 1/L|^2, example by example by a
+    step of Newton's; where P was wrong the curvature is that between what was said and what was true, which keeps
+    one wild example from turning the weights over. They may add up to more than 1 (learners that are less sure than
+    they could be) and be below 0.
+    Values: a sum of values with weights that add up to 1, for which sum |error| / e + |w - 1/L|^2 / 2 is least, e the
+    mean error: by weighted least squares, an example of error r counting 1 / max(|r|, e). So the unit of the label does
+    not matter.
+
+    A learner is judged by what it said of the row when that was predicted, also where the label comes late; where that
+    is not known any more, by what it says right before it learns the example. An example of weight w counts w times;
+    one without a weight above 0, or without a label, for nobody. Before the first example all weigh the same.
 
     Each learner learns every example, to the bit as it would alone; arrays of learner i are named "i/...". Sequential.
-    The losses fade by examples, not by time. Merge: owner. It explains where an Average of the same learners does, by
-    the weights with which the row was predicted. Raises DeclarationError for what is no learner, learns in
-    micro-batches, or a setting that does not fit.
-    Source: exponentially weighted forecasters, Cesa-Bianchi and Lugosi (2006), Prediction, Learning, and Games, ch. 2;
-    here the exponent is the logarithm of the loss, which makes it free of units.
+    What weights rest on fades by examples, not by time. Merge: owner. It explains where an Average of the same learners
+    does: the sum of what features add to scores, by the weights with which the row was predicted. Raises
+    DeclarationError for what is no learner, learns in micro-batches, or a setting that does not fit.
+    Source: Mattern (2012), Mixing strategies in data compression, for weights on log-odds; Herbster and Warmuth (1998),
+    Tracking the best expert, for the mean over memories, here with losses that fade in the place of shares.
     """
 
-    def __init__(self, *learners: Any, memory: float = 50, sharpness: float = 8) -> None:
+    def __init__(self, *learners: Any, memories: Sequence[float] = (50, 100_000)) -> None:
         if not learners:
             raise DeclarationError("Blend(): expected one learner or more, as in Blend(LogisticRegression(), Prior())")
         super().__init__(*learners)
@@ -125,71 +63,129 @@ class Blend(Average):
                 raise DeclarationError(
                     f"Blend(): {chain!r} learns in micro-batches, and a blend judges row by row; take Average"
                 )
-        check_number("Blend(memory=)", memory, 1.0)
-        check_number("Blend(sharpness=)", sharpness, 0.0, high=100.0)
-        self.memory, self.sharpness = float(memory), float(sharpness)
+        if not isinstance(memories, list | tuple) or not 1 <= len(memories) <= MOST_MEMORIES:
+            raise DeclarationError(
+                f"Blend(memories=): expected a list of 1 to {MOST_MEMORIES} numbers of examples, got {memories!r}"
+            )
+        for i, memory in enumerate(memories):
+            check_number(f"Blend(memories=)[{i}]", memory, 1.0)
+        self.memories = tuple(float(memory) for memory in memories)
+        self.observes = True  # what the learners say of a row is kept until its label comes
 
     def __repr__(self) -> str:
-        return f"Blend({', '.join(map(repr, self.learners))}, memory={self.memory:g}, sharpness={self.sharpness:g})"
+        memories = ", ".join(f"{memory:g}" for memory in self.memories)
+        return f"Blend({', '.join(map(repr, self.learners))}, memories=[{memories}])"
 
     def config(self) -> dict[str, Any]:
         """The settings of the learners and its own, JSON-able; `build` is the way back."""
-        parts = [chain.config() for chain in self.learners]
-        return {"name": "Blend", "parts": parts, "memory": self.memory, "sharpness": self.sharpness}
+        return {
+            "name": "Blend",
+            "parts": [chain.config() for chain in self.learners],
+            "memories": list(self.memories),
+        }
 
     def unbound(self) -> Blend:
         """A new one with the same settings and no arrays."""
-        return Blend(*(chain.unbound() for chain in self.learners), memory=self.memory, sharpness=self.sharpness)
+        return Blend(*(chain.unbound() for chain in self.learners), memories=self.memories)
 
     def layout(self, spec: Spec) -> dict[str, Array]:
-        """Arrays of all learners, and the losses; raises DeclarationError when one does not fit spec."""
-        return super().layout(spec) | {"losses": Array((len(self.learners),), "float64")}
+        """Arrays of all learners, and those the weights rest on; raises DeclarationError when one does not fit spec."""
+        many, memories = len(self.learners), len(self.memories)
+        return super().layout(spec) | {
+            "weights": Array((memories, many), "float64", 1.0 / many),
+            "curvature": Array((memories, many, many), "float64"),
+            "error": Array((memories, 2), "float64"),
+            "trust": Array((memories,), "float64"),
+        }
+
+    def voices(self, spec: Spec) -> int:
+        """How many numbers wait with a row for its label: what each learner said of it, and what each memory did."""
+        return (len(self.learners) + len(self.memories)) * spec.outputs + super().voices(spec)
 
     def bind(self, spec: Spec, state: Mapping[str, ndarray], touched: Mapping[str, ndarray]) -> None:
         """Work in place on arrays as `layout(spec)` says."""
         super().bind(spec, state, touched)
-        self._losses, self._scratch = state["losses"], np.empty(len(self.learners))
+        self._total = 1.0
+        self._own = len(self.learners) * spec.outputs, (len(self.learners) + len(self.memories)) * spec.outputs
+        self._kind, self._link = KINDS[str(spec.task)]
+        self._found, self._trust = state["weights"], state["trust"]
+        self._fades = np.array([1.0 - 1.0 / memory for memory in self.memories])
+        self._state = self._fades, self._found, state["curvature"], state["error"], self._trust
         self._unasked = np.empty((len(self.learners), 0))
-        self._classes, self._outputs = spec.task != "regression", spec.outputs
+        self._unheard = np.empty((len(self.memories), 0, spec.outputs), np.float32)
 
-    def learn(self, x: Rows, truth: Truth) -> None:
-        """Each learns the rows in order, and is judged by what it predicts of a row right before it learns it."""
-        judged = np.empty((len(self.learners), len(truth.y), self._outputs), np.float32)
-        for chain, own in zip(self.learners, judged, strict=True):
-            chain.learn(x, truth, own)
-        self._judge(judged, judged, truth, np.empty((0, self._outputs), np.float32), self._unasked)
+    def learn(self, x: Rows, truth: Truth, voices: ndarray | None = None) -> None:
+        """Each learns the rows in order, and is judged by what it said of them.
+
+        voices  float32 (B, V), as `predict_then_observe` wrote them; NaN where that is not known: what it says of a row
+                right before it learns it
+        """
+        outputs = self._spec.outputs
+        said = np.empty((len(self.learners), len(truth.y), outputs), np.float32)
+        known = np.zeros(len(truth.y), np.bool_) if voices is None else ~np.isnan(voices[:, 0])
+        for chain, own, its in zip(self.learners, said, self._split(voices), strict=True):
+            chain.learn(x, truth, None if known.all() else own, its)
+        alone = self._unheard
+        if voices is not None:
+            mine, all_own = self._own
+            said[:, known] = voices[known, :mine].reshape(-1, len(self.learners), outputs).transpose(1, 0, 2)
+            alone = np.ascontiguousarray(
+                voices[:, mine:all_own].reshape(-1, len(self.memories), outputs).transpose(1, 0, 2)
+            )
+        self._judge(said, truth, np.empty((0, outputs), np.float32), self._unasked, alone)
 
     def test_then_learn(self, x: Rows, truth: Truth, out: ndarray, learned: Rows | None = None) -> None:
         """Row by row: predict x[i] to out[i], then learn learned[i] (x[i] where not given)."""
-        each, judged = self._each(out), self._each(out)
-        for chain, own, own_judged in zip(self.learners, each, judged, strict=True):
-            chain.test_then_learn(x, truth, own, learned, judged=own_judged)
-        self._judge(each, judged, truth, out, self._unasked)
+        each = self._each(out)
+        for chain, own in zip(self.learners, each, strict=True):
+            chain.test_then_learn(x, truth, own, learned)
+        self._judge(each, truth, out, self._unasked, self._unheard)
+
+    def link(self, spec: Spec) -> Link:
+        """It says what adds up to its scores."""
+        return KINDS[str(spec.task)][1]
 
     def explain_then_learn(
         self, x: Rows, truth: Truth, out: ndarray, contributions: ndarray, learned: Rows | None = None
     ) -> None:
         """As `test_then_learn`, with the contributions of each row by the weights with which it was predicted."""
-
-        def asking(judged: ndarray) -> Ask:
-            return lambda chain, said, parts: chain.test_then_learn(x, truth, said, learned, parts, judged)
-
-        each, judged, parts = self._each(out), self._each(out), self._each(contributions)
-        for chain, own, own_judged, own_parts in zip(self.learners, each, judged, parts, strict=True):
-            tell(chain, own, own_parts, asking(own_judged))
+        ask: Ask = lambda chain, said, parts: chain.test_then_learn(x, truth, said, learned, parts)  # noqa: E731
+        each, parts = self._each(out), self._each(contributions)
+        for chain, own, own_parts in zip(self.learners, each, parts, strict=True):
+            tell(chain, own, own_parts, ask)
         weights, total = np.empty(each.shape[:2]), np.zeros(contributions.shape)
-        self._judge(each, judged, truth, out, weights)
+        self._judge(each, truth, out, weights, self._unheard)
         for chain, own_parts, own_weights in zip(self.learners, parts, weights, strict=True):
             self._add_changes(chain, own_parts, own_weights, total)
-        contributions[:] = np.clip(total / weights.sum(0)[:, None, None], -LARGEST, LARGEST)
+        contributions[:] = np.clip(total, -LARGEST, LARGEST)
 
-    def _average(self, each: ndarray, out: ndarray) -> None:
-        blend(each, self._losses, self.sharpness, self._scratch, out)
+    def _average(self, each: ndarray, out: ndarray, voices: ndarray | None = None) -> None:
+        alone = self._unheard[:0] if voices is None else np.empty((len(self.memories), *out.shape), np.float32)
+        kernels.blend(self._scores(each), self._found, self._trust, self._kind, out, alone)
+        if voices is not None:
+            mine, all_own = self._own
+            voices[:, :mine] = each.transpose(1, 0, 2).reshape(len(out), mine)
+            voices[:, mine:all_own] = alone.transpose(1, 0, 2).reshape(len(out), all_own - mine)
+
+    def _split(self, voices: ndarray | None) -> list[ndarray | None]:
+        return super()._split(None if voices is None else voices[:, self._own[1] :])
+
+    def _add_changes(self, chain: Chain, parts: ndarray, weights: ndarray, total: ndarray) -> None:
+        link = "identity" if chain.featureless else chain.explainer.link(self._spec)
+        if self._kind == kernels.VALUES:
+            average_kernels.add_changes(parts, LINKS[link], weights, total)
+        else:
+            kernels.add_scores(parts, link != "identity", self._kind, weights, total)
 
     def _weights_now(self) -> ndarray:
-        weigh(self._losses, self.sharpness, self._scratch)
-        return self._scratch
+        weights = np.empty(len(self.learners))
+        kernels.weigh(self._found, self._trust, weights)
+        return weights
 
-    def _judge(self, each: ndarray, judged: ndarray, truth: Truth, out: ndarray, weights: ndarray) -> None:
-        fades, losses, scratch = 1.0 - 1.0 / self.memory, self._losses, self._scratch
-        blend_then_judge(each, judged, *truth, self._classes, fades, self.sharpness, losses, scratch, weights, out)
+    def _scores(self, each: ndarray) -> ndarray:
+        scores = np.empty(each.shape)
+        kernels.score(each, self._kind, scores)
+        return scores
+
+    def _judge(self, said: ndarray, truth: Truth, out: ndarray, weighed: ndarray, alone: ndarray) -> None:
+        kernels.blend_then_learn(self._scores(said), alone, *truth, self._kind, *self._state, weighed, out)

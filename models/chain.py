@@ -108,6 +108,11 @@ class Chain(Configured):
         """Whether the learner predicts without a look at features; each class says so for itself, as with `quick`."""
         return bool(vars(type(self.learner)).get("featureless", False))
 
+    def voices(self, spec: Spec) -> int:
+        """How many numbers the learner has wait with a predicted row for its label; see `Learner.voices`."""
+        learner = self.learner
+        return int(learner.voices(spec)) if hasattr(learner, "voices") else 0
+
     @property
     def quick(self) -> bool:
         """Whether a few hundred rows take a millisecond or two, so that an event loop can wait for them.
@@ -192,42 +197,55 @@ class Chain(Configured):
         self.explainer.explain(self._applied(x), self._checked_contributions(x, out))
 
     def predict_then_observe(
-        self, x: Rows, out: np.ndarray, observed: Rows | None = None, contributions: np.ndarray | None = None
+        self,
+        x: Rows,
+        out: np.ndarray,
+        observed: Rows | None = None,
+        contributions: np.ndarray | None = None,
+        voices: np.ndarray | None = None,
     ) -> None:
         """Row by row: predict, then let the transforms observe the row, labelled or not, and a learner that can.
 
         observed       the rows as parts before this chain made them once they had observed them; None: there are none
         contributions  as `explain` gives them, of each row as it is predicted; None: not wanted
+        voices         float32 (B, V), for what `learn` is to be told of the rows; None: not wanted
         """
         x = self._checked(x)
         out = self._checked_out(x, out)
         before, after = self._around(x, observed)
+        told = {} if voices is None else {"voices": voices}
         if contributions is not None:
             contributions = self._checked_contributions(x, contributions)
             if self._observes:
-                self.explainer.explain_then_observe(before, out, contributions, after)
+                self.explainer.explain_then_observe(before, out, contributions, after, **told)
                 return
             self.explainer.explain(before, contributions)
         if self._observes:
-            self._bound_learner.predict_then_observe(before, out, after)
+            self._bound_learner.predict_then_observe(before, out, after, **told)
         else:
             self._bound_learner.predict(before, out)
 
-    def learn(self, x: Rows, truth: Truth, judged: np.ndarray | None = None) -> None:
+    def learn(self, x: Rows, truth: Truth, judged: np.ndarray | None = None, voices: np.ndarray | None = None) -> None:
         """Learn raw rows in order, scaled as the transforms now stand; the transforms do not observe them again.
 
         judged  float32 (B, O), for what the learner predicts of each row right before it learns it; None: not wanted
+        voices  float32 (B, V), as `predict_then_observe` wrote them, NaN where that is not known; None: of no row
         """
         x = self._checked(x)
         x, truth = self._applied(x), self._checked_truth(x, truth)
         if judged is None:
-            self._bound_learner.learn(x, truth)
+            self._learn(x, truth, voices)
         elif not self._observes:
             self._bound_learner.test_then_learn(x, truth, judged)
         else:  # to test them is to observe them, once more
             for i in range(len(judged)):
                 self._bound_learner.predict(_row(x, i), judged[i : i + 1])
-                self._bound_learner.learn(_row(x, i), Truth(truth.y[i : i + 1], truth.weight[i : i + 1]))
+                of = Truth(truth.y[i : i + 1], truth.weight[i : i + 1])
+                self._learn(_row(x, i), of, None if voices is None else voices[i : i + 1])
+
+    def _learn(self, x: Rows, truth: Truth, voices: np.ndarray | None) -> None:
+        told = {} if voices is None else {"voices": voices}
+        self._bound_learner.learn(x, truth, **told)
 
     def test_then_learn(
         self,
@@ -236,13 +254,11 @@ class Chain(Configured):
         out: np.ndarray,
         learned: Rows | None = None,
         contributions: np.ndarray | None = None,
-        judged: np.ndarray | None = None,
     ) -> None:
         """Row by row: predict, observe, learn the row as it is scaled then; a row with a NaN label is not learned.
 
         learned        the rows as parts before this chain made them once they had observed them; None: there are none
         contributions  as `explain` gives them, of each row as it is predicted; None: not wanted
-        judged         float32 (B, O), as in `learn`; of learners that learn row by row; None: not wanted
 
         A learner in micro-batches learns after each `batch_size` rows, scaled as the transforms stand then.
         """
@@ -258,53 +274,11 @@ class Chain(Configured):
                 self.learn(part, Truth(truth.y[rows], truth.weight[rows]))
             return
         before, after = self._around(x, learned)
-        if contributions is not None:
-            contributions = self._checked_contributions(x, contributions)
-        if judged is None:
-            self._learn_tested(before, after, truth, out, contributions)
-        else:
-            self._test_twice(before, after, truth, out, judged, contributions)
-
-    def _learn_tested(
-        self, before: Rows, after: Rows, truth: Truth, out: np.ndarray, contributions: np.ndarray | None
-    ) -> None:
         if contributions is None:
             self._bound_learner.test_then_learn(before, truth, out, learned=after)
         else:
+            contributions = self._checked_contributions(x, contributions)
             self.explainer.explain_then_learn(before, truth, out, contributions, learned=after)
-
-    def _test_twice(
-        self, before: Rows, after: Rows, truth: Truth, out: np.ndarray, judged: np.ndarray,
-        contributions: np.ndarray | None,
-    ) -> None:  # fmt: skip
-        """Row by row: predict before[i] to out[i], observe, predict after[i] to judged[i], and learn that."""
-        learner = self._bound_learner
-        if self._observes:
-            for i in range(len(out)):
-                row = slice(i, i + 1)
-                if contributions is None:
-                    learner.predict_then_observe(_row(before, i), out[row], _row(after, i))
-                else:
-                    self.explainer.explain_then_observe(_row(before, i), out[row], contributions[row], _row(after, i))
-                learner.predict(_row(after, i), judged[row])
-                learner.learn(_row(after, i), Truth(truth.y[row], truth.weight[row]))
-            return
-        if before.numeric is after.numeric:
-            self._learn_tested(before, after, truth, out, contributions)
-            judged[...] = out
-            return
-        # each row twice in one call: before it is observed without its label, so that it is predicted and not learned
-        rows, columns = before.numeric.shape
-        numeric = np.stack([before.numeric, after.numeric], 1).reshape(2 * rows, columns)
-        y, weight = np.repeat(truth.y, 2, axis=0), np.repeat(truth.weight, 2)
-        y[::2] = np.nan
-        both = np.empty((2 * rows, self._shapes[2]), np.float32)
-        why = None if contributions is None else np.empty((2 * rows, *contributions.shape[1:]), np.float32)
-        twice = Rows(numeric, np.repeat(before.categories, 2, axis=0))
-        self._learn_tested(twice, twice, Truth(y, weight), both, why)
-        out[...], judged[...] = both[::2], both[1::2]
-        if contributions is not None and why is not None:
-            contributions[...] = why[::2]
 
     def warm_up(self, explain: bool = False) -> None:
         """Compile (or load from Numba's cache) whatever the methods above call; the bound arrays are left alone.

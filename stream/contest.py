@@ -136,6 +136,21 @@ class Contest:
             self._gained, self._squares = arrays["contest/gained"], arrays["contest/squares"]
             self._serving, self._switches = arrays["contest/serving"], arrays["contest/switches"]
 
+    @property
+    def voices(self) -> int:
+        """As of a `Learning`: those of all models."""
+        return sum(learning.voices for learning in self.learnings)
+
+    def _split(self, voices: F32 | None) -> list[F32 | None]:
+        """The voices (B, V) of each model; None of those that have none."""
+        split: list[F32 | None] = [None] * len(self.learnings)
+        if voices is not None:
+            at = 0
+            for i, learning in enumerate(self.learnings):
+                split[i] = voices[:, at : at + learning.voices] if learning.voices else None
+                at += learning.voices
+        return split
+
     def waiting(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Columns that a prediction waits with besides itself: what each model said."""
         return {"said": ("float32", (len(self.names), self.spec.outputs))}
@@ -230,11 +245,13 @@ class Contest:
             learning.predict(x, own, contributions if at == self.serves else None)
         return self._serve(each, out)
 
-    def predict_then_observe(self, x: Rows, out: F32, contributions: F32 | None = None) -> Said:
-        """Predict rows whose labels come later."""
+    def predict_then_observe(
+        self, x: Rows, out: F32, contributions: F32 | None = None, voices: F32 | None = None
+    ) -> Said:
+        """Predict rows whose labels come later; voices float32 (B, V), where there are any, waits with them."""
         each = self._blank(out)
-        for at, (learning, own) in enumerate(zip(self.learnings, each, strict=True)):
-            learning.predict_then_observe(x, own, contributions if at == self.serves else None)
+        for at, (learning, own, its) in enumerate(zip(self.learnings, each, self._split(voices), strict=True)):
+            learning.predict_then_observe(x, own, contributions if at == self.serves else None, its)
         return self._serve(each, out)
 
     def test_then_learn(
@@ -284,17 +301,18 @@ class Contest:
         for metrics, own in zip(self.metrics, said, strict=True):
             metrics.update(y, own)
 
-    def learn(self, x: Rows, y: F32, said: F32, time: I64, weight: F32) -> None:
+    def learn(self, x: Rows, y: F32, said: F32, time: I64, weight: F32, voices: F32 | None = None) -> None:
         """Score the models, then let them learn the examples in order, those with the weight 0 excepted.
 
         said    float32 (M, B, O)  predicted before their labels y float32 (B,) were known
         weight  float32 (B,)
+        voices  float32 (B, V)     as they waited with the predictions; None: no model has any
         """
         self.score(y, said)
         if self.best is not None:
             self._weigh(y, said)
-        for learning, own in zip(self.learnings, said, strict=True):
-            learning.learn(x, y, own, time, weight, _known(y, own))
+        for learning, own, its in zip(self.learnings, said, self._split(voices), strict=True):
+            learning.learn(x, y, own, time, weight, _known(y, own), its)
 
     def _weigh(self, y: F32, said: F32) -> U8:
         """Compare what the models said; which of them served or would have served each row."""

@@ -24,7 +24,7 @@ from .finite import REMEDY
 from .folding import Folding
 from .label_join import Met, PartitionState
 from .learning import Learning, Said, joined
-from .ring import Columns, row_of
+from .ring import row_of
 
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
@@ -74,7 +74,7 @@ class Deferred:
         self._weighted = labels is not None and labels.weight is not None
         self._explain = pipeline.predictions.explain or 0  # features named with each prediction
         self._features, self._outputs = len(pipeline.numeric) + len(pipeline.categories), spec.outputs
-        self.pending: Columns = {  # of a prediction that waits for its label
+        self.pending: dict[str, tuple[str, tuple[int, ...]]] = {  # of a prediction that waits for its label
             "clock": ("int64", ()),
             "time": ("int64", ()),
             "prediction": ("float32", (spec.outputs,)),
@@ -83,6 +83,9 @@ class Deferred:
             "groups": ("uint64", (len(folding.label_groups),)),
             **learning.waiting(),
         }
+        self.voices = learning.voices
+        if self.voices:
+            self.pending["voices"] = ("float32", (self.voices,))
         self._pending_row = row_of(self.pending)
         self.taken: list[Taken] = []
         self.met: list[tuple[U64, I64, F32, F64, F32]] = []
@@ -124,10 +127,11 @@ class Deferred:
         if self._immediate and self._weighted:
             weight = _joined([b.weights(r) for b, r in rows_of])
         x, truth = Rows(numeric, categories), _truth(y, weight)
+        voices = np.full((len(time), self.voices), np.nan, np.float32) if self.voices and self._delayed else None
         if self._explain:
-            said = self._predict_and_explain(taken, x, y, truth, time, out)
+            said = self._predict_and_explain(taken, x, y, truth, time, out, voices)
         else:
-            said = self._predict(x, y, truth, time, out, None)
+            said = self._predict(x, y, truth, time, out, None, voices)
         ends = list(accumulate(len(t.out) for t in taken))
         if len(taken) > 1:
             for t, end in zip(taken, ends, strict=True):
@@ -149,22 +153,29 @@ class Deferred:
             columns["time"], columns["prediction"] = time, out
             if said is not None:
                 columns["said"] = said.each.transpose(1, 0, 2)
+            if voices is not None:
+                columns["voices"] = voices
             columns["numeric"], columns["categories"] = numeric, categories
             columns["groups"] = groups[:, self._folding.label_groups]
             for t, end in zip(taken, ends, strict=True):
                 added = t.part.pending.append(rows[end - len(t.out) : end])
                 self._count("repeated", len(t.out) - added)
 
-    def _predict(self, x: Rows, y: F32, truth: Truth, time: I64, out: F32, contributions: F32 | None) -> Said | None:
-        """Predict rows of events to out (B, O), and learn what is to be learned from them."""
+    def _predict(
+        self, x: Rows, y: F32, truth: Truth, time: I64, out: F32, contributions: F32 | None, voices: F32 | None
+    ) -> Said | None:
+        """Predict rows of events to out (B, O), and learn what is to be learned from them.
+
+        voices  float32 (B, V), NaN: written where labels come later
+        """
         if self.mute:
             return self._learning.predict(x, out, contributions)
         if self._immediate:
             return self._learning.test_then_learn(x, y, truth, time, out, contributions)
-        return self._learning.predict_then_observe(x, out, contributions)
+        return self._learning.predict_then_observe(x, out, contributions, voices)
 
     def _predict_and_explain(
-        self, taken: list[Taken], x: Rows, y: F32, truth: Truth, time: I64, out: F32
+        self, taken: list[Taken], x: Rows, y: F32, truth: Truth, time: I64, out: F32, voices: F32 | None
     ) -> Said | None:
         """As `_predict`; what weighed most in each prediction goes to the batches."""
         explained = Explained.blank(len(y), self._explain)
@@ -174,7 +185,8 @@ class Deferred:
             at = slice(a, a + step)
             contributions = np.empty((len(y[at]), self._outputs, self._features + 1), np.float32)
             rows, labels = Rows(x.numeric[at], x.categories[at]), Truth(truth.y[at], truth.weight[at])
-            said.append(self._predict(rows, y[at], labels, time[at], out[at], contributions))
+            its = None if voices is None else voices[at]
+            said.append(self._predict(rows, y[at], labels, time[at], out[at], contributions, its))
             heaviest(contributions, out[at], explained.part(a, a + step))
         a = 0
         for t in taken:
@@ -250,7 +262,9 @@ class Deferred:
         assert self._metrics is not None
         self._metrics.update(y, prediction)
         self._folding.labels.run(time, groups, values, y, _NOTHING_READ)
-        self._learning.learn(Rows(numeric, categories), y, self._learning.said(prediction, waited), time, weight)
+        voices = np.ascontiguousarray(waited["voices"]) if self.voices else None
+        said = self._learning.said(prediction, waited)
+        self._learning.learn(Rows(numeric, categories), y, said, time, weight, voices=voices)
 
 
 def _truth(y: F32, weight: F32 | None) -> Truth:

@@ -453,6 +453,10 @@ class Engine:
     def load_partition(self, partition: int, arrays: Mapping[str, NDArray]) -> None:
         """Take over the state of one partition."""
         part = PartitionState(self._terms, self._counters.add)
+        wanted, given = self._deferred.voices, arrays.get("pending/voices")
+        if wanted and (given is None or given.shape[1] != wanted):  # of another model
+            blank = np.full((len(arrays["pending/key"]), wanted), np.nan, np.float32)
+            arrays = {**arrays, "pending/voices": blank}
         part.load(arrays)
         self.partitions[partition] = part
 

@@ -72,6 +72,11 @@ class Learning:
         if self.drift is not None:
             self.drift.bind(under("drift/", arrays), model, touched)
 
+    @property
+    def voices(self) -> int:
+        """How many numbers the model has wait with a prediction for its label; see `Learner.voices`."""
+        return self.model.voices(self.spec)
+
     def waiting(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Columns that a prediction waits with besides itself."""
         return {}
@@ -98,9 +103,11 @@ class Learning:
         self.look(x, out, contributions)
         return None
 
-    def predict_then_observe(self, x: Rows, out: F32, contributions: F32 | None = None) -> Said | None:
-        """Predict rows whose labels come later."""
-        self.model.predict_then_observe(x, out, contributions=contributions)
+    def predict_then_observe(
+        self, x: Rows, out: F32, contributions: F32 | None = None, voices: F32 | None = None
+    ) -> Said | None:
+        """Predict rows whose labels come later; voices float32 (B, V), where there are any, waits with them."""
+        self.model.predict_then_observe(x, out, contributions=contributions, voices=voices)
         return None
 
     def test_then_learn(
@@ -143,18 +150,22 @@ class Learning:
     def score(self, y: F32, said: F32) -> None:
         """Labels came for predictions that were made; nothing is learned."""
 
-    def learn(self, x: Rows, y: F32, said: F32, time: I64, weight: F32, heard: F32 | None = None) -> None:
+    def learn(
+        self, x: Rows, y: F32, said: F32, time: I64, weight: F32, heard: F32 | None = None, voices: F32 | None = None
+    ) -> None:
         """Learn examples in order, those with the weight 0 excepted.
 
         said    float32 (B, O)  predicted before their labels y float32 (B,) were known
         weight  float32 (B,)
         heard   float32 (B,)    y, NaN where the detector is to hear nothing
+        voices  float32 (B, V)  as they waited with the predictions; None: the model has none
         """
         if self.drift is None:
-            self._learn(x.numeric, x.categories, y, weight)
+            self._learn(x.numeric, x.categories, y, weight, voices)
             return
         for part in self.drift.stretches(y if heard is None else heard, said, time):
-            self._learn(x.numeric[part], x.categories[part], y[part], weight[part])
+            of = None if voices is None else voices[part]
+            self._learn(x.numeric[part], x.categories[part], y[part], weight[part], of)
 
     def end_cycle(self) -> None:
         """A learner that learns in micro-batches learns its last, short one."""
@@ -168,12 +179,15 @@ class Learning:
         """Have this wait for a micro-batch to fill, as often as it is called; None: nothing."""
         self._unlearned = Unlearned() if unlearned is None else unlearned.copy()
 
-    def _learn(self, numeric: F32, categories: NDArray[np.uint64], y: F32, weight: F32) -> None:
+    def _learn(
+        self, numeric: F32, categories: NDArray[np.uint64], y: F32, weight: F32, voices: F32 | None = None
+    ) -> None:
         if not weight.all():
             kept = weight != 0
             numeric, categories, y, weight = numeric[kept], categories[kept], y[kept], weight[kept]
+            voices = None if voices is None else voices[kept]
         if self.model.updates == "sequential":
-            self.model.learn(Rows(numeric, categories), Truth(y[:, None], weight))
+            self.model.learn(Rows(numeric, categories), Truth(y[:, None], weight), voices=voices)
             return
         u = self._unlearned
         u.numeric.append(numeric)

@@ -153,7 +153,7 @@ def _said(
     arrays: Mapping[str, NDArray], order: list[str], source: Mapping[str, str | None] | None
 ) -> dict[str, NDArray]:
     """What waits in a partition, with what each model of now said; source None: there is one model alone."""
-    out = {name: array for name, array in arrays.items() if name != "pending/said"}
+    out = {name: array for name, array in arrays.items() if name not in ("pending/said", "pending/voices")}
     if source is None:
         return out
     alone = arrays["pending/prediction"]

@@ -13,7 +13,7 @@ from headrace.models import Rows, Spec, Truth, allocate, allocate_touched, build
 # accuracy, or mean absolute error: a little less than was measured. On each a learner that is a part of the default falls
 # behind it: the linear model has .548 on Bananas, .860 on ImageSegments; the tree .79 on TrumpApproval, 22.8 on
 # ChickWeights; the adaptive forest .880 on Bananas, .898 on ImageSegments
-LEAST = {"Bananas": 0.89, "Phishing": 0.912, "ImageSegments": 0.942, "ChickWeights": 20.0, "TrumpApproval": 0.21}
+LEAST = {"Bananas": 0.89, "Phishing": 0.912, "ImageSegments": 0.945, "ChickWeights": 18.0, "TrumpApproval": 0.21}
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])

@@ -9,6 +9,7 @@ from river import linear_model
 from headrace.errors import DeclarationError
 from headrace.models import (
     FTRL,
+    SGD,
     AMFClassifier,
     AMFRegressor,
     ARFClassifier,
@@ -558,48 +559,78 @@ def test_what_features_change_of_a_prediction_adds_up_to_it(link):
 # --- blends
 
 
-def weights_by_hand(each, y, classes):
-    """What each of several learners (L, B, O) weighs in Blend(memory=5, sharpness=2) of each row; (L, B)."""
-    sums, weights = np.zeros(len(each)), np.ones(each.shape[:2])
-    for i, label in enumerate(y):
-        if sums.any():
-            weights[:, i] = (sums.min() / sums) ** 2
-        said = each[:, i].astype(np.float64)
-        if not classes:
-            lost = np.abs(said[:, 0] - label)
-        else:
-            of_class = np.stack([1 - said[:, 0], said[:, 0]], 1) if said.shape[1] == 1 else said
-            lost = -np.log(np.clip(of_class[:, int(label)], 1e-6, 1))
-        sums = 0.8 * sums + lost
-    return weights
+def shares_by_hand(parts, linked):
+    """What each feature adds to the scores of a learner of classes, from what adds up to its raw scores (O, F + 1)."""
+    outputs, features = len(parts), parts.shape[1] - 1
+    out = np.zeros(parts.shape)
+
+    def score(raw):
+        p = raw
+        if linked:
+            p = 1 / (1 + np.exp(-raw)) if outputs == 1 else np.exp(raw) / np.exp(raw).sum()
+        least = 0.002 / max(outputs, 2)
+        p = np.clip(p, least, 1 - least)
+        return np.log(p / (1 - p)) if outputs == 1 else np.log(p) - np.log(p).mean()
+
+    for order in (range(features), reversed(range(features))):
+        raw = parts[:, -1].copy()
+        out[:, -1] = score(raw)
+        for f in order:
+            before = score(raw)
+            raw += parts[:, f]
+            out[:, f] += (score(raw) - before) / 2
+    return out
 
 
 @pytest.mark.parametrize(
     ("task", "labels", "makes"),
     [
         ("binary", "binary", [lambda: LogisticRegression(FTRL(), bits=8), lambda: HoeffdingTreeClassifier(**TREE)]),
-        ("multiclass", "classes", [lambda: SoftmaxRegression(FTRL(), bits=8), lambda: GaussianNB(bits=8)]),
+        ("multiclass", "classes", [lambda: SoftmaxRegression(FTRL(), bits=8), lambda: HoeffdingTreeClassifier(**TREE)]),
         ("regression", "value", [lambda: LinearRegression(FTRL(), bits=8), lambda: HoeffdingTreeRegressor(**TREE)]),
     ],
 )
 def test_blend_explains_a_row_by_the_weights_it_was_predicted_with(bind, stream, task, labels, makes):
     x, truth = stream(600, 1, labels)
     truth.weight[:] = 1.0
-    blend, alone = bind(Blend(*(make() for make in makes), memory=5, sharpness=2), task=task), []
-    for make in makes:  # the average of one explains by P, or the value
-        one = bind(Average(make()), task=task)
+    blend, alone = bind(Blend(*(make() for make in makes), memories=[5]), task=task), []
+    for make in makes:
+        one = bind(make(), task=task)
         out, parts = np.empty((600, one.spec.outputs), np.float32), np.empty((600, one.spec.outputs, 6), np.float32)
         one.chain.test_then_learn(x, truth, out, contributions=parts)
-        alone.append((out, parts))
-    each, parts = (np.array(of) for of in zip(*alone))
-    weights = weights_by_hand(each, truth.y[:, 0].astype(np.float64), task != "regression")
-    weights /= weights.sum(0)
-    assert np.median(np.abs(np.diff(weights[0]))) > 0.01  # they move from row to row
-    out, got = np.empty(each.shape[1:], np.float32), np.empty(parts.shape[1:], np.float32)
-    blend.chain.test_then_learn(x, truth, out, contributions=got)
-    wanted = np.einsum("lb,lbof->bof", weights, parts.astype(np.float64))
-    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(got.astype(np.float64).sum(2), out, rtol=2e-5, atol=2e-6)
+        parts = parts.astype(np.float64)
+        if task != "regression":
+            linked = one.chain.explainer.link(one.spec) != "identity"
+            parts = np.array([shares_by_hand(row, linked) for row in parts])
+        alone.append(parts)
+    got, out = np.empty((600, blend.spec.outputs, 6), np.float32), np.empty((600, blend.spec.outputs), np.float32)
+    moved = []
+    for i in range(600):  # the weights before the row is learned
+        weights = blend.chain.learner._weights_now()
+        moved.append(np.abs(weights - 0.5).max())
+        row = Rows(x.numeric[i : i + 1], x.categories[i : i + 1]), Truth(truth.y[i : i + 1], truth.weight[i : i + 1])
+        blend.chain.test_then_learn(*row, out[i : i + 1], contributions=got[i : i + 1])
+        wanted = np.tensordot(weights, [parts[i] for parts in alone], 1)
+        np.testing.assert_allclose(got[i], wanted, rtol=1e-3, atol=2e-4)
+    assert max(moved) > 0.1
+    whole = np.empty_like(got)
+    again = bind(Blend(*(make() for make in makes), memories=[5]), task=task)
+    again.chain.test_then_learn(x, truth, np.empty_like(out), contributions=whole)
+    assert whole.tobytes() == got.tobytes()
+    raw = got.astype(np.float64).sum(2)
+    if task == "binary":
+        raw = 1 / (1 + np.exp(-raw))
+    elif task == "multiclass":
+        raw = np.exp(raw) / np.exp(raw).sum(1, keepdims=True)
+    np.testing.assert_allclose(raw, out, rtol=2e-4, atol=2e-4)
+
+
+def test_blend_explains_a_linear_model_by_its_own_contributions(bind, stream):
+    bound, x = taught(bind, stream, Blend(LogisticRegression(SGD(0.001), bits=8)), 300, "binary")
+    alone, _ = taught(bind, stream, LogisticRegression(SGD(0.001), bits=8), 300, "binary")
+    (weight,) = bound.chain.learner._weights_now()
+    assert abs(weight - 1) > 0.1
+    np.testing.assert_allclose(explained(bound, x), weight * explained(alone, x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("outer", [Average, Blend])
@@ -613,17 +644,19 @@ def test_blend_explains_a_row_by_the_weights_it_was_predicted_with(bind, stream,
 def test_baselines_beside_others_add_to_the_base_alone(bind, stream, outer, task, make, baselines):
     bound, x = taught(bind, stream, outer(make(), *(one() for one in baselines)), 300, task)
     alone = [taught(bind, stream, one(), 300, task)[0] for one in (make, *baselines)]
+    parts, said = explained(alone[0], x), [predicted(one, x) for one in alone[1:]]
     if outer is Blend:
-        weights = (bound.state["0/losses"].min() / bound.state["0/losses"]) ** 8
+        weights = bound.chain.learner._weights_now()
+        if task == "binary":
+            parts = np.array([shares_by_hand(row, False) for row in parts])
+            said = [np.log(p / (1 - p)) for p in said]
     else:
-        weights = np.ones(3)
-    weights /= weights.sum()
+        weights = np.full(3, 1 / 3)
     got = explained(bound, x)
-    parts = explained(alone[0], x)
-    np.testing.assert_allclose(got[:, :, :-1], weights[0] * parts[:, :, :-1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got[:, :, :-1], weights[0] * parts[:, :, :-1], rtol=1e-4, atol=1e-4)
     assert np.abs(got[:, :, :-1]).max() > 0.001
-    said = sum(w * predicted(one, x) for w, one in zip(weights[1:], alone[1:]))
-    np.testing.assert_allclose(got[:, :, -1], weights[0] * parts[:, :, -1] + said, rtol=1e-4, atol=1e-5)
+    said = sum(w * of for w, of in zip(weights[1:], said))
+    np.testing.assert_allclose(got[:, :, -1], weights[0] * parts[:, :, -1] + said, rtol=1e-4, atol=1e-4)
 
 
 # --- who explains
