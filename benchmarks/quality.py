@@ -45,13 +45,16 @@ from river import (
 
 from headrace import Events, Labels, Pipeline, Predictions, category, numeric
 from headrace.models import (
+    DCN,
     FTRL,
     MLP,
     SGD,
+    AdaGrad,
     AMFClassifier,
     AMFRegressor,
     ARFClassifier,
     ARFRegressor,
+    DeepFM,
     GaussianNB,
     HoeffdingAdaptiveTreeClassifier,
     HoeffdingAdaptiveTreeRegressor,
@@ -59,6 +62,7 @@ from headrace.models import (
     HoeffdingTreeRegressor,
     LinearRegression,
     LogisticRegression,
+    MultinomialNB,
     NoChange,
     PAClassifier,
     PARegressor,
@@ -68,6 +72,7 @@ from headrace.models import (
     SoftmaxRegression,
     StandardScaler,
     Torch,
+    TorchModule,
     default,
 )
 from headrace.stream import flights
@@ -87,6 +92,7 @@ class Pair(NamedTuple):
     name: str
     ours: Callable[[], Any] | None
     river: Callable[[], Any] | None
+    only: tuple[str, ...] = ()  # the tables whose rows it can take; empty: all
 
 
 class Result(NamedTuple):
@@ -136,6 +142,26 @@ def ours_scaled(model: Any) -> Any:
     return StandardScaler(half_life=None) | model
 
 
+def linear(name: str, rivers: optim.losses.RegressionLoss, intercept_lr: float, loss: str, **parameter: Any) -> Pair:
+    """Linear regression with AdaGrad and a loss of this name; the step of the intercept suits the loss's slopes."""
+    settings = {"loss": loss, "intercept_lr": intercept_lr, "base_rate": False, **parameter}
+    return Pair(
+        name,
+        lambda: ours_scaled(LinearRegression(AdaGrad(0.1, half_life=None), **settings)),
+        lambda: scaled(linear_model.LinearRegression(optim.AdaGrad(0.1), loss=rivers, intercept_lr=intercept_lr)),
+    )
+
+
+def of_torch(batch_size: int) -> Iterable[Pair]:
+    """The ready modules, of which River has no counterpart, in steps of so many rows."""
+    for module in (MLP, DCN, DeepFM):
+        yield Pair(f"{module.__name__}, steps of {batch_size}", partial(_torch, module, batch_size), None)
+
+
+def _torch(module: Callable[[], TorchModule], batch_size: int) -> Any:
+    return ours_scaled(Torch(module(), batch_size=batch_size))
+
+
 # The best of River's own benchmark on some data set of this kind, as River declares them there
 PEERS_OF_CLASSES = (
     Pair("aggregated Mondrian forest", AMFClassifier, lambda: coded(forest.AMFClassifier(seed=42))),
@@ -166,14 +192,22 @@ PAIRS = {
             lambda: ours_scaled(LogisticRegression(SGD(0.005), base_rate=False, intercept_lr=0.01)),
             lambda: scaled(linear_model.LogisticRegression(optim.SGD(0.005))),
         ),
+        Pair(
+            "logistic, AdaGrad",
+            lambda: ours_scaled(LogisticRegression(AdaGrad(0.1, half_life=None), base_rate=False, intercept_lr=0.01)),
+            lambda: scaled(linear_model.LogisticRegression(optim.AdaGrad(0.1))),
+        ),
         Pair("passive-aggressive", lambda: ours_scaled(PAClassifier()), lambda: scaled(linear_model.PAClassifier())),
         Pair(
             "River's own logistic", lambda: River(scaled(linear_model.LogisticRegression())),
             lambda: scaled(linear_model.LogisticRegression()),
         ),
         Pair("Gaussian naive Bayes", GaussianNB, naive_bayes.GaussianNB),
+        Pair(  # counts of tokens: the other tables have numbers below zero
+            "multinomial naive Bayes", lambda: MultinomialNB(half_life=None), naive_bayes.MultinomialNB, ("Phishing",)
+        ),
         Pair("Hoeffding tree", HoeffdingTreeClassifier, tree.HoeffdingTreeClassifier),
-        Pair("MLP, steps of 4", lambda: ours_scaled(Torch(MLP(), batch_size=4)), None),
+        *of_torch(4),
         Pair("adaptive tree", HoeffdingAdaptiveTreeClassifier, lambda: tree.HoeffdingAdaptiveTreeClassifier(seed=0)),
         Pair("adaptive random forest", ARFClassifier, lambda: forest.ARFClassifier(seed=0)),
         *PEERS_OF_CLASSES,
@@ -187,9 +221,14 @@ PAIRS = {
             "softmax, SGD(.01)", lambda: ours_scaled(SoftmaxRegression(SGD(0.01), base_rate=False, intercept_lr=0.0)),
             lambda: scaled(linear_model.SoftmaxRegression(optim.SGD(0.01))),
         ),
+        Pair(
+            "softmax, AdaGrad",
+            lambda: ours_scaled(SoftmaxRegression(AdaGrad(0.1, half_life=None), base_rate=False, intercept_lr=0.0)),
+            lambda: scaled(linear_model.SoftmaxRegression(optim.AdaGrad(0.1))),
+        ),
         Pair("Gaussian naive Bayes", GaussianNB, naive_bayes.GaussianNB),
         Pair("Hoeffding tree", HoeffdingTreeClassifier, tree.HoeffdingTreeClassifier),
-        Pair("MLP, steps of 4", lambda: ours_scaled(Torch(MLP(), batch_size=4)), None),
+        *of_torch(4),
         Pair("adaptive tree", HoeffdingAdaptiveTreeClassifier, lambda: tree.HoeffdingAdaptiveTreeClassifier(seed=0)),
         Pair("adaptive random forest", ARFClassifier, lambda: forest.ARFClassifier(seed=0)),
         *PEERS_OF_CLASSES,
@@ -204,12 +243,17 @@ PAIRS = {
             lambda: ours_scaled(LinearRegression(SGD(0.01), base_rate=False, intercept_lr=0.01)),
             lambda: scaled(linear_model.LinearRegression(optim.SGD(0.01))),
         ),
+        linear("linear, AdaGrad", optim.losses.Squared(), 0.1, "squared"),
+        linear("linear, absolute loss", optim.losses.Absolute(), 1.0, "absolute"),
+        linear("linear, quantile .8", optim.losses.Quantile(0.8), 1.0, "quantile", quantile=0.8),
+        linear("linear, Huber's loss", optim.losses.Huber(1.0), 1.0, "huber", delta=1.0),
+        linear("linear, Poisson's loss", optim.losses.Poisson(), 0.001, "poisson"),
         Pair("passive-aggressive", lambda: ours_scaled(PARegressor()), lambda: scaled(linear_model.PARegressor())),
         Pair(
             "Hoeffding tree", lambda: ours_scaled(HoeffdingTreeRegressor()),
             lambda: scaled(tree.HoeffdingTreeRegressor()),
         ),
-        Pair("MLP, steps of 4", lambda: ours_scaled(Torch(MLP(), batch_size=4)), None),
+        *of_torch(4),
         Pair(
             "adaptive tree", lambda: ours_scaled(HoeffdingAdaptiveTreeRegressor()),
             lambda: scaled(tree.HoeffdingAdaptiveTreeRegressor(seed=0)),
@@ -236,6 +280,7 @@ FLIGHTS = (
         lambda: ours_scaled(LogisticRegression(SGD(0.005), base_rate=False, intercept_lr=0.01)),
         lambda: River(scaled(linear_model.LogisticRegression(optim.SGD(0.005)))),
     ),
+    *of_torch(32),
     Pair("Gaussian naive Bayes", GaussianNB, None),
     Pair("Hoeffding tree", HoeffdingTreeClassifier, None),
     Pair("adaptive tree", HoeffdingAdaptiveTreeClassifier, None),
@@ -287,6 +332,8 @@ def measured(table: Table) -> Iterable[Result]:
     """Each pair of the table's task, one after another."""
     measure = "mean absolute error" if table.task == "regression" else "accuracy"
     for pair in PAIRS[table.task]:
+        if pair.only and table.name not in pair.only:
+            continue
         mine = None if pair.ours is None else ours(pair.ours(), table)
         theirs = None if pair.river is None else rivers(pair.river(), table)
         yield Result(table.name, measure, pair, mine, theirs)
