@@ -12,6 +12,7 @@ from ..errors import DeclarationError
 from . import average_kernels as kernels
 from .base import Array, Configured, Decay, Explainer, Link, Opaque, Rows, Spec, Truth, check_number, register
 from .chain import Chain, as_chain, layout_in_row, summed, under
+from .measures import Measure
 
 LINKS = {"identity": kernels.IDENTITY, "logit": kernels.LOGIT, "log": kernels.LOG, "softmax": kernels.SOFTMAX}
 LARGEST = 1e30  # of a contribution
@@ -87,6 +88,11 @@ class Average(Configured, Explainer):
     def counters(self) -> dict[str, int]:
         """What the learners count, by name; what several count is summed up."""
         return summed([chain.counters() for chain in self.learners])
+
+    def measure(self) -> Measure | None:
+        """What all learners are judged by; None where they differ."""
+        measures = {chain.measure() for chain in self.learners}
+        return measures.pop() if len(measures) == 1 else None
 
     def rehearse(self) -> None:
         """From now on rows are made up: nothing is asked that could raise on them."""

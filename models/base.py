@@ -10,12 +10,15 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numba import njit
 
 from ..errors import DeclarationError, SetupError, StreamStopped
+
+if TYPE_CHECKING:
+    from .measures import Measure
 
 Task = Literal["binary", "multiclass", "regression"]
 Link = Literal["identity", "logit", "log", "softmax"]
@@ -58,6 +61,7 @@ class Array(NamedTuple):
     axis: Literal["", "numeric", "categories", "outputs", "features"] = ""
     merge: Literal["owner", "sum", "mean", "moments", "steps", "max"] = "owner"
     by: str = ""  # "moments": the count array; "steps": the evidence array, or "" where column 1 holds the evidence
+    late: bool = False  # a state of before it was declared has none of it, and it begins at its fill
 
 
 class NotFinite(StreamStopped):
@@ -249,6 +253,10 @@ class Learner(Part, Protocol):
         for i in range(len(out)):
             self.predict(_row(x, i), out[i : i + 1])
             self.learn(_row(learned, i), Truth(truth.y[i : i + 1], truth.weight[i : i + 1]))
+
+    def measure(self) -> Measure | None:
+        """What its predictions are judged by beside the metrics of the task; None: nothing."""
+        return None
 
 
 @runtime_checkable

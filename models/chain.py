@@ -27,6 +27,7 @@ from .base import (
     came,
     register,
 )
+from .measures import Measure
 
 
 def as_chain(model: Any) -> Chain:
@@ -112,6 +113,11 @@ class Chain(Configured):
         """How many numbers the learner has wait with a predicted row for its label; see `Learner.voices`."""
         learner = self.learner
         return int(learner.voices(spec)) if hasattr(learner, "voices") else 0
+
+    def measure(self) -> Measure | None:
+        """What the learner's predictions are judged by beside the metrics of the task; None: nothing."""
+        ask = getattr(self.learner, "measure", None)
+        return None if ask is None else ask()
 
     @property
     def quick(self) -> bool:

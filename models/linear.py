@@ -12,6 +12,7 @@ from ..errors import DeclarationError
 from . import linear_kernels as kernels
 from .base import LATER, Array, Link, Spec, Truth, check_number, register
 from .linear_base import OptimizedLearner, class_weights
+from .measures import Measure
 from .optimizers import FTRL, Optimizer
 
 LOSSES = {
@@ -21,6 +22,7 @@ LOSSES = {
     "huber": kernels.HUBER,
     "poisson": kernels.POISSON,
 }
+BELOW = "labels_below_zero"  # the array, and the counter
 
 
 class LinearModel(OptimizedLearner):
@@ -153,6 +155,8 @@ class LinearRegression(LinearModel):
     The other settings are those of LogisticRegression, but for base_rate: the raw score starts at the running mean of
     the labels (Poisson: its logarithm), and the first label does nothing but set it.
 
+    A label below 0 is no count: Poisson learns nothing of its row, and counts it.
+
     Weights move in the unit of the label: with losses other than Poisson, give labels of a very large or small scale a
     matching step size, or scale them. With base_rate=False, intercept_lr=0.01 and no half-life it equals River's
     LinearRegression with optim.losses.Squared, Absolute, Quantile, Huber (its epsilon is delta) or Poisson.
@@ -181,6 +185,30 @@ class LinearRegression(LinearModel):
 
     def link(self, spec: Spec) -> Link:
         return "log" if self.loss == "poisson" else "identity"
+
+    def layout(self, spec: Spec) -> Mapping[str, Array]:
+        """Arrays of the model; raises DeclarationError when the task of spec is not that of the model."""
+        arrays = super().layout(spec)
+        return arrays if self.loss != "poisson" else {**arrays, BELOW: Array((1,), "int64", merge="sum", late=True)}
+
+    def bind(self, spec: Spec, state: Mapping[str, np.ndarray], touched: Mapping[str, np.ndarray]) -> None:
+        super().bind(spec, state, touched)
+        self._below = state[BELOW] if self.loss == "poisson" else None
+
+    def example_weight(self, truth: Truth) -> np.ndarray:
+        if self._below is None:
+            return truth.weight
+        below = (truth.y[:, 0] < 0) & np.isfinite(truth.y[:, 0]) & np.isfinite(truth.weight)
+        self._below[0] += np.count_nonzero(below)
+        return np.where(below, np.float32(np.nan), truth.weight)
+
+    def counters(self) -> dict[str, int]:
+        """Of a Poisson regression: labels below 0, of which it has learned nothing."""
+        return {} if self._below is None else {BELOW: int(self._below[0])}
+
+    def measure(self) -> Measure | None:
+        measures = {"quantile": Measure("pinball", self.quantile), "poisson": Measure("poisson_deviance")}
+        return measures.get(self.loss)
 
     def loss_code(self) -> int:
         return LOSSES[self.loss]

@@ -52,7 +52,7 @@ class TableLearner(Configured, Explainer):
         )
 
     def example_weight(self, truth: Truth) -> np.ndarray:
-        """The weights with which examples are learned, float (B,)."""
+        """The weights with which examples are learned, float (B,); NaN: not learned. Asked once for each example."""
         return truth.weight
 
     def predict(self, x: Rows, out: np.ndarray) -> None:

@@ -15,6 +15,8 @@ from numpy import ndarray
 
 from ..errors import DeclarationError
 from .base import Array
+from .measures import LABELS as MEASURED
+from .measures import OWN, Measure
 
 NEVER = 2.0**-24  # probabilities are held within [NEVER, 1 - NEVER]: float32 knows no step closer to 1
 RECENT = 10_000  # labels that the recent loss stands for
@@ -194,29 +196,40 @@ class Metrics:
                 label before
     recent_...  the loss of about the last 10,000 labels, for progress lines
 
+    With a measure a regression has that loss as well, by its name, beside ..._constant (that quantile of all labels, as
+    exact as the median; or their mean), ..._running_mean and ..._no_change. Where its state began later than the rest,
+    as with another quantile, it is over the labels since, and the constant of a quantile is None.
+
     The baselines ..._no_change and ..._running_mean are over all labels but the first. Those of a regression are None
     for good in a state that an earlier version has begun without them.
 
     A label whose prediction is not finite is not counted.
 
     outputs  the classes of a multiclass task; else 1
+    measure  a loss of its own by which a regression is judged, or None
 
-    Raises DeclarationError for other tasks, and for outputs that do not fit.
+    Raises DeclarationError for other tasks, and for outputs or a measure that do not fit.
     """
 
-    def __init__(self, task: str, outputs: int = 1) -> None:
+    def __init__(self, task: str, outputs: int = 1, measure: Measure | None = None) -> None:
         if task not in SUMS:
             raise DeclarationError(f"Metrics: expected the task 'binary', 'multiclass' or 'regression', got {task!r}")
         if (outputs < 2) if task == "multiclass" else (outputs != 1):
             expected = "2 or more classes" if task == "multiclass" else "1 output"
             raise DeclarationError(f"Metrics: a {task} task has {expected}, got outputs={outputs}")
-        self.task, self.outputs = task, outputs
+        if measure is not None and task != "regression":
+            raise DeclarationError(f"Metrics: {measure} is for a regression, got the task {task!r}; leave it away")
+        self.task, self.outputs, self.measure = task, outputs, measure
 
     def __repr__(self) -> str:
         return f"Metrics({self.task!r}{f', {self.outputs}' if self.task == 'multiclass' else ''})"
 
     def layout(self) -> dict[str, Array]:
         """The arrays, as a model's layout says them. A state of before may hold fewer `sums`."""
+        own = {} if self.measure is None else {self.measure.array: Array((OWN,), "float64", late=True)}
+        return self._of_task() | own
+
+    def _of_task(self) -> dict[str, Array]:
         sums = {"sums": Array((SUMS[self.task],), "float64")}
         if self.task == "binary":
             return sums | {name: Array((LOGIT_BINS,), "int64", merge="sum") for name in ("positives", "negatives")}
@@ -231,7 +244,8 @@ class Metrics:
     def bind(self, state: Mapping[str, ndarray]) -> None:
         """Work in place on arrays as `layout()` says."""
         self._sums = state["sums"]
-        self._arrays = tuple(state[name] for name in self.layout())
+        self._arrays = tuple(state[name] for name in self._of_task())
+        self._own = np.empty(0) if self.measure is None else state[self.measure.array]
 
     def update(self, y: ndarray, p: ndarray) -> None:
         """Count labels and the predictions made for them, in order of the labels.
@@ -250,10 +264,12 @@ class Metrics:
             raise ValueError(f"metrics: expected a P for each of {self.outputs} classes, got {predictions.shape}")
         update: Any = {"binary": update_binary, "multiclass": update_multiclass, "regression": update_regression}
         update[self.task](labels, predictions, *self._arrays)
+        if self.measure is not None:
+            self.measure.update(labels, predictions, self._own)
 
     def warm_up(self) -> None:
         """Compile (or load from Numba's cache) what `update` calls; bound arrays are left alone."""
-        twin = Metrics(self.task, self.outputs)
+        twin = Metrics(self.task, self.outputs, self.measure)
         twin.bind({name: np.zeros(array.shape, array.dtype) for name, array in self.layout().items()})
         twin.update(np.zeros(1), np.zeros((1, self.outputs)))
 
@@ -288,6 +304,10 @@ class Metrics:
     def _regression(self) -> dict[str, float | int | None]:
         sums, n = self._sums, self._sums[LABELS]
         later = n - 1.0 if sums[KNOWN] == n else 0.0  # labels that the baselines were told, and could foretell
+        own: dict[str, float | None] = {}
+        if self.measure is not None:
+            whole = self.measure.name == "pinball" and self._own[MEASURED] == n
+            own = self.measure.results(self._own, self._pinball_constant(self.measure.quantile) if whole else None)
         return {
             "labels": int(n),
             "mae": _ratio(sums[LOSS], n),
@@ -299,6 +319,7 @@ class Metrics:
             "rmse_running_mean": _root(sums[MEAN_SQUARES], later),
             "rmse_no_change": _root(sums[CHANGE_SQUARES], later),
             "recent_mae": float(sums[RECENT_LOSS]) if n else None,
+            **own,
         }
 
     def _mae_constant(self) -> float | None:
@@ -310,6 +331,19 @@ class Metrics:
         middle = int(np.searchsorted(np.cumsum(counts), n / 2))
         median = totals[middle] / counts[middle]
         return float(np.abs(totals - median * counts).sum() / n)
+
+    def _pinball_constant(self, quantile: float) -> float | None:
+        """Mean pinball loss of the quantile of the labels; they are taken as all alike within a bin."""
+        _, first, counts, totals = self._arrays
+        n = int(self._sums[LABELS])
+        if not n:
+            return None
+        if n <= FIRST:
+            above = first[:n] - np.quantile(first[:n], quantile, method="inverted_cdf")
+        else:
+            at = int(np.searchsorted(np.cumsum(counts), n * quantile))
+            above = totals - totals[at] / counts[at] * counts
+        return float(np.maximum(quantile * above, (quantile - 1.0) * above).sum() / n)
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..models.base import Array, Decay, Explainer, Opaque, Rows, Spec, Truth
 from ..models.chain import summed, under
 from ..models.drift import watched
+from ..models.measures import headline
 from ..models.metrics import Metrics
 from .declaration import Best, Pipeline
 from .learning import Learning, Said
@@ -82,7 +83,8 @@ class Contest:
             Learning(model, self.spec, pipeline.drift, self._counter(at, count))
             for at, model in enumerate(pipeline.models.values())
         ]
-        self.metrics = [Metrics(str(self.spec.task), self.spec.outputs) for _ in self.names]
+        self.measure = self.learnings[0].measure  # one for all, so that they can be compared
+        self.metrics = [Metrics(str(self.spec.task), self.spec.outputs, self.measure) for _ in self.names]
         self.best: Best | None = pipeline.serve
         self.growing = frozenset(f"contest/{name}/sums" for name in self.names)
         self.drift = None
@@ -316,11 +318,15 @@ class Contest:
 
     def _weigh(self, y: F32, said: F32) -> U8:
         """Compare what the models said; which of them served or would have served each row."""
-        loss = np.array([watched("loss", self.spec.task, _known(y, own), own) for own in said])
+        loss = np.array([self._losses(_known(y, own), own) for own in said])
         by = np.empty(len(y), np.uint8)
         assert self.best is not None
         choose(loss, float(self.best.lead), self._gained, self._squares, self._serving, self._switches, by)
         return by
+
+    def _losses(self, y: F32, said: F32) -> NDArray:
+        """By which the models are compared, float64 (B,): of what one said, float32 (B, O); NaN where y is."""
+        return watched("loss", self.spec.task, y, said) if self.measure is None else self.measure.losses(y, said)
 
     def end_cycle(self) -> None:
         """Learners that learn in micro-batches learn their last, short one."""
@@ -339,7 +345,7 @@ class Contest:
 
 def say_losses(models: Mapping[str, Mapping[str, float | int | None]]) -> str:
     """For a line of progress: what each model has lost, from `Contest.results_of_models`; empty for no models."""
-    losses = {name: told.get("log_loss", told.get("mae")) for name, told in models.items()}
+    losses = {name: told.get(headline(told) or "") for name, told in models.items()}
     said = [
         f"{name} {loss:.4f}{' (serves)' * bool(models[name]['serves'])}"
         for name, loss in losses.items()

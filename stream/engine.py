@@ -62,7 +62,7 @@ class Engine:
         self.folding = Folding(pipeline, immediate=labels is not None and not self.delayed)
         self.metrics: Metrics | None = None
         if labels is not None and self.spec.task is not None:
-            self.metrics = Metrics(self.spec.task, self.outputs)
+            self.metrics = Metrics(self.spec.task, self.outputs, self.learning.measure)
         self.enter: Callable[[str], None] = lambda stage: None  # told which stage of the work begins; see stages.py
         self._deferred = Deferred(
             pipeline, self.learning, self.folding, self.metrics, self._counters, lambda stage: self.enter(stage)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..models.measures import headline
 from .contest import say_losses
 from .engine import Engine
 from .evaluate import evaluate_files
@@ -27,6 +28,16 @@ BASELINES = {  # of each figure: what it is called in the results, and what it m
         "accuracy_majority": "the most frequent class, in hindsight",
         "accuracy_no_change": "the label before",
     },
+    "pinball": {
+        "pinball_constant": "the quantile, in hindsight",
+        "pinball_running_mean": "the mean so far",
+        "pinball_no_change": "the label before",
+    },
+    "poisson_deviance": {
+        "poisson_deviance_constant": "the mean, in hindsight",
+        "poisson_deviance_running_mean": "the mean so far",
+        "poisson_deviance_no_change": "the label before",
+    },
     "mae": {
         "mae_constant": "the median, in hindsight",
         "mae_running_mean": "the mean so far",
@@ -41,7 +52,7 @@ BASELINES = {  # of each figure: what it is called in the results, and what it m
 COUNTED = (
     *("events", "labels", "joined", "expired", "pending", "orphans", "late", "duplicates", "dead_letters", "drifts"),
     *("infinite", "unusable", "unanswered", "undeclared", "switches"),
-    *("skipped_steps", "evicted_embeddings", "refused_embeddings"),
+    *("labels_below_zero", "skipped_steps", "evicted_embeddings", "refused_embeddings"),
 )
 MEANS = {  # what is counted only where something is odd
     "expired": "events that had no label in time",
@@ -51,6 +62,7 @@ MEANS = {  # what is counted only where something is odd
     "unusable": "labels that name no class or are not finite: their events are predicted, and not learned",
     "unanswered": "predictions to which River had no answer",
     "undeclared": "predictions in which River told of a class that is not declared",
+    "labels_below_zero": "labels below 0, of which a Poisson regression learned nothing",
     "skipped_steps": "steps whose scores, loss or slopes were not finite",
     "evicted_embeddings": "embeddings that had to leave their row",
     "refused_embeddings": "times that an embedding found no row",
@@ -60,6 +72,8 @@ WORDS = {
     "log_loss": "log loss",
     "auc": "area under the ROC curve",
     "accuracy": "accuracy",
+    "pinball": "mean pinball loss",
+    "poisson_deviance": "mean Poisson deviance",
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
 }
@@ -74,8 +88,9 @@ def run(file: str, events: Path, labels: Path | None, json: bool) -> int:
 
         def progress(engine: Engine) -> None:
             results = engine.results()
-            loss = results.get("log_loss", results.get("mae"))
-            shown = f", {'log loss' if 'log_loss' in results else 'MAE'} {loss:.4f}" if loss is not None else ""
+            name = headline(results) or ""
+            loss = results.get(name)
+            shown = f", {WORDS[name]} {loss:.4f}" if loss is not None else ""
             shown += say_losses(engine.results_of_models())
             bar.update(task, description=f"{engine.counters()['events']:,} events{shown}")
 

@@ -54,7 +54,7 @@ class Learning:
     ) -> None:
         """count  told ("drifts", how many) when the detector has fired"""
         self.model = as_chain(model).unbound()  # several engines may share a declaration
-        self.spec = spec
+        self.spec, self.measure = spec, self.model.measure()
         self.drift = Watch(detector, self.model, spec, count) if detector is not None else None
         self._unlearned = Unlearned()
 

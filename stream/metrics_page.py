@@ -29,6 +29,7 @@ LEARNED = {  # counters of learners
     "evicted_embeddings": "embeddings that had to leave their row to others",
     "refused_embeddings": "times that an embedding was not learned, for one micro-batch used all rows of its slot",
 }
+LEFT_OUT = {"labels_below_zero": "labels below 0, of which a Poisson regression learned nothing"}  # the same, of rows
 DRIFT = {
     "drift_actions": "times that the learner was boosted or reset",
     "last_drift_example": "example at which it was heard, counted from 0",
@@ -96,8 +97,9 @@ class _Worker:
         for name, value in runner.figures.of_pipeline.items():
             if value is None:
                 continue
-            if name in COUNTERS or name in LEARNED:
-                yield _counter(f"headrace_{name}", LEARNED.get(name, name.replace("_", " ")), int(value))
+            if name in COUNTERS or name in LEARNED or name in LEFT_OUT:
+                words = (LEARNED | LEFT_OUT).get(name, name.replace("_", " "))
+                yield _counter(f"headrace_{name}", words, int(value))
                 continue
             words = WAITING.get(name) or DRIFT.get(name) or MODELS.get(name) or f"progressive {name.replace('_', ' ')}"
             yield _gauge(f"headrace_{name}", words, value)

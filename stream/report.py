@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..models.measures import headline
 from .contest import say_losses
 from .engine import Engine
 from .stages import Profile
@@ -78,9 +79,10 @@ class Report:
         figures = self._figures.of_pipeline
         events = int(figures["events"] or 0)
         if events > events_then and then:
-            loss = figures.get("log_loss", figures.get("mae"))
-            baseline = figures.get("log_loss_constant", figures.get("mae_constant"))
-            shown = "" if loss is None else f", loss {loss:.4f} (constant {baseline:.4f})"
+            name = headline(figures) or ""
+            loss, baseline = figures.get(name), figures.get(f"{name}_constant")
+            shown = "" if loss is None else f", loss {loss:.4f}"
+            shown += "" if baseline is None else f" (constant {baseline:.4f})"
             shown += say_losses(self._figures.of_models)
             rate = (events - events_then) / (now - then)
             log.info("%s events, %s/s, lag %s%s", f"{events:,}", f"{rate:,.0f}", f"{self._lag():,}", shown)

@@ -73,6 +73,8 @@ class Shared:
             if name in self._derived:
                 continue
             given = shared.get(name)
+            if given is None and self.layout[name].late:
+                continue
             room = array[: len(given)] if given is not None and name in self._growing else array
             if given is None or given.dtype != array.dtype or given.shape != room.shape:
                 came = "nothing" if given is None else f"{given.dtype} {given.shape}"
@@ -93,6 +95,8 @@ class Shared:
                 given = shared[name]
                 array[: len(given)] = given
                 array[len(given) :] = self.layout[name].fill
+            elif name not in shared and self.layout[name].late:
+                array[...] = self.layout[name].fill
             elif name not in self._derived:
                 array[...] = shared[name]
         self._model.push()

@@ -17,7 +17,7 @@ from ..connectors.store import SnapshotInfo, SnapshotStore
 from ..errors import SnapshotError
 
 IN_JSON_ALONE = ("pipeline", "declaration", "label_groups", "label_values")  # long, and for machines
-LOSSES = ("log_loss", "loss", "mae", "rmse")
+LOSSES = ("log_loss", "loss", "pinball", "poisson_deviance", "mae", "rmse")
 
 
 def list_snapshots(
