@@ -20,8 +20,8 @@ def predict_or_raise(self, x, out, **wanted):
         raise ValueError("666 is no price")
 
 
-def learn_or_raise(self, x, truth):
-    learn(self, x, truth)
+def learn_or_raise(self, x, truth, **told):
+    learn(self, x, truth, **told)
     if (x.numeric[:, 0] == 667).any():
         raise ZeroDivisionError("667")
 
@@ -35,8 +35,8 @@ from headrace.models import Chain
 learn = Chain.learn
 
 
-def learn_and_break(self, x, truth):
-    learn(self, x, truth)
+def learn_and_break(self, x, truth, **told):
+    learn(self, x, truth, **told)
     if (x.numeric[:, 0] == 666).any():
         self.learner._predict[-2][:] = math.nan  # the base rate
 

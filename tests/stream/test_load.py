@@ -140,7 +140,8 @@ BROKEN = {
         "clicks.py:3: TypeError: mean() got an unexpected keyword argument 'every'"
     ),
     "from headrace import max\n\nmax('price', by='user', half_life='1h')": (
-        "clicks.py:3: TypeError: max() got an unexpected keyword argument 'half_life'\n    max("
+        "clicks.py:3: TypeError: max() got an unexpected keyword argument 'half_life'; it takes value, by, over, "
+        "capacity, name\n    max("
     ),
     "from helper import x": "helper.py:2: ZeroDivisionError",
     "import broken": "broken.py:1: invalid syntax",
