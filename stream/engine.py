@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -420,7 +421,7 @@ class Engine:
         self._deferred.catch_up()
         self.model.pull()
         opaque = {name: part.config() for name, part in self.model.opaque().items()}
-        meta = {
+        meta: dict[str, Any] = {
             "pipeline": self.pipeline.name,
             "declaration": self.pipeline.describe(),
             "numeric": list(self.pipeline.numeric),
@@ -432,6 +433,7 @@ class Engine:
         } | ({"opaque": opaque} if opaque else {})
         if self.contest is not None:
             meta["models"] = list(self.contest.names)
+            meta["voices"] = [learning.voices for learning in self.contest.learnings]  # columns of pending/voices
             meta["metrics_of_models"] = finite(self.results_of_models())
         shared = self.shared.save(self.folding.used())
         return EngineState(shared, {p: part.state() for p, part in self.partitions.items()}, meta)

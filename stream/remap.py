@@ -74,7 +74,7 @@ def carry_over(state: EngineState, engine: Engine) -> tuple[EngineState, list[st
         layout, given = engine.layout.get(name), state.shared.get(name)
         if given is None or name in anew or (layout is not None and layout.axis == "features" and others):
             shared[name] = blank.shared[name]
-        elif layout is not None and layout.axis in ("numeric", "categories"):
+        elif layout is not None and layout.axis in ("numeric", "categories") and _fits(given, blank.shared[name]):
             shared[name] = _by_name(given, blank.shared[name], *names[layout.axis])
         else:
             shared[name] = given
@@ -107,6 +107,11 @@ def _hearing(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def _features(meta: Mapping[str, Any]) -> dict[str, Any]:
     return {feature["name"]: feature for feature in meta["declaration"]["features"]}
+
+
+def _fits(given: NDArray, blank: NDArray) -> bool:
+    """Whether these are rows of the same shape; where they are not, whoever loads them says so."""
+    return given.shape[1:] == blank.shape[1:]
 
 
 def _by_name(given: NDArray, fill: NDArray, was: Sequence[str], now: Sequence[str]) -> NDArray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ def carry_models(state: EngineState, engine: Engine) -> tuple[EngineState, list[
     is different, in words.
 
     A new model has no arrays: it begins. So does one that is made of other parts than the one of its name was. Those of
-    a model that is gone are left out. Of predictions that wait, what a new model would have said is NaN.
+    a model that is gone are left out. Of predictions that wait, what a new model would have said is NaN, and what its
+    learners would have said.
     """
     order = state.meta.get("models", [ALONE])
     names_now = [ALONE] if engine.contest is None else list(engine.contest.names)
@@ -58,8 +60,10 @@ def carry_models(state: EngineState, engine: Engine) -> tuple[EngineState, list[
             shared |= _arrays_of(state.shared, before, name)
     if engine.contest is not None:
         shared |= _told_of_all(state.shared, engine, order, source)
+    asked = None if engine.contest is None else source
     partitions = {
-        p: _said(arrays, order, None if engine.contest is None else source) for p, arrays in state.partitions.items()
+        p: _said(arrays, order, asked) | _voices(arrays, state.meta, engine, source)
+        for p, arrays in state.partitions.items()
     }
     meta = state.meta
     if opaque := _opaque(meta.get("opaque", {}), engine, source):
@@ -164,3 +168,25 @@ def _said(
         elif before is not None:
             said[:, i] = arrays["pending/said"][:, order.index(before)]
     return out | {"pending/said": said}
+
+
+def _voices(
+    arrays: Mapping[str, NDArray], meta: Mapping[str, Any], engine: Engine, source: Mapping[str, str | None]
+) -> dict[str, NDArray]:
+    """What the learners of each model of now said of what waits in a partition; nothing where no model asks."""
+    wanted = [engine.learning.voices]
+    if engine.contest is not None:
+        wanted = [learning.voices for learning in engine.contest.learnings]
+    if not any(wanted):
+        return {}
+    given = arrays.get("pending/voices", np.empty((len(arrays["pending/key"]), 0), np.float32))
+    order, widths = [ALONE], [given.shape[1]]
+    if "models" in meta:
+        order, widths = meta["models"], meta.get("voices", [])  # an earlier version does not tell
+    at: dict[str | None, slice] = {
+        name: slice(end - width, end) for name, width, end in zip(order, widths, accumulate(widths), strict=False)
+    }
+    heard = [given[:, at.get(before, slice(0))] for before in source.values()]
+    blank = [np.full((len(given), width), np.nan, np.float32) for width in wanted]
+    parts = [was if was.shape == none.shape else none for was, none in zip(heard, blank, strict=True)]
+    return {"pending/voices": np.concatenate(parts, axis=1)}

@@ -151,6 +151,13 @@ def test_another_task_is_refused():
         carry_over(copied(learned()), engine)
 
 
+def test_another_optimizer_is_refused_by_its_array_also_where_features_change():
+    engine = Engine(declared(FEATURES[1:], model=StandardScaler() | LogisticRegression(SGD(0.1), bits=10)))
+    state, _ = carry_over(copied(learned()), engine)
+    with pytest.raises(SnapshotError, match=r"`model/1/columns` .* expected float64 \(\d+, 1\), got float64 \(\d+, 2\)"):
+        engine.load(state)
+
+
 def test_state_of_a_version_that_knew_fewer_baselines_is_taken_over():
     labels = Labels("sales", Sale, key="id", time="time", unit="s", value="amount", within="1h")
     pipeline = declared(FEATURES[:3], labels=labels, model=StandardScaler() | LinearRegression(FTRL(), bits=10))

@@ -4,13 +4,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from succession_run import FEATURES, FTRLS, SGDS, assert_same, declared, feed, go_on, learned, taken_over, under
+from succession_run import (
+    FEATURES,
+    FTRLS,
+    SGDS,
+    assert_same,
+    declared,
+    feed,
+    go_on,
+    learned,
+    state_of,
+    taken_over,
+    under,
+)
 
 from headrace import Predictions, numeric
 from headrace.models import Average, Blend, NoChange, PageHinkley, Rows, Spec, allocate, allocate_touched
 from headrace.stream import deferred
 from headrace.stream.engine import Engine
 from headrace.stream.learning import Learning
+from headrace.stream.remap import carry_over
 
 BLEND = Blend(FTRLS, SGDS, NoChange())
 NARROW = Blend(SGDS, FTRLS, memories=[20])
@@ -171,6 +184,31 @@ def test_voices_stay_where_features_come_or_go(features):
     told_labels(engine)
     expected = trusted(trust, waits["pending/voices"][wait, 3:])
     np.testing.assert_allclose(under(engine, "model/0/")["trust"], expected, rtol=1e-6)
+
+
+def test_a_model_keeps_its_voices_where_others_come_or_go():
+    first = learned(a=NARROW, b=FTRLS, c=BLEND)
+    engine, _ = taken_over(first, c=BLEND, new=NARROW, d=SGDS)
+    voices, now = waiting(first)[0]["pending/voices"], waiting(engine)[0]["pending/voices"]
+    np.testing.assert_array_equal(now[:, :5], voices[:, 3:])
+    assert now.shape[1] == 5 + 3 and np.isnan(now[:, 5:]).all()
+    alone, _ = taken_over(first, model=NARROW)
+    again, _ = taken_over(alone, x=BLEND, y=NARROW)
+    only_one, _ = taken_over(first, model=FTRLS)
+    assert "pending/voices" not in waiting(only_one)[0]
+    go_on(first, engine, alone, again)
+    assert_same(under(engine, "model/c/"), under(first, "model/c/"))
+    for name, one in (("model/", alone), ("model/y/", again)):
+        assert_same(under(one, name), under(first, "model/a/"))
+
+
+def test_a_contest_that_did_not_tell_how_many_voices_each_model_has_goes_on_without():
+    state = state_of(learned(a=NARROW, c=BLEND))
+    del state.meta["voices"]
+    engine = Engine(declared(c=BLEND, a=NARROW))
+    engine.load(carry_over(state, engine)[0])
+    assert np.isnan(waiting(engine)[0]["pending/voices"]).all()
+    told_labels(engine)
 
 
 def test_examples_without_weight_take_their_voices_with_them():
