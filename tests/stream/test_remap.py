@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headrace import Events, Labels, Pipeline, Predictions, SnapshotError, category, count, cross, last, mean, numeric
-from headrace.models import FTRL, LinearRegression, LogisticRegression, StandardScaler
+from headrace.models import FTRL, SGD, LinearRegression, LogisticRegression, StandardScaler
 from headrace.stream.decode import Decoder
 from headrace.stream.engine import Engine
 from headrace.stream.remap import carry_over
@@ -154,7 +154,9 @@ def test_another_task_is_refused():
 def test_another_optimizer_is_refused_by_its_array_also_where_features_change():
     engine = Engine(declared(FEATURES[1:], model=StandardScaler() | LogisticRegression(SGD(0.1), bits=10)))
     state, _ = carry_over(copied(learned()), engine)
-    with pytest.raises(SnapshotError, match=r"`model/1/columns` .* expected float64 \(\d+, 1\), got float64 \(\d+, 2\)"):
+    with pytest.raises(
+        SnapshotError, match=r"`model/1/columns` .* expected float64 \(\d+, 1\), got float64 \(\d+, 2\)"
+    ):
         engine.load(state)
 
 
