@@ -184,6 +184,35 @@ def test_what_was_said_of_a_row_is_judged_and_not_what_would_be_said_when_its_la
     np.testing.assert_allclose(blend.state["0/weights"], weights, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("labels", "task", "make"),
+    [
+        ("binary", "binary", LogisticRegression),
+        ("classes", "multiclass", SoftmaxRegression),
+        ("value", "regression", LinearRegression),
+    ],
+)
+def test_memories_are_trusted_by_what_each_had_said_of_the_row(bind, stream, labels, task, make):
+    part = stream(60, 4, labels)
+    part.truth.weight[:] = 1.0
+    blend = bind(Blend(make(**LINEAR), NoChange(), memories=[5, 50]), task=task)
+    outs(blend, stream(60, 5, labels))
+    outputs, trust = blend.spec.outputs, blend.state["0/trust"].copy()
+    voices = np.empty((60, 4 * outputs), np.float32)
+    blend.chain.predict_then_observe(part.x, np.empty((60, outputs), np.float32), voices=voices)
+    for i, y in enumerate(part.truth.y[:, 0].astype(float)):  # labels come when all rows have been predicted
+        one = part.piece(i, i + 1)
+        blend.chain.learn(one.x, one.truth, voices=voices[i : i + 1])
+        said = voices[i, 2 * outputs :].reshape(2, outputs).astype(float)
+        if task == "regression":
+            lost = np.abs(said[:, 0] - y) / blend.state["0/error"][0, 0]
+        else:
+            p = said[:, int(y)] if task == "multiclass" else np.where(y == 1, said[:, 0], 1 - said[:, 0])
+            lost = -np.log(np.maximum(p, 1e-6))
+        trust = (1 - 1e-4) * trust - lost
+    np.testing.assert_allclose(blend.state["0/trust"], trust - trust.max(), rtol=1e-6)
+
+
 def test_rows_of_which_it_is_not_known_what_was_said_are_judged_as_they_are_learned(bind, stream):
     part = stream(60, 5)
     bounds = [bind(Blend(plain(), Prior()), task="binary") for _ in range(3)]

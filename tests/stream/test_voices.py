@@ -121,8 +121,9 @@ def test_voices_are_in_snapshots_and_those_of_other_models_are_not_heard():
         assert np.abs(under(engine, "model/b/")["0/weights"] - 1 / 3).max() > 0.01
 
 
-def test_memories_are_trusted_by_what_they_said_also_where_the_row_has_moved_to_another_engine():
-    stays, comes = learned(model=BLEND), Engine(declared(model=BLEND))
+@pytest.mark.parametrize("drift", [None, replace(DRIFT, action="report")])
+def test_memories_are_trusted_by_what_they_said_also_where_the_row_has_moved_to_another_engine(drift):
+    stays, comes = learned(model=BLEND, drift=drift), Engine(declared(model=BLEND, drift=drift))
     waits, wait = waiting(stays)
     alone, given = waits["pending/voices"][wait, 3:], {name: array.copy() for name, array in waits.items()}
     comes.load_partition(0, given)
