@@ -83,6 +83,13 @@ def test_each_learner_of_a_blend_is_heard_as_if_it_were_a_model_of_its_own():
     assert_same(under(engine, "model/blend/0/"), under(engine, "model/mean/0/1/0/"))
 
 
+def test_a_blend_within_another_model_hears_its_own_voices():
+    engine = learned(a=NARROW, c=BLEND, mean=Average(NARROW, BLEND), outer=Blend(SGDS, NARROW))
+    go_on(engine)
+    for name, inner in (("a", "mean/0/0"), ("c", "mean/0/1"), ("a", "outer/0/1")):
+        assert_same(under(engine, f"model/{name}/0/"), under(engine, f"model/{inner}/0/"))
+
+
 @pytest.mark.parametrize("drift", [None, DRIFT])
 def test_each_model_of_a_contest_hears_its_own_voices(drift):
     alone = {name: learned(model=model, drift=drift) for name, model in (("a", NARROW), ("c", BLEND))}
