@@ -29,7 +29,7 @@ from headrace.stream.load import load_pipeline
 from headrace.stream.slices import Record, Slice
 
 T0 = 1_700_000_000  # seconds
-PATIENCE_SECONDS = 60.0  # for anything: the machine may be busy
+PATIENCE_SECONDS = 120.0  # for anything: the machine may be busy
 
 PIPELINE = """
 import math
@@ -270,6 +270,20 @@ class Shop:
             admin.close()
         role = {self.visits: "events", self.sales: "labels"}
         return {(role[tp.topic], tp.partition): row.offset for tp, row in rows.items()}
+
+    def until_committed(self) -> None:
+        """Wait until the group has committed all that is in its topics: what workers count may be on its way yet."""
+        ends = {
+            (role, tp.partition): end
+            for role, topic in (("events", self.visits), ("labels", self.sales))
+            for tp, end in self._ends(topic).items()
+        }
+
+        def done() -> bool:
+            committed = self.committed()
+            return all(committed.get(of, 0) >= end for of, end in ends.items())
+
+        eventually(done, lambda: f"committed: {self.committed()}, of {ends}")
 
     def pieces(self) -> dict[tuple[str, int], list[tuple[int, int]]]:
         """What the journal tells of each role and partition, over all slots: (start, next), in order of offsets."""

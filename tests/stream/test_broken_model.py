@@ -75,6 +75,7 @@ def test_records_on_which_the_model_raises_become_dead_letters_and_nothing_else_
     sales = sum(role == "labels" for role, _ in rows)
     worker = shop.start()
     figures = worker.until(events=1_497, bad_events=3, bad_labels=1, labels=sales - 1)
+    shop.until_committed()
     assert worker.end(signal.SIGKILL) == -9
 
     letters = [record for of in shop.read(shop.pipeline.predictions.dead_letters).values() for record in of]

@@ -52,6 +52,7 @@ def test_records_missing_in_between_are_passed_over_and_a_replay_gives_the_same_
 
     worker = shop.start()
     worker.until(events=left[shop.visits], labels=left[shop.sales])
+    shop.until_committed()
     worker.end(signal.SIGKILL)
     engine, predictions = shop.by_hand()
     assert shop.sources() == shop.events()

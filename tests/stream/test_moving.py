@@ -68,6 +68,7 @@ def two_at_work(shop, rows):
     )
     shop.produce(rows)
     until_done([zero, one], count(rows, "events"), count(rows, "labels"))
+    shop.until_committed()
     return zero, one
 
 
