@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import config, njit, types, uint64
+from numba import config, types, uint64
 from numba.extending import intrinsic
 
+from ..jit import njit
 from .memory import load8, load64
 
 _POLYNOMIAL = 0x82F63B78  # with its bits reversed

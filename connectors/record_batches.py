@@ -22,10 +22,11 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 from numpy.typing import NDArray
 
 from ..errors import Refused
+from ..jit import njit
 from .compression import decompress
 from .crc import crc32c
 from .memory import copy, load8, load16, load32, load64, padded, swap16, swap32, swap64

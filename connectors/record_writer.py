@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..jit import njit
 from .compression import compress
 from .crc import crc32c
 from .memory import (

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
 
+from ..jit import njit
 from .linear_kernels import LARGEST_LOG
 
 IDENTITY, LOGIT, LOG, SOFTMAX = range(4)

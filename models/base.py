@@ -13,9 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
-from numba import njit
 
 from ..errors import DeclarationError, SetupError, StreamStopped
+from ..jit import njit
 
 if TYPE_CHECKING:
     from .measures import Measure

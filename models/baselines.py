@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
 
 from ..errors import DeclarationError
+from ..jit import njit
 from .base import Array, Configured, Decay, Learner, Rows, Spec, Truth, check_number, declared_task, register
 from .durations import parse_duration
 

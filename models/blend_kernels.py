@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
+
+from ..jit import njit
 
 VALUES, BINARY, CLASSES = range(3)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
+
+from ..jit import njit
 
 LARGEST = 3.4028234663852886e38
 STEEPEST = np.float32(1e18)  # its square is a float32 still

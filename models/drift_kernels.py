@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
+
+from ..jit import njit
 
 HUGE = 1e100
 NEVER = 2.0**-24  # probabilities are held within [NEVER, 1 - NEVER], as the progressive metrics hold them

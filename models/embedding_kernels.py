@@ -10,9 +10,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 from numpy import ndarray
 
+from ..jit import njit
 from .prefetch import AHEAD, prefetch
 
 WAYS = 8

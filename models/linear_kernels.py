@@ -14,9 +14,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
 
+from ..jit import njit
 from .prefetch import AHEAD, prefetch
 
 SGD, ADAGRAD, FTRL = 0, 1, 2

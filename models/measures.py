@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
+
+from ..jit import njit
 
 LEAST_RATE = 2.0**-24  # a rate counts as this at least: whoever said 0 of what came did not err for ever
 RECENT = 10_000  # labels that the recent loss stands for, as of the other metrics

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
 
 from ..errors import DeclarationError
+from ..jit import njit
 from .base import Array
 from .measures import LABELS as MEASURED
 from .measures import OWN, Measure

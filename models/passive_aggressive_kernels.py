@@ -13,9 +13,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
 
+from ..jit import njit
 from .prefetch import AHEAD, prefetch
 
 MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: Fibonacci hashing takes the slot from the product's top bits

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
 
+from ..jit import njit
 from .base import Array, Configured, Decay, Rows, Spec, Transform, check_number, register
 from .durations import parse_duration
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor, nn
 
+from ..jit import njit
 from . import dense_kernels, torch_truth
 from .base import Rows, aligned_zeros
 from .dense_optimizers import moments_of, stepper_of

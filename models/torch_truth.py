@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy import ndarray
+
+from ..jit import njit
 
 BINARY, MULTICLASS, REGRESSION = range(3)
 LOG, CROSS_ENTROPY, SQUARED, ABSOLUTE, HUBER = range(5)

@@ -8,9 +8,10 @@ Shapes: B rows, C capacity, P panes of a window, G groups, F aggregates. Times a
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit, uint64  # type: ignore[attr-defined]
+from numba import carray, uint64  # type: ignore[attr-defined]
 
 from ..connectors.memory import floats_at, ints32_at, ints_at, words_at
+from ..jit import njit
 from ..models.prefetch import AHEAD, prefetch
 
 NEVER = -(2**62)  # a pane or a time that lies before all others

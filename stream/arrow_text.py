@@ -5,10 +5,10 @@ from __future__ import annotations
 import nanoarrow
 import numpy as np
 import polars as pl
-from numba import njit
 
 from ..connectors.memory import copy, load8, load32, padded
 from ..connectors.spans import Spans
+from ..jit import njit
 
 _VIEW, _INLINE = 16, 12  # bytes of a view; a text of up to 12 lies in it, of another it tells buffer and place
 

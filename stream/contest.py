@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ..jit import njit
 from ..models.base import Array, Decay, Explainer, Opaque, Rows, Spec, Truth
 from ..models.chain import summed, under
 from ..models.drift import watched

@@ -8,10 +8,11 @@ fallback in its range). Subnormal, infinite and longer than 19 digits: not certa
 from __future__ import annotations
 
 import numpy as np
-from numba import float64, int64, njit, uint64
+from numba import float64, int64, uint64
 from numpy.typing import NDArray
 
 from ..connectors.memory import bits_of, high_product, leading_zeros, load8, load64, trailing_zeros
+from ..jit import njit
 
 LEAST_POWER, GREATEST_POWER = -342, 308  # of ten: below is zero, above infinity, for every 64-bit number
 MOST_DIGITS = 19  # that always fit into 64 bits

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from ..jit import njit
 
 NO_FEATURE = -1
 MOST_NUMBERS = 1 << 22  # of contributions at one go: 16 MiB

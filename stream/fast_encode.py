@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from ..connectors.memory import PADDING, address_of, load8, padded, put_bytes, store8, store32
 from ..connectors.record_writer import Rows
 from ..connectors.spans import Spans
+from ..jit import njit
 from .decode import Batch
 from .encode import Served, check_outputs, say_classes, say_features, say_model, say_source
 from .explain import NO_FEATURE, Explained

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 from numpy.typing import NDArray
 
 from ..connectors.memory import load64
 from ..connectors.spans import Spans
+from ..jit import njit
 
 U64 = NDArray[np.uint64]
 

@@ -5,9 +5,10 @@ Arrays at the door, addresses within, since an array passed on for each row is c
 
 from __future__ import annotations
 
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
 from ..connectors.memory import load8, load32, load64, store8, store64
+from ..jit import njit
 from .decimals import read_float, read_int
 from .flat_schema import BOOL, FLOAT, INT, MOMENT, NOT_SURE, OBJECT, TEXT, VALUE
 from .json_text import (

@@ -7,9 +7,10 @@ calls has to see that what was accepted ended inside the record.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 
 from ..connectors.memory import load8, load32, load64, trailing_zeros
+from ..jit import njit
 
 QUOTE, BACKSLASH, COLON, COMMA, OPEN, CLOSE = 34, 92, 58, 44, 123, 125
 OPEN_LIST, CLOSE_LIST = 91, 93

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from ..connectors.memory import load8
+from ..jit import njit
 
 _NOT_DIGITS = -1_000_000  # so that a sum with it is negative
 

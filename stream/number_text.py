@@ -13,10 +13,11 @@ exponent k, or k + 1, lie between the midpoints to its neighbours, with 10**-k i
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 from numpy.typing import NDArray
 
 from ..connectors.memory import high_product, leading_zeros, store8, store16, store32, store64, trailing_zeros
+from ..jit import njit
 
 LONGEST = 24  # -1.2345678901234567e-308
 ROOM = 48

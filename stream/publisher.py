@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from ..connectors.store import Fenced, Published, SnapshotStore
 from ..errors import Refused, Unreachable
+from ..jit import njit
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 from numpy.typing import NDArray
 
+from ..jit import njit
 from ..models.prefetch import AHEAD, prefetch
 from .hashing import U64
 
