@@ -82,6 +82,7 @@ def crash(shop, zero):
 
 def assert_the_heir_learns_the_rest(shop, rows, heir, learned):
     heir.until(events=count(rows, "events") - learned["events"], labels=count(rows, "labels") - learned["labels"])
+    shop.until_committed()
     figures = {name: learned.get(name, 0) + value for name, value in heir.metrics().items()}
     assert_each_label_was_learned_once(shop, rows, figures)
 
