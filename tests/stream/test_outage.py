@@ -151,8 +151,8 @@ def test_redis_in_trouble_stops_no_predictions(shop, store, visits_and_sales, tr
 def test_worker_that_is_told_to_stop_while_the_broker_is_away_stops_and_the_next_one_goes_on(
     open_shop, running, broker, visits_and_sales
 ):
-    shop = open_shop("stops", changes="max_cycle_rows=20")  # enough commits for one to be in hand
-    rows = visits_and_sales(4, 4_000)
+    shop = open_shop("stops", changes="max_cycle_rows=20")  # so many commits that one is in hand
+    rows = visits_and_sales(4, 8_000)
     shop.produce(rows)
     worker = shop.start()
     worker.until(events=200)
@@ -162,7 +162,7 @@ def test_worker_that_is_told_to_stop_while_the_broker_is_away_stops_and_the_next
     assert "Traceback" not in worker.printed
     broker.start()
     again = shop.start()
-    again.until(events=4_000, labels=sum(role == "labels" for role, _ in rows))
+    again.until(events=8_000, labels=sum(role == "labels" for role, _ in rows))
     assert again.end() == 0
     assert shop.sources() == shop.events()
 
