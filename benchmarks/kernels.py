@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.run import machine, today, write_section
 from numba import njit
 
-from headrace.models import linear_kernels
+from headrace.models import linear_kernels, weight_kernels
 from headrace.models.base import allocate
 from headrace.stream import aggregate_kernels, ring
 from headrace.stream.aggregates import Fold, GroupTable, group_layout
@@ -39,12 +39,12 @@ def without_prefetch(module: Any, *names: str) -> dict[str, Any]:
 def linear(learn: bool) -> Iterator[tuple[str, Call, Call]]:
     """FTRL with 6 categories and 4 numbers, over tables of 2**16 to 2**24 weights."""
     name = "learn_rows" if learn else "predict_rows"
-    plain = without_prefetch(linear_kernels, "look_ahead", name)[name]
+    plain = without_prefetch(linear_kernels, name)[name]
     rng = np.random.default_rng(1)
     numeric = rng.normal(size=(ROWS, 4))
     y, weight = np.float32(rng.random((ROWS, 1)) < 0.3), np.ones(ROWS, np.float32)
     categories = rng.integers(1, 2**63, (ROUNDS, ROWS, 6), np.uint64)
-    settings, kind = (0.1, 1.0, 0.0, 0.0), linear_kernels.FTRL
+    settings, kind = (0.1, 1.0, 0.0, 0.0), weight_kernels.FTRL
     for bits in (16, 18, 20, 22, 24):
         tables = [np.zeros((1 << bits, 2)) for _ in range(2)]
         for table in tables:

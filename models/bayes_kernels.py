@@ -1,6 +1,5 @@
 """The arithmetic of naive Bayes in Numba: predict, learn row by row, forget.
 
-Helpers and kernels stand in one file because Numba's cache does not see a change in another file.
 No fastmath: NaN means missing, and results are the same bits whatever the cuts. All arithmetic and state is float64.
 
 Letters: B rows, N numeric columns, K categories, C classes, R = 2**bits slots of the table. What depends on the state
@@ -17,11 +16,11 @@ import numpy as np
 from numpy import ndarray
 
 from ..jit import njit
-from .prefetch import AHEAD, prefetch
+from .prefetch import AHEAD
+from .slot_kernels import look_ahead, slot_of
 
 Arrays = tuple[ndarray, ...]
 
-MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: Fibonacci hashing takes the slot from the product's top bits
 LARGEST = 1e100  # numbers are held within these, so that a square of one is finite
 LEAST_DENSITY = 1e-9  # added to each density, as River does: a value far off, or of a column not seen, costs log(1e-9)
 LEAST_VARIANCE = 1e-300  # a column that varies less is constant: it has no density
@@ -29,20 +28,6 @@ ROUNDING = 1e-9  # a count of which no more than this part is left has been take
 TAU = 2.0 * math.pi
 LARGEST_RAW = 1e30  # contributions to raw scores are held within these
 SMALL, LARGE = 1e-140, 1e140  # a product between these can be multiplied once more without leaving float64
-
-
-@njit(cache=True, nogil=True)
-def slot_of(category: np.uint64, shift: np.uint64) -> np.intp:
-    """The slot of a category's hash in a table of 2 ** (64 - shift)."""
-    return np.intp((category * MIX) >> shift)
-
-
-@njit(cache=True, nogil=True)
-def look_ahead(categories: ndarray, i: int, table: ndarray, shift: np.uint64) -> None:
-    """Have the counts of row i fetched, if there is one."""
-    if i < categories.shape[0]:
-        for k in range(categories.shape[1]):
-            prefetch(table.ctypes.data + slot_of(categories[i, k], shift) * table.strides[0])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

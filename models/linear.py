@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import DeclarationError
 from . import linear_kernels as kernels
+from . import weight_kernels
 from .base import LATER, Array, Link, Spec, Truth, check_number, register
 from .linear_base import OptimizedLearner, class_weights
 from .measures import Measure
@@ -63,7 +64,7 @@ class LinearModel(OptimizedLearner):
         kind = self.optimizer.kind
         lr, beta, l1, l2 = self.optimizer.settings()
         settings = float(lr), float(beta), float(l1), float(l2)  # all floats: another type would be compiled anew
-        bias_kind = kind if self.intercept_lr is None else kernels.SGD
+        bias_kind = kind if self.intercept_lr is None else weight_kernels.SGD
         bias_lr = float(lr) if self.intercept_lr is None else float(self.intercept_lr)
         shift = np.uint64(64 - self.bits)
         loss, base_rate = self.loss_code(), bool(self.base_rate)

@@ -1,11 +1,11 @@
-"""How a linear model moves its weights: settings of SGD, AdaGrad and FTRL. Their arithmetic is in linear_kernels.py."""
+"""How a linear model moves its weights: settings of SGD, AdaGrad and FTRL. Their arithmetic is in weight_kernels.py."""
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
-from . import linear_kernels as kernels
+from . import weight_kernels as kernels
 from .base import LATER, Configured, check_number, register
 from .durations import parse_duration
 

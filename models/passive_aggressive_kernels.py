@@ -1,6 +1,5 @@
 """The arithmetic of passive-aggressive models in Numba: predict, learn row by row.
 
-Helpers and kernels stand in one file because Numba's cache does not see a change in another file.
 No fastmath: NaN means missing, and results are the same bits whatever the cuts. All arithmetic is float64; the state
 may be stored as float32.
 
@@ -16,26 +15,12 @@ import numpy as np
 from numpy import ndarray
 
 from ..jit import njit
-from .prefetch import AHEAD, prefetch
+from .prefetch import AHEAD
+from .slot_kernels import look_ahead, slot_of
 
-MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: Fibonacci hashing takes the slot from the product's top bits
 LARGEST_RAW = 1e30  # raw scores, and steps below, are held within these, so finite input never makes a NaN
 LARGEST_LOGIT = 700.0
 LARGEST_STEP = 1e15
-
-
-@njit(cache=True, nogil=True)
-def slot_of(category: np.uint64, shift: np.uint64) -> np.intp:
-    """The slot of a category's hash in a table of 2 ** (64 - shift)."""
-    return np.intp((category * MIX) >> shift)
-
-
-@njit(cache=True, nogil=True)
-def look_ahead(categories: ndarray, i: int, table: ndarray, shift: np.uint64) -> None:
-    """Have the weights of row i fetched, if there is one."""
-    if i < categories.shape[0]:
-        for k in range(categories.shape[1]):
-            prefetch(table.ctypes.data + slot_of(categories[i, k], shift) * table.strides[0])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

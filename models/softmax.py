@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import DeclarationError
 from . import softmax_kernels as kernels
+from . import weight_kernels
 from .base import Array, Link, Spec, register
 from .linear_base import OptimizedLearner, class_weights
 from .optimizers import FTRL, Optimizer
@@ -89,7 +90,7 @@ class SoftmaxRegression(OptimizedLearner):
         kind = self.optimizer.kind
         lr, beta, l1, l2 = self.optimizer.settings()
         settings = float(lr), float(beta), float(l1), float(l2)  # all floats: another type would be compiled anew
-        bias_kind = kind if self.intercept_lr is None else kernels.SGD
+        bias_kind = kind if self.intercept_lr is None else weight_kernels.SGD
         bias_lr = float(lr) if self.intercept_lr is None else float(self.intercept_lr)
         shift, base_rate = np.uint64(64 - self.bits), bool(self.base_rate)
         by_class = np.ones(classes) if self.class_weight is None else np.array(self.class_weight, np.float64)

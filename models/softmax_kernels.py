@@ -1,8 +1,7 @@
 """The arithmetic of softmax regression in Numba: predict, learn row by row, forget.
 
-Helpers and kernels stand in one file because Numba's cache does not see a change in another file; the rules of the
-optimizers are those of linear_kernels.py. No fastmath: NaN means missing, and results are the
-same bits whatever the cuts. All arithmetic is float64; the state may be stored as float32.
+No fastmath: NaN means missing, and results are the same bits whatever the cuts. All arithmetic is float64; the state
+may be stored as float32.
 
 Letters: B rows, N numeric columns, K categories, R = 2**bits slots of the table, C classes, P numbers per weight. A
 feature has C weights, one row of P numbers each, side by side: those of feature j are rows j C to j C + C - 1. A row is
@@ -19,24 +18,13 @@ from numpy import ndarray
 
 from ..jit import njit
 from .prefetch import AHEAD, prefetch
+from .slot_kernels import slot_of
+from .weight_kernels import SGD, Settings, forget_row, step, weight_at
 
-SGD, ADAGRAD, FTRL = 0, 1, 2
-
-Settings = tuple[float, float, float, float]  # lr or alpha, eps or beta, l1, l2
-Slot = int | np.intp
-
-MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: Fibonacci hashing takes the slot from the product's top bits
 LINE = 64  # bytes that memory fetches at once
 RAREST = 1e-6  # no class is held to be rarer, or it would not be learned when it comes after all
 LARGEST_RAW = 1e30  # contributions to raw scores are held within these
 LARGEST_SLOPE = 1e12  # of the loss by a raw score
-LARGEST_GRADIENT = 1e15  # of one weight: slope times feature; so finite input never makes a NaN
-
-
-@njit(cache=True, nogil=True)
-def slot_of(category: np.uint64, shift: np.uint64) -> np.intp:
-    """The slot of a category's hash in a table of 2 ** (64 - shift)."""
-    return np.intp((category * MIX) >> shift)
 
 
 @njit(cache=True, nogil=True)
@@ -48,37 +36,6 @@ def look_ahead(categories: ndarray, i: int, table: ndarray, shift: np.uint64, cl
             first = table.ctypes.data + slot_of(categories[i, k], shift) * nbytes
             for at in range(0, nbytes, LINE):
                 prefetch(first + at)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def weight_at(kind: int, rows: ndarray, r: Slot, inverse: float, beta: float, l1: float, l2: float) -> float:
-    """The weight in row r of (., P); inverse is 1 / alpha."""
-    first: float = np.float64(rows[r, 0])
-    if kind != FTRL:
-        return first
-    if abs(first) <= l1:
-        return 0.0
-    return -(first - math.copysign(l1, first)) / ((beta + math.sqrt(np.float64(rows[r, 1]))) * inverse + l2)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def step(
-    kind: int, rows: ndarray, r: Slot, w: float, g: float, lr: float, inverse: float, eps: float, l2: float
-) -> None:
-    """Move row r of (., P), whose weight is w, along the gradient g."""
-    if kind != FTRL:
-        g += l2 * w
-    g = min(max(g, -LARGEST_GRADIENT), LARGEST_GRADIENT)
-    if kind == SGD:
-        rows[r, 0] -= lr * g
-        return
-    n = np.float64(rows[r, 1])
-    m = n + g * g
-    rows[r, 1] = m
-    if kind == FTRL:
-        rows[r, 0] += g - (math.sqrt(m) - math.sqrt(n)) * inverse * w
-    else:
-        rows[r, 0] -= lr / math.sqrt(m + eps) * g
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -296,23 +253,6 @@ def explain_then_learn_rows(
         explain_rows(before[row], categories[row], *explain, contributions[row])  # type: ignore[call-arg]
         told = before[row], numeric[row], categories[row], y[row], weight[row]
         learn_rows(*told, *learn, out[row])  # type: ignore[call-arg]
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def forget_row(
-    kind: int, rows: ndarray, r: int, factor: float, inverse: float, beta: float, l1: float, l2: float
-) -> None:
-    """Scale the evidence of row r by factor; its weight stays."""
-    n = np.float64(rows[r, 1])
-    m = n * factor
-    rows[r, 1] = m
-    if kind == FTRL:
-        z = np.float64(rows[r, 0])
-        if abs(z) > l1:
-            edge = math.copysign(l1, z)
-            stiffer = (beta + math.sqrt(n)) * inverse + l2
-            softer = (beta + math.sqrt(m)) * inverse + l2
-            rows[r, 0] = edge + (z - edge) * (softer / stiffer)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -1,7 +1,5 @@
 """The arithmetic of aggregates in Numba: find each row's slot, read what the rows before it left, fold it in.
 
-All kernels stand in one file because Numba's cache does not see a change in another file.
-
 Shapes: B rows, C capacity, P panes of a window, G groups, F aggregates. Times are int64 microseconds since the epoch.
 """
 

@@ -12,7 +12,7 @@ from sklearn.naive_bayes import CategoricalNB
 
 from headrace.errors import DeclarationError
 from headrace.models import GaussianNB, MultinomialNB, Rows, Spec, StandardScaler, Truth, as_chain
-from headrace.models.bayes_kernels import slot_of
+from headrace.models.slot_kernels import slot_of
 
 ROWS = 300
 TASKS = {"binary": ("binary", 1), "classes": ("multiclass", 3)}

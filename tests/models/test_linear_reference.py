@@ -17,7 +17,8 @@ from river import datasets, evaluate, linear_model, metrics, optim, preprocessin
 
 from headrace.models import FTRL, SGD, AdaGrad, LinearRegression, LogisticRegression, Rows, StandardScaler, Truth
 from headrace.models.linear import LOSSES as CODES
-from headrace.models.linear_kernels import LOGISTIC, slope_of, slot_of
+from headrace.models.linear_kernels import LOGISTIC, slope_of
+from headrace.models.slot_kernels import slot_of
 
 ROWS = 400
 LOSSES = {
