@@ -27,6 +27,7 @@ from .alternate_kernels import (
     watch_anew,
 )
 from .compiling import copy_into, kernel
+from .label_kernels import class_of
 from .random_kernels import poisson
 from .tree_kernels import judge, learn_at_leaf, write_shares
 from .tree_nodes import (
@@ -47,7 +48,6 @@ from .tree_nodes import (
     Scratch,
     Settings,
     Tree,
-    class_of,
     step_down,
 )
 from .tree_split_kernels import clear_slot, find_split, split, sum_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -14,18 +13,11 @@ from ..errors import DeclarationError
 from ..jit import njit
 from .base import Array, Configured, Decay, Learner, Rows, Spec, Truth, check_number, declared_task, register
 from .durations import parse_duration
+from .label_kernels import class_of
 
 LARGEST = 3.4028234663852886e38  # float32 knows no larger number
 
 # Letters: B rows, O outputs, C classes. A binary task has two classes and one output, the P of the second.
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def class_of(t: float, C: int, outputs: int) -> int | np.intp:
-    """The index of the class that a label names; -1 where it names none, as NaN does."""
-    if outputs == 1:
-        return -1 if t - t != 0.0 else np.intp(t >= 0.5)
-    return np.intp(t) if 0.0 <= t < C and t == math.floor(t) else -1
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -60,7 +52,7 @@ def learn_prior(y: ndarray, weight: ndarray, counts: ndarray, out: ndarray) -> N
     for i in range(y.shape[0]):
         if out.shape[0] > 0:
             say_prior(counts, out, i)
-        c = class_of(np.float64(y[i, 0]), counts.shape[0], out.shape[1])
+        c = class_of(np.float64(y[i, 0]), counts.shape[0], out.shape[1] == 1)
         v = np.float64(weight[i])
         if c >= 0 and v - v == 0.0:
             counts[c] = max(counts[c] + v, 0.0)
@@ -133,7 +125,7 @@ def learn_last(
         if t - t != 0.0 or v - v != 0.0 or v <= 0.0:
             continue
         if C > 0:
-            c = class_of(t, C, out.shape[1])
+            c = class_of(t, C, out.shape[1] == 1)
             if c < 0:
                 continue
             t = np.float64(c)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy import ndarray
 
 from ..jit import njit
+from .label_kernels import class_of
 from .prefetch import AHEAD
 from .slot_kernels import look_ahead, slot_of
 
@@ -28,18 +29,6 @@ ROUNDING = 1e-9  # a count of which no more than this part is left has been take
 TAU = 2.0 * math.pi
 LARGEST_RAW = 1e30  # contributions to raw scores are held within these
 SMALL, LARGE = 1e-140, 1e140  # a product between these can be multiplied once more without leaving float64
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def class_of(label: float, classes: int, binary: bool) -> int:
-    """The class of a label: in a binary task 1 from a half on; otherwise its index. -1: none, not to be learned."""
-    if label - label != 0.0:
-        return -1
-    if binary:
-        return 1 if label >= 0.5 else 0
-    if label < 0.0 or label >= classes or label != math.floor(label):
-        return -1
-    return int(label)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

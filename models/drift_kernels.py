@@ -13,6 +13,7 @@ import numpy as np
 from numpy import ndarray
 
 from ..jit import njit
+from .random_kernels import uniform
 
 HUGE = 1e100
 NEVER = 2.0**-24  # probabilities are held within [NEVER, 1 - NEVER], as the progressive metrics hold them
@@ -227,14 +228,6 @@ def ddm(values: ndarray, warm_start: float, threshold: float, sums: ndarray, fir
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def mixed(z: np.uint64) -> np.uint64:
-    """SplitMix64's finish: 64 bits that look random for any that are different."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
 def draw(window: ndarray, oldest: int, key: np.uint64, drawn: ndarray, places: ndarray, out: ndarray) -> None:
     """Write R different values of the older part of a ring to out, each set of them as likely as any other.
 
@@ -248,9 +241,7 @@ def draw(window: ndarray, oldest: int, key: np.uint64, drawn: ndarray, places: n
     for k in range(places.shape[0]):
         places[k] = k
     for k in range(out.shape[0]):
-        drawn[0] += np.uint64(1)
-        bits = mixed(key + drawn[0] * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(11)
-        other = k + np.intp(np.float64(bits) * 2.0**-53 * (places.shape[0] - k))
+        other = k + np.intp(uniform(key, drawn, 0) * (places.shape[0] - k))
         place = places[other]
         places[other] = places[k]
         place += oldest

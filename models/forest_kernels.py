@@ -9,9 +9,10 @@ from numpy import ndarray
 
 from .adwin_kernels import hear
 from .compiling import inlined, kernel
+from .label_kernels import class_of
 from .random_kernels import key_of_member, poisson
 from .tree_kernels import judge, learn_row, write_shares
-from .tree_nodes import KNOWN, NODES, NOTHING, SLOTS, VOTES, Columns, Scratch, Settings, Tree, class_of, leaf_of
+from .tree_nodes import KNOWN, NODES, NOTHING, SLOTS, VOTES, Columns, Scratch, Settings, Tree, leaf_of
 from .tree_split_kernels import clear_slot, try_to_split
 
 SERVES, GROWS = range(2)  # columns of the `members` of a forest

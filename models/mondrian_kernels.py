@@ -21,6 +21,7 @@ import numpy as np
 from numpy import ndarray
 
 from .compiling import copy_into, inlined, kernel
+from .label_kernels import class_of
 from .random_kernels import key_of_member, uniform
 
 LEFT, PARENT = range(2)  # columns of `links`
@@ -194,16 +195,6 @@ def split(node: int, first: int, time: float, key: np.uint64, threshold: float, 
 
 
 # --- whole rows
-
-
-@inlined
-def class_of(y: float, classes: int, binary: bool) -> int:
-    """The class of a label; -1: it is none."""
-    if y - y != 0.0:
-        return -1
-    if binary:
-        return 1 if y >= 0.5 else 0
-    return int(y) if 0.0 <= y < classes and y == math.floor(y) else -1
 
 
 @kernel

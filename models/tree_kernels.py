@@ -11,6 +11,7 @@ import numpy as np
 from numpy import ndarray
 
 from .compiling import inlined, kernel
+from .label_kernels import class_of
 from .tree_columns import draw_columns, find_value, see_column
 from .tree_nodes import (
     ADAPTIVE,
@@ -40,7 +41,6 @@ from .tree_nodes import (
     Settings,
     Tree,
     add_above,
-    class_of,
     leaf_of,
 )
 from .tree_split_kernels import sum_of, try_to_split

@@ -11,13 +11,12 @@ for what leaves observe, V values kept of a category at a leaf, T trees.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
 
-from .compiling import inlined, kernel
+from .compiling import inlined
 
 MAJORITY, BAYES, ADAPTIVE = 0, 1, 2  # what a leaf predicts with
 INFO_GAIN, GINI = 0, 1
@@ -200,13 +199,3 @@ def add_above(node: int, weight: float, links: ndarray, weights: ndarray) -> Non
     while at >= 0:
         weights[at, TOTAL] += weight
         at = int(links[at, PARENT])
-
-
-@kernel
-def class_of(y: float, classes: int, binary: bool) -> int:
-    """The class of a label; -1: it is none."""
-    if y - y != 0.0:
-        return -1
-    if binary:
-        return 1 if y >= 0.5 else 0
-    return int(y) if 0.0 <= y < classes and y == math.floor(y) else -1
